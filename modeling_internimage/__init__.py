@@ -1,0 +1,29 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""InternImage for Hugging Face transformers. Importing this package registers it with the Auto classes."""
+
+from .auto_registration import register_auto_classes
+from .configuration_internimage import InternImageConfig
+from .image_processing import create_image_processor
+from .modeling_internimage import (
+    DCNv3,
+    InternImageBackbone,
+    InternImageForImageClassification,
+    InternImageModel,
+    InternImagePreTrainedModel,
+)
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DCNv3",
+    "InternImageBackbone",
+    "InternImageConfig",
+    "InternImageForImageClassification",
+    "InternImageModel",
+    "InternImagePreTrainedModel",
+    "create_image_processor",
+    "register_auto_classes",
+]
+
+register_auto_classes()

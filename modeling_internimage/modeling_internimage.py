@@ -1,0 +1,791 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""PyTorch InternImage model, after "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
+Convolutions" (https://arxiv.org/abs/2211.05778) and the original code (https://github.com/OpenGVLab/InternImage)."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.integrations import use_kernel_forward_from_hub
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_internimage import InternImageConfig
+
+
+# Original parameter names (the `.pth` files; the official Hub repositories put `model.` in front) -> ours, applied in
+# order. Every rule has at most one group: that is what the `key_mapping` of `from_pretrained` supports. No rule matches
+# a name of ours, so a checkpoint saved by this code passes through unchanged.
+ORIGINAL_TO_CONVERTED_KEY_MAPPING = {
+    r"^(?:model\.)?patch_embed\.": "embeddings.",
+    r"^embeddings\.conv(\d)\.": r"embeddings.convolution\1.",
+    r"^embeddings\.norm(\d)\.1\.": r"embeddings.layernorm\1.",
+    r"^(?:model\.)?levels\.0\.downsample\.": "encoder.stages.1.downsampling.",  # now the start of the next stage
+    r"^(?:model\.)?levels\.1\.downsample\.": "encoder.stages.2.downsampling.",
+    r"^(?:model\.)?levels\.2\.downsample\.": "encoder.stages.3.downsampling.",
+    r"\.downsampling\.conv\.": ".downsampling.convolution.",
+    r"\.downsampling\.norm\.1\.": ".downsampling.layernorm.",
+    r"^(?:model\.)?levels\.": "encoder.stages.",
+    r"\.blocks\.(\d+)\.": r".layers.\1.",
+    r"\.norm(\d)\.0\.": r".norm\1.",
+    r"\.norm\.0\.": ".norm.",
+    r"\.res_post_norm(\d)\.0\.": r".res_post_norm\1.",
+    r"\.post_norms\.(\d+)\.0\.": r".post_norms.\1.",
+    r"\.gamma(\d)$": r".layer_scale\1",
+    r"\.dcn\.dw_conv\.0\.": ".dcn.depthwise_convolution.",
+    r"\.dcn\.dw_conv\.1\.1\.": ".dcn.depthwise_layernorm.",
+    r"\.dcn\.offset\.": ".dcn.offset_proj.",
+    r"\.dcn\.mask\.": ".dcn.mask_proj.",
+    r"\.center_feature_scale_proj_(weight|bias)$": r".center_feature_scale_proj.\1",
+    r"^(?:model\.)?conv_head\.0\.": "pooler.convolution.",
+    r"^(?:model\.)?conv_head\.1\.0\.": "pooler.batch_norm.",
+    r"^(?:model\.)?dcnv3_head_x4\.0\.": "pooler.last_stage_proj.",
+    r"^(?:model\.)?dcnv3_head_x3\.": "pooler.previous_stage_proj.",
+    r"^(?:model\.)?clip_projector\.norm1_([qkv])\.0\.": r"pooler.layernorm_\1.",
+    r"^(?:model\.)?clip_projector\.cross_dcn\.([qkv]_bias)$": r"pooler.\1",
+    r"^(?:model\.)?clip_projector\.cross_dcn\.([qkv])\.weight$": r"pooler.\1_proj.weight",
+    r"^(?:model\.)?clip_projector\.cross_dcn\.proj\.": "pooler.out_proj.",
+    r"^(?:model\.)?fc_norm\.0\.": "pooler.layernorm.",
+    r"^(?:model\.)?head\.": "classifier.",
+}
+
+
+@use_kernel_forward_from_hub("DCNv3")
+class DCNv3(nn.Module):
+    """
+    Deformable convolution v3 (section 3.1 of the paper; `DCNv3Function` / `dcnv3_core_pytorch` of the original), in plain
+    PyTorch: no parameters, any device, any floating dtype, differentiable.
+
+    Every output pixel is, per group of channels, a weighted sum of bilinear samples of `value` around it. Bilinear
+    interpolation makes each sample a weighted sum of four pixels, so the whole operator is one weighted sum of
+    4 * num_points rows of `group_channels` values: exactly what `embedding_bag` computes.
+    """
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        offset: torch.Tensor,
+        mask: torch.Tensor,
+        center_scale: torch.Tensor | None,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        dilation: int,
+        num_groups: int,
+        offset_scale: float,
+        remove_center: bool,
+        softmax: bool,
+    ) -> torch.Tensor:
+        r"""
+        Args:
+            value (`torch.Tensor` of shape `(batch_size, height, width, channels)`):
+                The projected input. Outside of it everything is zero.
+            offset (`torch.Tensor` of shape `(batch_size, out_height, out_width, num_groups * num_points * 2)`):
+                Displacement (x, y) of each sampling point in input pixels. Points are ordered column by column.
+            mask (`torch.Tensor` of shape `(batch_size, out_height, out_width, num_groups * num_points)`):
+                Weight of each sampling point: logits if `softmax`, else used as they are.
+            center_scale (`torch.Tensor` of shape `(batch_size, out_height, out_width, num_groups)`, *optional*):
+                Logits of the gate that blends each group's output with `value`. Stride 1 only.
+            kernel_size, stride, padding, dilation (`int`):
+                As in a convolution; `num_points` is `kernel_size**2`, one less with `remove_center`.
+            num_groups (`int`):
+                Number of channel groups, each with its own offsets and mask.
+            offset_scale (`float`):
+                Factor on the regular grid, about the kernel centre, and on the offsets.
+            remove_center (`bool`):
+                Leave the central point out. Needs an odd `kernel_size`.
+            softmax (`bool`):
+                Whether to normalise `mask` over the points of each group.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, out_height, out_width, channels)` in `value`'s dtype. Sums are taken in
+            float32, or float64 for float64 inputs.
+
+        Raises:
+            `ValueError`: if the arguments do not describe a DCNv3 or the shapes do not fit them.
+        """
+        batch_size, height, width, channels = value.shape
+        out_height, out_width = offset.shape[1:3]
+        num_points = kernel_size**2 - remove_center
+        _check_dcnv3_arguments(
+            value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, remove_center
+        )
+        device, dtype = value.device, torch.promote_types(value.dtype, torch.float32)
+
+        # 1. Where each point samples. The regular grid is separable: a row and a column of it are all that is built.
+        point = torch.arange(num_points, device=device)
+        if remove_center:
+            point = point + (point >= num_points // 2)
+        center = dilation * (kernel_size - 1) // 2
+        grid_x = (point // kernel_size * dilation - center).to(dtype) * offset_scale
+        grid_y = (point % kernel_size * dilation - center).to(dtype) * offset_scale
+        origin_x = torch.arange(out_width, device=device, dtype=dtype) * stride - padding + center
+        origin_y = torch.arange(out_height, device=device, dtype=dtype) * stride - padding + center
+        offset = offset.view(batch_size, out_height, out_width, num_groups, num_points, 2)
+        x = torch.add((origin_x[:, None] + grid_x).view(1, 1, out_width, 1, num_points), offset[..., 0], alpha=offset_scale)
+        y = torch.add((origin_y[:, None] + grid_y).view(1, out_height, 1, 1, num_points), offset[..., 1], alpha=offset_scale)
+
+        # 2. Surround the image by zeros, one pixel before and two after: every sample that can see it, and the nearest
+        # one that cannot, then has its four neighbours in range. Clamping takes all others there.
+        x, y = x.clamp(-1, width), y.clamp(-1, height)
+        left, top = x.detach().floor(), y.detach().floor()
+        x, y = x - left, y - top  # from here on the fractions, in [0, 1)
+        rows = nn.functional.pad(value.to(dtype), (0, 0, 1, 2, 1, 2)).view(-1, channels // num_groups)
+        padded_height, padded_width = height + 3, width + 3
+
+        # 3. Which rows: that of the top left neighbour, then its neighbours right, below and diagonally below.
+        # int32 is twice as fast; the wider type serves tensors of more rows than it can count.
+        wide = not torch.compiler.is_compiling() and rows.shape[0] > torch.iinfo(torch.int32).max
+        index_dtype = torch.int64 if wide else torch.int32
+        image = torch.arange(batch_size, device=device, dtype=index_dtype) * (padded_height * padded_width)
+        group = torch.arange(num_groups, device=device, dtype=index_dtype)
+        first = (image + padded_width + 1).view(-1, 1, 1, 1, 1) * num_groups + group.view(-1, 1)
+        index = (top.to(index_dtype) * padded_width + left.to(index_dtype)) * num_groups + first
+        neighbours = [index, index + num_groups, index + padded_width * num_groups]
+        neighbours.append(neighbours[-1] + num_groups)
+        # NaN offsets become arbitrary integers: keep them inside, their weights are NaN anyway.
+        index = torch.stack(neighbours, dim=-1).clamp(0, rows.shape[0] - 1)
+
+        # 4. The weight of each row: mask times bilinear weight.
+        mask = mask.view(batch_size, out_height, out_width, num_groups, num_points)
+        mask = mask.softmax(dim=-1, dtype=dtype) if softmax else mask.to(dtype)
+        bottom = mask * y
+        top = mask - bottom
+        bottom_right, top_right = bottom * x, top * x
+        weight = torch.stack((top - top_right, top_right, bottom - bottom_right, bottom_right), dim=-1)
+
+        # 5. Sum.
+        output = nn.functional.embedding_bag(
+            index.view(-1, 4 * num_points), rows, per_sample_weights=weight.view(-1, 4 * num_points), mode="sum"
+        )
+        if center_scale is not None:
+            gate = center_scale.to(dtype).sigmoid().view(-1, 1)
+            output = torch.lerp(output, value.to(dtype).reshape(output.shape), gate)
+        return output.view(batch_size, out_height, out_width, channels).to(value.dtype)
+
+
+def _check_dcnv3_arguments(
+    value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, remove_center
+):
+    batch_size, height, width, channels = value.shape
+    for name, number in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+        if number < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {number}.")
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"`value` has {channels} channels, which `num_groups={num_groups}` does not divide.")
+    if remove_center and kernel_size % 2 == 0:
+        raise ValueError(f"`remove_center` needs a kernel with a centre: `kernel_size` must be odd, got {kernel_size}.")
+    extent = dilation * (kernel_size - 1) + 1
+    out_height = (height + 2 * padding - extent) // stride + 1
+    out_width = (width + 2 * padding - extent) // stride + 1
+    if out_height < 1 or out_width < 1:
+        raise ValueError(
+            f"`value` of {height}x{width} pixels with `padding={padding}` is smaller than the kernel, which spans "
+            f"{extent} pixels (`kernel_size={kernel_size}`, `dilation={dilation}`)."
+        )
+    num_points = kernel_size**2 - remove_center
+    expected = {
+        "offset": (offset, num_groups * num_points * 2),
+        "mask": (mask, num_groups * num_points),
+        "center_scale": (center_scale, num_groups),
+    }
+    for name, (tensor, last_size) in expected.items():
+        shape = (batch_size, out_height, out_width, last_size)
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"`{name}` must have shape {shape}, got {tuple(tensor.shape)}.")
+    if center_scale is not None and (stride != 1 or (out_height, out_width) != (height, width)):
+        raise ValueError(
+            "`center_scale` blends the output with `value` pixel by pixel, so `stride` must be 1 and `padding` must "
+            f"keep the size; got stride={stride} and an output of {out_height}x{out_width} for {height}x{width}."
+        )
+
+
+class InternImageDropPath(nn.Module):
+    """Stochastic depth per sample (https://arxiv.org/abs/1603.09382). Identity outside training."""
+
+    def __init__(self, drop_prob: float = 0.0):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        keep_prob = 1 - self.drop_prob
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        kept = torch.rand(shape, dtype=torch.float32, device=hidden_states.device) < keep_prob
+        return hidden_states * (kept.to(hidden_states.dtype) / keep_prob)
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_prob}"
+
+
+class InternImageEmbeddings(nn.Module):
+    """The stem: two strided convolutions, to a quarter of the resolution (`StemLayer` of the original)."""
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__()
+        width = config.embed_dim // 2
+        self.num_channels = config.num_channels
+        self.convolution1 = nn.Conv2d(config.num_channels, width, kernel_size=3, stride=2, padding=1)
+        self.layernorm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.convolution2 = nn.Conv2d(width, config.embed_dim, kernel_size=3, stride=2, padding=1)
+        self.layernorm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(batch_size, num_channels, height, width) -> (batch_size, embed_dim, height / 4, width / 4)"""
+        # Channels-last memory from here on: every permute below and in the stages is a view.
+        pixel_values = pixel_values.to(self.convolution1.weight.dtype, memory_format=torch.channels_last)
+        hidden_states = self.convolution1(pixel_values).permute(0, 2, 3, 1)  # NHWC
+        hidden_states = self.activation(self.layernorm1(hidden_states)).permute(0, 3, 1, 2)  # NCHW
+        hidden_states = self.convolution2(hidden_states).permute(0, 2, 3, 1)  # NHWC
+        return self.dropout(self.layernorm2(hidden_states)).permute(0, 3, 1, 2)  # NCHW
+
+
+class InternImageDownsampling(nn.Module):
+    """Halves the resolution and doubles the channels between two stages (`DownsampleLayer` of the original)."""
+
+    def __init__(self, config: InternImageConfig, channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
+        self.layernorm = nn.LayerNorm(2 * channels, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, channels, height, width) -> (batch_size, height / 2, width / 2, 2 * channels)"""
+        return self.layernorm(self.convolution(hidden_states).permute(0, 2, 3, 1))  # NCHW -> NHWC
+
+
+class InternImageDCNv3(nn.Module):
+    """The projections around [`DCNv3`], which has none itself (the module `DCNv3` of the original)."""
+
+    kernel_size = 3  # in every InternImage; `depthwise_kernel_size` is another kernel
+
+    def __init__(self, config: InternImageConfig, channels: int, num_groups: int):
+        super().__init__()
+        self.num_groups = num_groups
+        self.offset_scale = float(config.offset_scale)
+        self.remove_center = config.remove_center
+        num_points = self.kernel_size**2 - config.remove_center
+        self.depthwise_convolution = nn.Conv2d(
+            channels, channels, config.depthwise_kernel_size, padding=config.depthwise_kernel_size // 2, groups=channels
+        )
+        self.depthwise_layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.input_proj = nn.Linear(channels, channels)
+        self.offset_proj = nn.Linear(channels, num_groups * num_points * 2)
+        self.mask_proj = nn.Linear(channels, num_groups * num_points)
+        self.center_feature_scale_proj = nn.Linear(channels, num_groups) if config.center_feature_scale else None
+        self.dcnv3 = DCNv3()
+        self.output_proj = nn.Linear(channels, channels)
+
+    def sampling_parameters(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Offsets, mask logits and gate logits (or `None`) of [`DCNv3`], from the input of this module."""
+        features = self.depthwise_convolution(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # NCHW and back
+        features = self.activation(self.depthwise_layernorm(features))
+        center_scale = None if self.center_feature_scale_proj is None else self.center_feature_scale_proj(features)
+        return self.offset_proj(features), self.mask_proj(features), center_scale
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, height, width, channels) -> the same"""
+        offset, mask, center_scale = self.sampling_parameters(hidden_states)
+        hidden_states = self.dcnv3(
+            self.input_proj(hidden_states),
+            offset,
+            mask,
+            center_scale,
+            kernel_size=self.kernel_size,
+            stride=1,
+            padding=self.kernel_size // 2,
+            dilation=1,
+            num_groups=self.num_groups,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+            softmax=True,
+        )
+        return self.output_proj(hidden_states)
+
+
+class InternImageMLP(nn.Module):
+    """The feed-forward network of a layer (`MLPLayer` of the original)."""
+
+    def __init__(self, config: InternImageConfig, channels: int):
+        super().__init__()
+        hidden_channels = int(channels * config.mlp_ratio)
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+
+
+class InternImageLayer(GradientCheckpointingLayer):
+    """DCNv3 and feed-forward network, each with a residual connection (`InternImageLayer` of the original)."""
+
+    def __init__(self, config: InternImageConfig, channels: int, num_groups: int, drop_path_rate: float):
+        super().__init__()
+        self.post_norm = config.post_norm
+        self.norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.dcn = InternImageDCNv3(config, channels, num_groups)
+        self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.mlp = InternImageMLP(config, channels)
+        self.drop_path = InternImageDropPath(drop_path_rate)
+        self.layer_scale1 = self.layer_scale2 = self.res_post_norm1 = self.res_post_norm2 = None
+        if config.layer_scale_init_value is not None:
+            self.layer_scale1 = nn.Parameter(torch.full((channels,), float(config.layer_scale_init_value)))
+            self.layer_scale2 = nn.Parameter(torch.full((channels,), float(config.layer_scale_init_value)))
+        elif config.res_post_norm and not config.post_norm:
+            self.res_post_norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+            self.res_post_norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+
+    def residual_branch(self, hidden_states, function, norm, res_post_norm, layer_scale):
+        branch = norm(function(hidden_states)) if self.post_norm else function(norm(hidden_states))
+        if res_post_norm is not None:
+            branch = res_post_norm(branch)
+        if layer_scale is not None:
+            branch = branch * layer_scale
+        return hidden_states + self.drop_path(branch)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, height, width, channels) -> the same"""
+        hidden_states = self.residual_branch(
+            hidden_states, self.dcn, self.norm1, self.res_post_norm1, self.layer_scale1
+        )
+        return self.residual_branch(hidden_states, self.mlp, self.norm2, self.res_post_norm2, self.layer_scale2)
+
+
+class InternImageStage(nn.Module):
+    """The layers at one resolution (`InternImageBlock` of the original, but its downsampling opens the next stage)."""
+
+    def __init__(self, config: InternImageConfig, stage_idx: int):
+        super().__init__()
+        channels = config.hidden_sizes[stage_idx]
+        first_layer = sum(config.depths[:stage_idx])
+        self.downsampling = InternImageDownsampling(config, channels // 2) if stage_idx > 0 else None
+        self.layers = nn.ModuleList(
+            InternImageLayer(
+                config, channels, config.num_groups[stage_idx], drop_path_rate=_drop_path_rate(config, first_layer + idx)
+            )
+            for idx in range(config.depths[stage_idx])
+        )
+        self.post_norm_layers = (config.level2_post_norm_block_ids or []) if stage_idx == 2 else []
+        self.post_norms = nn.ModuleList(
+            nn.LayerNorm(channels, eps=config.layer_norm_eps) for _ in self.post_norm_layers
+        )
+        has_norm = not config.post_norm or config.center_feature_scale
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_norm else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        (batch_size, channels, height, width) of the previous stage -> the same of this stage. Both are channels-first
+        views of channels-last memory.
+        """
+        if self.downsampling is None:
+            hidden_states = hidden_states.permute(0, 2, 3, 1)  # NCHW -> NHWC
+        else:
+            hidden_states = self.downsampling(hidden_states)
+        for layer_idx, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states)
+            if layer_idx in self.post_norm_layers:
+                hidden_states = self.post_norms[self.post_norm_layers.index(layer_idx)](hidden_states)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return hidden_states.permute(0, 3, 1, 2)  # NHWC -> NCHW
+
+
+def _drop_path_rate(config: InternImageConfig, layer_idx: int) -> float:
+    """Stochastic depth rate of a layer, counted from 0 through the whole network."""
+    num_layers = sum(config.depths)
+    if config.drop_path_type == "uniform":
+        return config.drop_path_rate
+    return config.drop_path_rate * layer_idx / max(num_layers - 1, 1)
+
+
+class InternImageEncoder(nn.Module):
+    def __init__(self, config: InternImageConfig):
+        super().__init__()
+        self.stages = nn.ModuleList(InternImageStage(config, stage_idx) for stage_idx in range(len(config.depths)))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The stem's output -> that and the output of every stage, all (batch_size, channels, height, width)."""
+        all_hidden_states = (hidden_states,)
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+            all_hidden_states += (hidden_states,)
+        return all_hidden_states
+
+
+class InternImageConvPooler(nn.Module):
+    """Pooling of InternImage-T to -XL: 1x1 convolution, batch norm, activation, average (`conv_head` of the original)."""
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__()
+        self.output_size = int(config.hidden_sizes[-1] * config.cls_scale)
+        self.convolution = nn.Conv2d(config.hidden_sizes[-1], self.output_size, kernel_size=1, bias=False)
+        self.batch_norm = nn.BatchNorm2d(self.output_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, previous_stage: torch.Tensor, last_stage: torch.Tensor) -> torch.Tensor:
+        """Last two stages' (batch_size, channels, height, width) -> (batch_size, output_size)"""
+        return self.activation(self.batch_norm(self.convolution(last_stage))).mean(dim=(2, 3))
+
+
+class InternImageAttentionPooler(nn.Module):
+    """
+    Pooling of InternImage-H and -G: the mean token of the last two stages attends to all their tokens (`dcnv3_head_x3`,
+    `dcnv3_head_x4`, `clip_projector` and `fc_norm` of the original, whose sizes are constants there too).
+    """
+
+    hidden_size = 1024
+    num_heads = 16
+    upsample_factor = 2
+    output_size = 768
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__()
+        size, eps = self.hidden_size, config.layer_norm_eps
+        self.last_stage_proj = nn.Conv2d(config.hidden_sizes[-1], size * self.upsample_factor**2, kernel_size=1)
+        self.previous_stage_proj = nn.Conv2d(config.hidden_sizes[-2], size, kernel_size=1)
+        self.layernorm_q = nn.LayerNorm(size, eps=eps)
+        self.layernorm_k = nn.LayerNorm(size, eps=eps)
+        self.layernorm_v = nn.LayerNorm(size, eps=eps)
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(size))
+        self.k_bias = nn.Parameter(torch.zeros(size))
+        self.v_bias = nn.Parameter(torch.zeros(size))
+        self.out_proj = nn.Linear(size, self.output_size)
+        self.layernorm = nn.LayerNorm(self.output_size, eps=eps)
+
+    def forward(self, previous_stage: torch.Tensor, last_stage: torch.Tensor) -> torch.Tensor:
+        """Last two stages' (batch_size, channels, height, width) -> (batch_size, output_size)"""
+        last_stage = nn.functional.pixel_shuffle(self.last_stage_proj(last_stage), self.upsample_factor)
+        tokens = (last_stage + self.previous_stage_proj(previous_stage)).flatten(2).transpose(1, 2)
+        query = self.q_proj(self.layernorm_q(tokens.mean(dim=1, keepdim=True))) + self.q_bias
+        key = self.k_proj(self.layernorm_k(tokens)) + self.k_bias
+        value = self.v_proj(self.layernorm_v(tokens)) + self.v_bias
+        query, key, value = (
+            states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value)
+        )
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value)  # (batch_size, num_heads, 1, head_dim)
+        return self.layernorm(self.out_proj(pooled.flatten(1)))
+
+
+class InternImagePreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading, shared by all InternImage models."""
+
+    config_class = InternImageConfig
+    base_model_prefix = "internimage"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternImageEmbeddings", "InternImageLayer"]
+
+    def __init__(self, config: InternImageConfig, *inputs, **kwargs):
+        if getattr(config, "model_type", None) != InternImageConfig.model_type:
+            raise ValueError(
+                f"`config` must be an `InternImageConfig`, got a `{type(config).__name__}`. For other models use their "
+                "own class, or `AutoModel.from_config`."
+            )
+        super().__init__(config, *inputs, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """As the original: `_init_weights`, `_init_deform_weights` and the constructors of its modules."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Conv2d):  # PyTorch's default
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, InternImageDCNv3):
+            for projection in (module.offset_proj, module.mask_proj, module.center_feature_scale_proj):
+                if projection is not None:
+                    init.zeros_(projection.weight)
+            for projection in (module.input_proj, module.output_proj):
+                init.xavier_uniform_(projection.weight)
+        elif isinstance(module, InternImageLayer) and module.layer_scale1 is not None:
+            init.constant_(module.layer_scale1, self.config.layer_scale_init_value)
+            init.constant_(module.layer_scale2, self.config.layer_scale_init_value)
+        elif isinstance(module, InternImageAttentionPooler):
+            for bias in (module.q_bias, module.k_bias, module.v_bias):
+                init.zeros_(bias)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs):
+        """
+        As [`~transformers.PreTrainedModel.from_pretrained`]. Checkpoints in the layout of the original `.pth` files or of
+        the official Hub repositories load as they are; what `save_pretrained` writes is always in this code's layout.
+        """
+        if key_mapping is None:
+            key_mapping = ORIGINAL_TO_CONVERTED_KEY_MAPPING
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, **kwargs
+        )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._weight_conversions = None  # else `save_pretrained` would translate the names back
+        return loaded
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        """Raise a `ValueError` that says what is wrong with the input, before a layer inside does."""
+        if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {self.config.num_channels}, height, width), got "
+                f"{None if pixel_values is None else tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating point, got {pixel_values.dtype}. An image processor makes them "
+                "from images."
+            )
+        stride = 2 ** (len(self.config.depths) + 1)
+        height, width = pixel_values.shape[2:]
+        if height < stride or width < stride:
+            raise ValueError(
+                f"`pixel_values` of {height}x{width} pixels are smaller than the stride of the network, {stride}. "
+                f"Resize the images to at least {stride}x{stride}."
+            )
+
+
+class InternImageModel(InternImagePreTrainedModel):
+    """
+    The InternImage encoder with its pooler, without a task head.
+
+    Args:
+        config ([`InternImageConfig`]):
+            The configuration, which determines the architecture.
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether to build the pooler. Without it `pooler_output` is `None`.
+    """
+
+    def __init__(self, config: InternImageConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = InternImageEmbeddings(config)
+        self.encoder = InternImageEncoder(config)
+        self.pooler = None
+        if add_pooling_layer:
+            self.pooler = (InternImageAttentionPooler if config.use_clip_projector else InternImageConvPooler)(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.convolution1
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BaseModelOutputWithPoolingAndNoAttention:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images, as an image processor makes them.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the outputs of the stem and of every stage. Defaults to the configuration's value.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] or a tuple.
+
+        Returns:
+            [`~transformers.modeling_outputs.BaseModelOutputWithPoolingAndNoAttention`]: `last_hidden_state` of shape
+            `(batch_size, hidden_size, height / 32, width / 32)`, `pooler_output` of shape `(batch_size, pooled_size)`
+            and, if asked for, `hidden_states`: stem and stages, `(batch_size, channels, height, width)` each, at strides
+            4, 4, 8, 16 and 32.
+
+        Raises:
+            `ValueError`: if `pixel_values` has the wrong shape or dtype, is smaller than the network's stride, or has a
+            size whose last two stages the attention pooler cannot add.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from modeling_internimage import InternImageConfig, InternImageModel
+
+        >>> model = InternImageModel(InternImageConfig()).eval()
+        >>> outputs = model(torch.randn(1, 3, 224, 224))
+        >>> list(outputs.last_hidden_state.shape), list(outputs.pooler_output.shape)
+        ([1, 512, 7, 7], [1, 768])
+        ```"""
+        self._check_pixel_values(pixel_values)
+        if self.pooler is not None and self.config.use_clip_projector:
+            self._check_attention_pooler_size(*pixel_values.shape[2:])
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+
+        all_hidden_states = self.encoder(self.embeddings(pixel_values))
+        pooler_output = None if self.pooler is None else self.pooler(*all_hidden_states[-2:])
+        return BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=all_hidden_states[-1],
+            pooler_output=pooler_output,
+            hidden_states=all_hidden_states if output_hidden_states else None,
+        )
+
+    def _check_attention_pooler_size(self, height: int, width: int):
+        stride = 2 ** (len(self.config.depths) + 1)
+        for name, size in (("height", height), ("width", width)):
+            if 2 * math.ceil(size / stride) != math.ceil(size / (stride // 2)):
+                below, above = size // stride * stride, (size // stride + 1) * stride
+                raise ValueError(
+                    f"`pixel_values` have a {name} of {size} pixels, with which the attention pooler "
+                    f"(`use_clip_projector=True`) cannot add the last two stages: the size of the last stage, "
+                    f"ceil({size} / {stride}), must be half that of the previous one, ceil({size} / {stride // 2}). "
+                    f"Multiples of {stride} always work; the nearest are {below} and {above}."
+                )
+
+
+class InternImageForImageClassification(InternImagePreTrainedModel):
+    """InternImage with an image classification head: a linear layer on the pooled features."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.internimage = InternImageModel(config)
+        pooled_size = self.internimage.pooler.output_size
+        self.classifier = nn.Linear(pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutputWithNoAttention:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images, as an image processor makes them.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Class indices in `[0, num_labels)` for the cross-entropy loss (-100 is ignored); for regression and
+                multi-label problems floats, see `config.problem_type`.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the outputs of the stem and of every stage. Defaults to the configuration's value.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] or a tuple.
+
+        Returns:
+            [`~transformers.modeling_outputs.ImageClassifierOutputWithNoAttention`]: `loss` if `labels` are given,
+            `logits` of shape `(batch_size, num_labels)` and, if asked for, `hidden_states` as in [`InternImageModel`].
+
+        Raises:
+            `ValueError`: as [`InternImageModel`], and for labels on the CPU that are NaN or out of range. (On a GPU
+            looking at the values would stall the device; a `DataLoader`'s labels can be checked before they go there.)
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from modeling_internimage import InternImageConfig, InternImageForImageClassification
+
+        >>> model = InternImageForImageClassification(InternImageConfig(num_labels=10)).eval()
+        >>> outputs = model(torch.randn(2, 3, 64, 64), labels=torch.tensor([3, 7]))
+        >>> list(outputs.logits.shape)
+        [2, 10]
+        ```"""
+        if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_labels(labels)
+        outputs = self.internimage(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _check_labels(self, labels: torch.Tensor):
+        if labels.is_floating_point():
+            if labels.isnan().any():
+                raise ValueError("`labels` contain NaN. Remove or replace those examples.")
+        elif self.config.problem_type in (None, "single_label_classification") and self.num_labels > 1:
+            wrong = labels[((labels < 0) | (labels >= self.num_labels)) & (labels != -100)]
+            if wrong.numel():
+                raise ValueError(
+                    f"`labels` must be in [0, {self.num_labels}), the range of `config.num_labels`, or -100 to be "
+                    f"ignored; got {wrong[0].item()}. Set `num_labels` to the number of classes of the dataset."
+                )
+
+
+class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
+    """
+    InternImage as a backbone for detection and segmentation: the outputs of the stem and the stages, without further
+    norms, as in the official downstream models. Which are returned is `config.out_features`.
+    """
+
+    has_attentions = False
+    # A backbone is often loaded from a classification checkpoint, whose pooler and classifier it has no use for.
+    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^(internimage\.)?pooler\.", r"^classifier\."]
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__(config)
+        self.num_features = [config.embed_dim] + config.hidden_sizes
+        self.embeddings = InternImageEmbeddings(config)
+        self.encoder = InternImageEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.convolution1
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images, as an image processor makes them. Any size of at least 32x32 pixels.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the outputs of the stem and of every stage. Defaults to the configuration's value.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] or a tuple.
+
+        Returns:
+            [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, a tuple with one tensor of shape
+            `(batch_size, channels, height, width)` for each of `out_features`, and `hidden_states` if asked for.
+
+        Raises:
+            `ValueError`: if `pixel_values` has the wrong shape or dtype or is smaller than the network's stride.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from modeling_internimage import InternImageBackbone, InternImageConfig
+
+        >>> config = InternImageConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+        >>> backbone = InternImageBackbone(config).eval()
+        >>> [list(feature_map.shape) for feature_map in backbone(torch.randn(1, 3, 64, 96)).feature_maps]
+        [[1, 64, 16, 24], [1, 128, 8, 12], [1, 256, 4, 6], [1, 512, 2, 3]]
+        ```"""
+        self._check_pixel_values(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        all_hidden_states = self.encoder(self.embeddings(pixel_values))
+        feature_maps = tuple(
+            hidden_states
+            for stage, hidden_states in zip(self.stage_names, all_hidden_states)
+            if stage in self.out_features
+        )
+        return BackboneOutput(
+            feature_maps=feature_maps, hidden_states=all_hidden_states if output_hidden_states else None
+        )
+
+
+__all__ = [
+    "DCNv3",
+    "InternImageBackbone",
+    "InternImageForImageClassification",
+    "InternImageModel",
+    "InternImagePreTrainedModel",
+]
