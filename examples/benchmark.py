@@ -1,0 +1,215 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Time and peak memory of an InternImage forward pass, beside the same model with DCNv3 transcribed literally from the
+original's PyTorch code.
+
+    python examples/benchmark.py --output examples/results/benchmark_cpu.json
+
+Both run in one process and in turn, on the same weights and images, after a check that they agree. The speed-up is the
+median of the ratios of neighbouring runs, which the drift of a busy machine hardly touches.
+"""
+
+import argparse
+import ctypes
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from modeling_internimage import InternImageConfig, InternImageForImageClassification
+from modeling_internimage.modeling_internimage import InternImageDCNv3
+
+
+ARCHITECTURES = {
+    "T": {},
+    "S": {"embed_dim": 80, "depths": [4, 4, 21, 4], "num_groups": [5, 10, 20, 40]},
+    "B": {"embed_dim": 112, "depths": [4, 4, 21, 4], "num_groups": [7, 14, 28, 56]},
+}
+for _name in ("S", "B"):
+    ARCHITECTURES[_name].update(layer_scale_init_value=1e-5, post_norm=True)
+
+
+class LiteralDCNv3(nn.Module):
+    """
+    The algorithm of the original's `dcnv3_core_pytorch`, step by step: pad the input, divide sampling positions by the
+    padded size, repeat the grid for every image, map to [-1, 1], `grid_sample` each group, multiply, sum. Takes the
+    arguments of `modeling_internimage.DCNv3`.
+    """
+
+    def forward(
+        self, value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale,
+        remove_center, softmax,
+    ):  # fmt: skip
+        num_points = kernel_size**2 - remove_center
+        batch_size, out_height, out_width = offset.shape[:3]
+        if softmax:
+            mask = mask.view(batch_size, out_height, out_width, num_groups, num_points).softmax(-1)
+        padded = nn.functional.pad(value, (0, 0, padding, padding, padding, padding))
+        _, height, width, channels = padded.shape
+        options = {"dtype": value.dtype, "device": value.device}
+        center = dilation * (kernel_size - 1) // 2
+
+        rows = torch.arange(out_height, **options) * stride + center + 0.5
+        columns = torch.arange(out_width, **options) * stride + center + 0.5
+        reference_y, reference_x = torch.meshgrid(rows / height, columns / width, indexing="ij")
+        reference = torch.stack((reference_x, reference_y), -1).view(1, out_height, out_width, 1, 2)
+
+        steps = torch.arange(kernel_size, **options) * dilation - center
+        grid_x, grid_y = torch.meshgrid(steps / width, steps / height, indexing="ij")
+        grid = torch.stack((grid_x, grid_y), -1).view(-1, 2)
+        if remove_center:
+            grid = torch.cat((grid[: num_points // 2], grid[num_points // 2 + 1 :]))
+        grid = grid.repeat(num_groups, 1).view(1, 1, 1, num_groups * num_points, 2)
+
+        size = torch.tensor([width, height], **options)
+        offset = offset.view(batch_size, out_height, out_width, num_groups * num_points, 2)
+        locations = (reference + grid * offset_scale).repeat(batch_size, 1, 1, 1, 1) + offset * offset_scale / size
+        locations = 2 * locations - 1
+        locations = locations.view(batch_size, out_height * out_width, num_groups, num_points, 2)
+        locations = locations.transpose(1, 2).flatten(0, 1)
+        images = padded.view(batch_size, height * width, channels).transpose(1, 2)
+        images = images.reshape(batch_size * num_groups, channels // num_groups, height, width)
+        samples = nn.functional.grid_sample(images, locations, padding_mode="zeros", align_corners=False)
+        mask = mask.reshape(batch_size, out_height * out_width, num_groups, num_points).transpose(1, 2)
+        mask = mask.reshape(batch_size * num_groups, 1, out_height * out_width, num_points)
+        output = (samples * mask).sum(-1).view(batch_size, channels, out_height * out_width)
+        output = output.transpose(1, 2).reshape(batch_size, out_height, out_width, channels).contiguous()
+        if center_scale is not None:
+            gate = center_scale.sigmoid().repeat_interleave(channels // num_groups, dim=-1)
+            output = output * (1 - gate) + value * gate
+        return output
+
+
+def use_literal_dcnv3(model):
+    """Replace the DCNv3 operator of every layer of `model` by [`LiteralDCNv3`]."""
+    for module in model.modules():
+        if isinstance(module, InternImageDCNv3):
+            module.dcnv3 = LiteralDCNv3()
+    return model
+
+
+def processor_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine_description(device: str) -> dict:
+    """What a reader needs to judge the numbers: hardware, versions, date and commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit or None,
+    }
+
+
+def synchronize(device: str):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_in_turn(functions: dict, device: str, min_runs: int, max_seconds: float) -> dict[str, list[float]]:
+    """Run the functions alternately; return the seconds of every run."""
+    seconds = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    started = time.perf_counter()
+    while len(next(iter(seconds.values()))) < min_runs or time.perf_counter() - started < max_seconds:
+        for name, function in functions.items():
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory_mib(function, device: str) -> float | None:
+    """Highest memory above the starting point while `function` runs. `None` where the system does not tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not status.exists():
+        return None
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # give freed memory back, or using it again would not count
+    clear.write_text("5")  # resets the high-water mark
+
+    def read(field):
+        return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1]) / 1024
+
+    before = read("VmRSS")
+    function()
+    return read("VmHWM") - before
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="T")
+    parser.add_argument("--sizes", nargs="+", default=["224x224", "384x384", "512x512", "800x1216"], metavar="HxW")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--min-runs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="at least this long per case")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = InternImageConfig(**ARCHITECTURES[args.architecture])
+    model = InternImageForImageClassification(config).eval()
+    with torch.no_grad():  # a fresh model samples on the regular grid only: give it offsets and masks as in use
+        for name, parameter in model.named_parameters():
+            if "offset_proj" in name or "mask_proj" in name:
+                parameter.normal_(std=0.02)
+    literal = InternImageForImageClassification(config).eval()
+    literal.load_state_dict(model.state_dict())
+    models = {"definition": model.to(args.device), "literal": use_literal_dcnv3(literal).to(args.device)}
+
+    cases = []
+    for size in args.sizes:
+        height, width = map(int, size.split("x"))
+        for batch_size in args.batch_sizes:
+            images = torch.randn(batch_size, 3, height, width, device=args.device)
+            with torch.inference_mode():
+                functions = {name: (lambda model=model: model(images)) for name, model in models.items()}
+                features = {name: model.internimage(images).last_hidden_state for name, model in models.items()}
+                difference = (features["definition"] - features["literal"]).abs().max().item()
+                if difference > 1e-3:  # the features have unit variance
+                    raise SystemExit(f"The implementations disagree at {size}: features differ by {difference}.")
+                del features
+                memory = {name: peak_memory_mib(function, args.device) for name, function in functions.items()}
+                seconds = time_in_turn(functions, args.device, args.min_runs, args.seconds)
+            ratios = [literal / ours for ours, literal in zip(seconds["definition"], seconds["literal"])]
+            case = {"height": height, "width": width, "batch_size": batch_size, "dtype": "float32"}
+            for name in models:
+                case[f"{name}_ms"] = round(1000 * statistics.median(seconds[name]), 2)
+                case[f"{name}_peak_mib"] = None if memory[name] is None else round(memory[name], 1)
+            case |= {"speedup": round(statistics.median(ratios), 2), "runs": len(ratios), "max_difference": difference}
+            cases.append(case)
+            print(json.dumps(case), flush=True)
+
+    result = {"architecture": args.architecture, "machine": machine_description(args.device), "cases": cases}
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

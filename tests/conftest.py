@@ -1,0 +1,102 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+import gzip
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modeling_internimage import InternImageConfig
+
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+
+_spec = importlib.util.spec_from_file_location("seeded_weights", GOLDEN / "seeded_weights.py")
+seeded_weights = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(seeded_weights)
+
+REDUCED_MODELS = json.loads((GOLDEN / "classification" / "reduced_models.json").read_text())
+FULLSIZE_MODELS = json.loads((GOLDEN / "classification" / "fullsize.json").read_text())
+MANIFESTS = json.loads(gzip.decompress((GOLDEN / "classification" / "manifests.json.gz").read_bytes()))
+
+# What the official config.json contain beyond the architecture.
+OFFICIAL_CONFIG = {"model_type": "internimage", "core_op": "DCNv3", "with_cp": False, "torch_dtype": "float32"}
+
+
+def golden_input(shape, seed: int) -> torch.Tensor:
+    """The input of a golden number: golden/README section 1."""
+    generator = np.random.Generator(np.random.PCG64([seed, 12345]))
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def original_state_dict(keys: dict, seed: int) -> dict[str, torch.Tensor]:
+    """Stand-in weights under the names of the original `.pth` files."""
+    return {key: torch.from_numpy(array) for key, array in seeded_weights.seeded_state_dict(keys, seed).items()}
+
+
+def write_official_checkpoint(folder: Path, config: dict, keys: dict, seed: int) -> Path:
+    """A checkpoint in the layout of the official Hub repositories, with stand-in weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config | OFFICIAL_CONFIG))
+    state_dict = {
+        "model." + key.replace("gamma", "layer_scale"): tensor for key, tensor in original_state_dict(keys, seed).items()
+    }
+    save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
+    processor = {
+        "feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3,
+        "do_resize": True, "do_center_crop": True, "do_normalize": True,
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture
+def tiny_config():
+    """Keyword arguments override a configuration with every optional part that fits the convolutional pooler."""
+
+    def build(**kwargs):
+        defaults = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_groups": [1, 2, 4, 8], "image_size": 32}
+        return InternImageConfig(**(defaults | kwargs))
+
+    return build
+
+
+@pytest.fixture
+def clip_config(tiny_config):
+    """As InternImage-H and -G: attention pooler, gates, norms inside the third stage."""
+    return tiny_config(
+        use_clip_projector=True,
+        center_feature_scale=True,
+        depthwise_kernel_size=5,
+        post_norm=True,
+        level2_post_norm_block_ids=[0, 1],
+    )
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights at which every part of the network matters: a fresh model has zero offsets and equal masks."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            shift = 1.0 if parameter.ndim == 1 and (parameter > 0).all() else 0.0
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.copy_(noise * scale + shift)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    """Two real photographs, RGB uint8, of different sizes."""
+    from skimage import data
+
+    return [data.astronaut(), data.coffee()]

@@ -1,0 +1,162 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The DCNv3 definition, against the original's numbers and against float64."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+
+from modeling_internimage import DCNv3
+
+
+CASES = json.loads((GOLDEN / "dcnv3" / "op.json").read_text())
+ARRAYS = np.load(GOLDEN / "dcnv3" / "op.npz")
+
+
+def random_arguments(dtype=torch.float64, batch_size=2, height=5, width=6, groups=2, group_channels=3, kernel_size=3,
+                     stride=1, padding=1, dilation=1, remove_center=False, gate=False, offset_scale=1.5, spread=1.0):  # fmt: skip
+    """Arguments of `DCNv3.forward`, in order, the tensors with gradients."""
+    torch.manual_seed(0)
+    out_height, out_width = (
+        (size + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1 for size in (height, width)
+    )
+    points = kernel_size**2 - remove_center
+    shapes = [(height, width, groups * group_channels), (out_height, out_width, groups * points * 2)]
+    shapes += [(out_height, out_width, groups * points), (out_height, out_width, groups)]
+    tensors = [torch.randn(batch_size, *shape, dtype=torch.float64) for shape in shapes]
+    tensors[1] *= spread
+    tensors = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    if not gate:
+        tensors[3] = None
+    return (*tensors, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, True)
+
+
+def with_dtype(arguments, dtype):
+    """The same numbers in another dtype, as new leaves."""
+    return tuple(
+        argument.detach().to(dtype).requires_grad_() if isinstance(argument, torch.Tensor) else argument
+        for argument in arguments
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name, dtype, training):
+    case = CASES[name]
+    array = {key.split(".")[1]: torch.from_numpy(ARRAYS[key]).to(dtype) for key in ARRAYS if key.startswith(name + ".")}
+    value, offset, mask = (array[key].requires_grad_() for key in ("input", "offset", "mask"))
+    output = DCNv3().train(training)(
+        value, offset, mask, None, case["kernel"], case["stride"], case["pad"], case["dilation"], case["group"],
+        case["offset_scale"], bool(case["remove_center"]), softmax=False,
+    )  # fmt: skip
+    output.backward(array["cotangent"])
+    # The arrays are stored in float32: in float64 that rounding is what is left.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(output, array["output"], **tolerance)
+    torch.testing.assert_close(value.grad, array["grad_input"], **tolerance)
+    torch.testing.assert_close(mask.grad, array["grad_mask"], **tolerance)
+    torch.testing.assert_close(offset.grad, array["grad_offset"], **tolerance)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"gate": True},
+        {"kernel_size": 5, "stride": 2, "padding": 2, "dilation": 2, "remove_center": True, "height": 9, "width": 10},
+        {"kernel_size": 1, "padding": 0, "stride": 3},
+        {"kernel_size": 7, "padding": 0, "height": 8, "width": 7, "groups": 1},
+    ],
+    ids=str,
+)
+def test_gradcheck(geometry, training):
+    arguments = random_arguments(batch_size=1, **geometry)
+    assert torch.autograd.gradcheck(DCNv3().train(training), arguments)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, training):
+    """Only the inputs and the result are rounded to half precision: sums and positions are float32."""
+    arguments = random_arguments(dtype, gate=True, height=14, width=30, group_channels=16, spread=4.0)
+    output = DCNv3().train(training)(*arguments)
+    assert output.dtype == dtype
+    exact_arguments = with_dtype(arguments, torch.float64)
+    exact = DCNv3()(*exact_arguments)
+    rounding = (exact.to(dtype).double() - exact).abs().max()
+    assert (output.double() - exact).abs().max() <= 1.01 * rounding
+    cotangent = torch.randn_like(exact).to(dtype)
+    output.backward(cotangent)
+    exact.backward(cotangent.double())
+    for argument, exact_argument in zip(arguments[:4], exact_arguments[:4]):
+        assert argument.grad.dtype == dtype
+        rounding = (exact_argument.grad.to(dtype).double() - exact_argument.grad).abs().max()
+        assert (argument.grad.double() - exact_argument.grad).abs().max() <= 1.1 * rounding
+
+
+def test_strided_offset_and_mask():
+    """One projection may produce both: views with a row stride give the same as copies."""
+    arguments = list(random_arguments(torch.float32))
+    joint = torch.cat((arguments[1], arguments[2]), dim=-1)
+    split = joint.split([arguments[1].shape[-1], arguments[2].shape[-1]], dim=-1)
+    expected = DCNv3()(*arguments)
+    torch.testing.assert_close(DCNv3()(arguments[0], *split, *arguments[3:]), expected, rtol=0, atol=0)
+    channels_first = arguments[0].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    torch.testing.assert_close(DCNv3()(channels_first, *arguments[1:]), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_empty_batch(training):
+    arguments = random_arguments(torch.float32, batch_size=0, gate=True)
+    output = DCNv3().train(training)(*arguments)
+    output.sum().backward()
+    assert output.shape == (0, 5, 6, 6) and arguments[1].grad.shape == arguments[1].shape
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e6, -1e30])
+def test_wild_offsets(bad, training):
+    """A sample infinitely far away is zero. NaN stays in the output pixel it belongs to, or counts as outside."""
+    arguments = random_arguments(torch.float32)
+    with torch.no_grad():
+        arguments[1][0, 2, 3, 0] = bad
+    output = DCNv3().train(training)(*arguments)
+    touched = torch.zeros(output.shape, dtype=torch.bool)
+    touched[0, 2, 3, :3] = True  # the group whose offset it is
+    assert output[~touched].isfinite().all()
+    if bad == bad:
+        far = with_dtype(arguments, torch.float32)
+        with torch.no_grad():
+            far[1][0, 2, 3, 0] = 100.0
+        torch.testing.assert_close(output, DCNv3()(*far))
+    output[~touched].sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_groups": 4}, "`num_groups=4` does not divide"),
+        ({"kernel_size": 0}, "`kernel_size` must be at least 1"),
+        ({"stride": 0}, "`stride` must be at least 1"),
+        ({"kernel_size": 2, "remove_center": True}, "`kernel_size` must be odd"),
+        ({"dilation": 5}, "smaller than the kernel"),
+        ({"stride": 2}, "`offset` must have shape"),
+        ({"mask": torch.zeros(2, 5, 6, 17)}, "`mask` must have shape"),
+        ({"center_scale": torch.zeros(2, 5, 6, 3)}, "`center_scale` must have shape"),
+        ({"height": 7, "padding": 0, "center_scale": torch.zeros(2, 5, 4, 2)}, "`stride` must be 1 and `padding` must"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_bad_arguments(change, message):
+    names = ("value", "offset", "mask", "center_scale", "kernel_size", "stride", "padding", "dilation", "num_groups",
+             "offset_scale", "remove_center", "softmax")  # fmt: skip
+    change = dict(change)
+    shape = {name: change.pop(name) for name in ("height",) if name in change}
+    if "center_scale" in change and "padding" in change:
+        shape["padding"] = 0
+    arguments = dict(zip(names, random_arguments(torch.float32, **shape))) | change
+    with pytest.raises(ValueError, match=message.replace("`", ".")):
+        DCNv3()(**arguments)
