@@ -188,7 +188,9 @@ def main():
         for batch_size in args.batch_sizes:
             images = torch.randn(batch_size, 3, height, width, device=args.device)
             with torch.inference_mode():
-                functions = {name: (lambda model=model: model(images)) for name, model in models.items()}
+                functions = {
+                    name: (lambda model=model, images=images: model(images)) for name, model in models.items()
+                }
                 features = {name: model.internimage(images).last_hidden_state for name, model in models.items()}
                 difference = (features["definition"] - features["literal"]).abs().max().item()
                 if difference > 1e-3:  # the features have unit variance

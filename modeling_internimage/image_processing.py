@@ -12,8 +12,8 @@ IMAGE_PROCESSOR_CLASSES = {"torchvision": CLIPImageProcessor, "pil": CLIPImagePr
 def create_image_processor(image_size: int = 224, backend: str | None = None):
     """
     The image processor of the official checkpoints, for models that are trained from scratch: shorter side to
-    `image_size` (bicubic), centre crop, scale to [0, 1], ImageNet mean and standard deviation. A saved model brings its
-    own: use `AutoImageProcessor.from_pretrained`.
+    `image_size` (bicubic), centre crop, scale to [0, 1], ImageNet mean and standard deviation. A saved model brings
+    its own: use `AutoImageProcessor.from_pretrained`.
 
     Args:
         image_size (`int`, *optional*, defaults to 224):

@@ -23,8 +23,8 @@ from .configuration_internimage import InternImageConfig
 
 
 # Original parameter names (the `.pth` files; the official Hub repositories put `model.` in front) -> ours, applied in
-# order. Every rule has at most one group: that is what the `key_mapping` of `from_pretrained` supports. No rule matches
-# a name of ours, so a checkpoint saved by this code passes through unchanged.
+# order. Every rule has at most one group: that is what the `key_mapping` of `from_pretrained` supports. No rule
+# matches a name of ours, so a checkpoint saved by this code passes through unchanged.
 ORIGINAL_TO_CONVERTED_KEY_MAPPING = {
     r"^(?:model\.)?patch_embed\.": "embeddings.",
     r"^embeddings\.conv(\d)\.": r"embeddings.convolution\1.",
@@ -62,13 +62,13 @@ ORIGINAL_TO_CONVERTED_KEY_MAPPING = {
 @use_kernel_forward_from_hub("DCNv3")
 class DCNv3(nn.Module):
     """
-    Deformable convolution v3 (section 3.1 of the paper; `DCNv3Function` / `dcnv3_core_pytorch` of the original), in plain
-    PyTorch: no parameters, any device, any floating dtype, differentiable.
+    Deformable convolution v3 (section 3.1 of the paper; `DCNv3Function` / `dcnv3_core_pytorch` of the original), in
+    plain PyTorch: no parameters, any device, any floating dtype, differentiable.
 
     Every output pixel is, per group of channels, a weighted sum of bilinear samples of `value` around it. PyTorch has
-    two operators that can take it, and each is the faster one for half of the work: `embedding_bag` (the forward pass is
-    about three times as fast on a CPU and stores no samples), used in evaluation mode, and `grid_sample` (the backward
-    pass is about three times as fast), used in training mode.
+    two operators that can take it, and each is the faster one for half of the work: `embedding_bag` (the forward pass
+    is about three times as fast on a CPU and stores no samples), used in evaluation mode, and `grid_sample` (the
+    backward pass is about three times as fast), used in training mode.
     """
 
     def forward(
@@ -108,8 +108,8 @@ class DCNv3(nn.Module):
                 Whether to normalise `mask` over the points of each group.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, out_height, out_width, channels)` in `value`'s dtype. Sums are taken in
-            float32, or float64 for float64 inputs.
+            `torch.Tensor` of shape `(batch_size, out_height, out_width, channels)` in `value`'s dtype. Sums are taken
+            in float32, or float64 for float64 inputs.
 
         Raises:
             `ValueError`: if the arguments do not describe a DCNv3 or the shapes do not fit them.
@@ -211,7 +211,9 @@ def _check_dcnv3_arguments(
     if num_groups < 1 or channels % num_groups:
         raise ValueError(f"`value` has {channels} channels, which `num_groups={num_groups}` does not divide.")
     if remove_center and kernel_size % 2 == 0:
-        raise ValueError(f"`remove_center` needs a kernel with a centre: `kernel_size` must be odd, got {kernel_size}.")
+        raise ValueError(
+            f"`remove_center` needs a kernel with a centre: `kernel_size` must be odd, got {kernel_size}."
+        )
     extent = dilation * (kernel_size - 1) + 1
     out_height = (height + 2 * padding - extent) // stride + 1
     out_width = (width + 2 * padding - extent) // stride + 1
@@ -305,7 +307,11 @@ class InternImageDCNv3(nn.Module):
         self.remove_center = config.remove_center
         num_points = self.kernel_size**2 - config.remove_center
         self.depthwise_convolution = nn.Conv2d(
-            channels, channels, config.depthwise_kernel_size, padding=config.depthwise_kernel_size // 2, groups=channels
+            channels,
+            channels,
+            config.depthwise_kernel_size,
+            padding=config.depthwise_kernel_size // 2,
+            groups=channels,
         )
         self.depthwise_layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
@@ -316,7 +322,9 @@ class InternImageDCNv3(nn.Module):
         self.dcnv3 = DCNv3()
         self.output_proj = nn.Linear(channels, channels)
 
-    def sampling_parameters(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def sampling_parameters(
+        self, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Offsets, mask logits and gate logits (or `None`) of [`DCNv3`], from the input of this module."""
         features = self.depthwise_convolution(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # NCHW and back
         features = self.activation(self.depthwise_layernorm(features))
@@ -403,7 +411,10 @@ class InternImageStage(nn.Module):
         self.downsampling = InternImageDownsampling(config, channels // 2) if stage_idx > 0 else None
         self.layers = nn.ModuleList(
             InternImageLayer(
-                config, channels, config.num_groups[stage_idx], drop_path_rate=_drop_path_rate(config, first_layer + idx)
+                config,
+                channels,
+                config.num_groups[stage_idx],
+                drop_path_rate=_drop_path_rate(config, first_layer + idx),
             )
             for idx in range(config.depths[stage_idx])
         )
@@ -455,7 +466,7 @@ class InternImageEncoder(nn.Module):
 
 
 class InternImageConvPooler(nn.Module):
-    """Pooling of InternImage-T to -XL: 1x1 convolution, batch norm, activation, average (`conv_head` of the original)."""
+    """Pooling of InternImage-T to -XL: 1x1 convolution, batch norm, activation, mean (the original's `conv_head`)."""
 
     def __init__(self, config: InternImageConfig):
         super().__init__()
@@ -471,8 +482,8 @@ class InternImageConvPooler(nn.Module):
 
 class InternImageAttentionPooler(nn.Module):
     """
-    Pooling of InternImage-H and -G: the mean token of the last two stages attends to all their tokens (`dcnv3_head_x3`,
-    `dcnv3_head_x4`, `clip_projector` and `fc_norm` of the original, whose sizes are constants there too).
+    Pooling of InternImage-H and -G: the mean token of the last two stages attends to all their tokens
+    (`dcnv3_head_x3`, `dcnv3_head_x4`, `clip_projector` and `fc_norm` of the original, whose sizes are constants too).
     """
 
     hidden_size = 1024
@@ -524,8 +535,8 @@ class InternImagePreTrainedModel(PreTrainedModel):
     def __init__(self, config: InternImageConfig, *inputs, **kwargs):
         if getattr(config, "model_type", None) != InternImageConfig.model_type:
             raise ValueError(
-                f"`config` must be an `InternImageConfig`, got a `{type(config).__name__}`. For other models use their "
-                "own class, or `AutoModel.from_config`."
+                f"`config` must be an `InternImageConfig`, got a `{type(config).__name__}`. For other models use "
+                "their own class, or `AutoModel.from_config`."
             )
         super().__init__(config, *inputs, **kwargs)
 
@@ -556,14 +567,12 @@ class InternImagePreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs):
         """
-        As [`~transformers.PreTrainedModel.from_pretrained`]. Checkpoints in the layout of the original `.pth` files or of
-        the official Hub repositories load as they are; what `save_pretrained` writes is always in this code's layout.
+        As [`~transformers.PreTrainedModel.from_pretrained`]. Checkpoints in the layout of the original `.pth` files
+        or of the official Hub repositories load as they are; what `save_pretrained` writes is always in ours.
         """
         if key_mapping is None:
             key_mapping = ORIGINAL_TO_CONVERTED_KEY_MAPPING
-        loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, **kwargs
-        )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._weight_conversions = None  # else `save_pretrained` would translate the names back
         return loaded
@@ -628,12 +637,12 @@ class InternImageModel(InternImagePreTrainedModel):
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPoolingAndNoAttention`]: `last_hidden_state` of shape
             `(batch_size, hidden_size, height / 32, width / 32)`, `pooler_output` of shape `(batch_size, pooled_size)`
-            and, if asked for, `hidden_states`: stem and stages, `(batch_size, channels, height, width)` each, at strides
-            4, 4, 8, 16 and 32.
+            and, if asked for, `hidden_states`: stem and stages, `(batch_size, channels, height, width)` each, at
+            strides 4, 4, 8, 16 and 32.
 
         Raises:
-            `ValueError`: if `pixel_values` has the wrong shape or dtype, is smaller than the network's stride, or has a
-            size whose last two stages the attention pooler cannot add.
+            `ValueError`: if `pixel_values` has the wrong shape or dtype, is smaller than the network's stride, or has
+            a size whose last two stages the attention pooler cannot add.
 
         Example:
 

@@ -47,7 +47,8 @@ def write_official_checkpoint(folder: Path, config: dict, keys: dict, seed: int)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | OFFICIAL_CONFIG))
     state_dict = {
-        "model." + key.replace("gamma", "layer_scale"): tensor for key, tensor in original_state_dict(keys, seed).items()
+        "model." + key.replace("gamma", "layer_scale"): tensor
+        for key, tensor in original_state_dict(keys, seed).items()
     }
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
     processor = {

@@ -15,8 +15,10 @@ CASES = json.loads((GOLDEN / "dcnv3" / "op.json").read_text())
 ARRAYS = np.load(GOLDEN / "dcnv3" / "op.npz")
 
 
-def random_arguments(dtype=torch.float64, batch_size=2, height=5, width=6, groups=2, group_channels=3, kernel_size=3,
-                     stride=1, padding=1, dilation=1, remove_center=False, gate=False, offset_scale=1.5, spread=1.0):  # fmt: skip
+def random_arguments(
+    dtype=torch.float64, batch_size=2, height=5, width=6, groups=2, group_channels=3, kernel_size=3, stride=1,
+    padding=1, dilation=1, remove_center=False, gate=False, offset_scale=1.5, spread=1.0,
+):  # fmt: skip
     """Arguments of `DCNv3.forward`, in order, the tensors with gradients."""
     torch.manual_seed(0)
     out_height, out_width = (
@@ -46,7 +48,9 @@ def with_dtype(arguments, dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name, dtype, training):
     case = CASES[name]
-    array = {key.split(".")[1]: torch.from_numpy(ARRAYS[key]).to(dtype) for key in ARRAYS if key.startswith(name + ".")}
+    array = {
+        key.split(".")[1]: torch.from_numpy(ARRAYS[key]).to(dtype) for key in ARRAYS if key.startswith(name + ".")
+    }
     value, offset, mask = (array[key].requires_grad_() for key in ("input", "offset", "mask"))
     output = DCNv3().train(training)(
         value, offset, mask, None, case["kernel"], case["stride"], case["pad"], case["dilation"], case["group"],
@@ -146,7 +150,10 @@ def test_wild_offsets(bad, training):
         ({"stride": 2}, "`offset` must have shape"),
         ({"mask": torch.zeros(2, 5, 6, 17)}, "`mask` must have shape"),
         ({"center_scale": torch.zeros(2, 5, 6, 3)}, "`center_scale` must have shape"),
-        ({"height": 7, "padding": 0, "center_scale": torch.zeros(2, 5, 4, 2)}, "`stride` must be 1 and `padding` must"),
+        (
+            {"height": 7, "padding": 0, "center_scale": torch.zeros(2, 5, 4, 2)},
+            "`stride` must be 1 and `padding` must",
+        ),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
 )

@@ -1,0 +1,377 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tune InternImage, or any model of `AutoModelForImageClassification`, with the Trainer.
+
+    python run_image_classification.py --dataset_name digits --output_dir outputs/digits --do_train --do_eval ...
+    python run_image_classification.py arguments.json
+
+The shape is that of transformers' own example of this name. README.md beside this file has complete commands.
+"""
+
+import io
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import evaluate
+import matplotlib
+
+
+matplotlib.use("Agg")
+import numpy as np
+import torch
+import transformers
+from digits import load_digits_dataset
+from matplotlib import pyplot as plt
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import is_torchvision_available
+
+from modeling_internimage import InternImageConfig, create_image_processor
+
+
+logger = logging.getLogger(__name__)
+
+ACCURACY_METRIC = Path(__file__).parent / "metrics" / "accuracy"
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to fine-tune: a folder or a Hub id. Without it: train from scratch."},
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": 'Architecture to train from scratch, a JSON object: \'{"embed_dim": 80, "depths": ...}\'.'},
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor, if not that of the checkpoint."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=True, metadata={"help": "Replace the classifier of the checkpoint if it has other classes."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded checkpoints are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Hub token, if the checkpoint needs one."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset of the Hub or a local folder of one; 'digits' is built in."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with one folder of images per class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Fraction of the training images to evaluate on if there are no others."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, to try out."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images."})
+    image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column with the labels."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels, if not that of the image processor or the configuration."}
+    )
+    min_crop_scale: float = field(
+        default=0.08, metadata={"help": "Smallest part of an image that a random training crop takes; 1: no crops."}
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+
+    def __post_init__(self):
+        if self.dataset_name is None and self.train_dir is None and self.validation_dir is None:
+            raise ValueError(
+                "No images: give `--dataset_name` (a Hub dataset, or 'digits', which needs no download), or "
+                "`--train_dir` and/or `--validation_dir` (one folder of images per class)."
+            )
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Command line arguments, or one JSON file with all of them."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int) -> datasets.DatasetDict:
+    """
+    The splits `train` and `validation`, as far as there are images for them, with undecoded images: what cannot be
+    decoded is reported later, by name.
+    """
+    if data_args.dataset_name == "digits":
+        splits = load_digits_dataset()
+    elif data_args.dataset_name is not None:
+        splits = datasets.load_dataset(
+            data_args.dataset_name,
+            data_args.dataset_config_name,
+            cache_dir=model_args.cache_dir,
+            token=model_args.token,
+        )
+    else:
+        folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
+        for argument, folder in (("--train_dir", data_args.train_dir), ("--validation_dir", data_args.validation_dir)):
+            if folder is not None and not os.path.isdir(folder):
+                raise ValueError(f"`{argument} {folder}` is not a folder.")
+        files = {name: os.path.join(folder, "**") for name, folder in folders.items() if folder is not None}
+        splits = datasets.load_dataset("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
+    for column in (data_args.image_column_name, data_args.label_column_name):
+        for name, split in splits.items():
+            if column not in split.column_names:
+                raise ValueError(
+                    f"The {name} images have no column '{column}', only {split.column_names}. Name the right one with "
+                    "`--image_column_name` or `--label_column_name`; a folder of images needs one folder per class."
+                )
+    evaluation = next((name for name in ("validation", "test", "valid") if name in splits), None)
+    if evaluation is None and data_args.train_val_split > 0:
+        splits = splits["train"].train_test_split(data_args.train_val_split, seed=seed)
+        evaluation = "test"
+    names = {"train": "train", "validation": evaluation}
+    splits = datasets.DatasetDict({name: splits[source] for name, source in names.items() if source in splits})
+    splits = splits.cast_column(data_args.image_column_name, datasets.Image(decode=False))
+    return encode_labels(splits, data_args.label_column_name)
+
+
+def encode_labels(splits: datasets.DatasetDict, column: str) -> datasets.DatasetDict:
+    """Make the labels a `ClassLabel`, the same for all splits, whatever they were."""
+    first = next(iter(splits.values()))
+    if isinstance(first.features[column], datasets.ClassLabel):
+        names = first.features[column].names
+        for name, split in splits.items():
+            if split.features[column].names != names:
+                raise ValueError(
+                    f"The {name} images have the classes {split.features[column].names}, the others {names}. Training "
+                    "and evaluation need the same classes (folders) in the same order."
+                )
+            labels = np.asarray(split.data.column(column).to_pylist(), dtype=object)
+            wrong = [label for label in labels if label is None or not 0 <= label < len(names)]
+            if wrong:
+                raise ValueError(f"The {name} images have the label {wrong[0]}, outside of [0, {len(names)}).")
+        return splits
+    values = [value for split in splits.values() for value in split.unique(column)]
+    if any(value is None or value != value for value in values):
+        raise ValueError(f"Column '{column}' has missing labels (NaN or null). Remove those images.")
+    classes = datasets.ClassLabel(names=[str(value) for value in sorted(set(values))])
+    return splits.map(lambda row: {column: str(row[column])}).cast_column(column, classes)
+
+
+def decode_image(row: dict) -> Image.Image:
+    """A row of an undecoded image column as an RGB image. Errors name the file."""
+    try:
+        image = Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = row["path"] or "embedded in the dataset"
+        raise ValueError(f"The image file {name} is corrupt or truncated ({error}). Replace or remove it.") from error
+
+
+class TrainTransform:
+    """Random crop and flip with torchvision, where it is installed; else the image processor's own preprocessing."""
+
+    def __init__(self, image_processor, data_args: DataArguments):
+        self.image_processor = image_processor
+        self.image_column = data_args.image_column_name
+        self.augmentation = None
+        if is_torchvision_available():
+            from torchvision.transforms import v2
+
+            crop = image_processor.crop_size or image_processor.size
+            size = (crop["height"], crop["width"])
+            scale = (data_args.min_crop_scale, 1.0)
+            self.augmentation = v2.Compose(
+                [
+                    v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC),
+                    v2.RandomHorizontalFlip(0.5 if data_args.horizontal_flip else 0.0),
+                    v2.ToImage(),
+                    v2.ToDtype(torch.float32, scale=True),
+                    v2.Normalize(image_processor.image_mean, image_processor.image_std),
+                ]
+            )
+        else:
+            logger.warning("torchvision is not installed: training without random crops and flips.")
+
+    def __call__(self, batch: dict) -> dict:
+        images = [decode_image(row) for row in batch[self.image_column]]
+        if self.augmentation is not None:
+            batch["pixel_values"] = [self.augmentation(image) for image in images]
+        else:
+            batch["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return batch
+
+
+class EvalTransform:
+    """The image processor's preprocessing: what `pipeline` does too."""
+
+    def __init__(self, image_processor, data_args: DataArguments):
+        self.image_processor = image_processor
+        self.image_column = data_args.image_column_name
+
+    def __call__(self, batch: dict) -> dict:
+        images = [decode_image(row) for row in batch[self.image_column]]
+        batch["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return batch
+
+
+def last_complete_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint to resume from. A run that was killed while saving leaves one without its last file."""
+    if not os.path.isdir(output_dir):
+        return None
+    last = get_last_checkpoint(output_dir)
+    if last is None or os.path.isfile(os.path.join(last, "trainer_state.json")):
+        return last
+    complete = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    logger.warning(f"{last} is incomplete, as a killed run leaves it: resuming from the one before.")
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def save_curves(log_history: list[dict], path: Path):
+    """A picture of the training loss and, by epoch, of evaluation loss and accuracy."""
+
+    def curve(key):
+        return zip(*((entry["epoch"], entry[key]) for entry in log_history if key in entry))
+
+    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, key, label in (
+        (loss_axes, "loss", "training"),
+        (loss_axes, "eval_loss", "evaluation"),
+        (accuracy_axes, "eval_accuracy", "evaluation"),
+    ):
+        points = list(curve(key))
+        if points:
+            axes.plot(*points, label=label, marker="." if key.startswith("eval") else None)
+    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
+    accuracy_axes.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, 1.0))
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def load_model(model_args: ModelArguments, data_args: DataArguments, labels: list[str]):
+    """The model and its image processor: of a checkpoint, or new ones of the architecture asked for."""
+    names = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: idx for idx, label in enumerate(labels)},
+    }
+    hub = {
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.token,
+        "trust_remote_code": model_args.trust_remote_code,
+    }
+    if model_args.model_name_or_path is None:
+        overrides = json.loads(model_args.config_overrides or "{}")
+        if data_args.image_size is not None:
+            overrides["image_size"] = data_args.image_size
+        config = InternImageConfig(**overrides, **names)
+        return AutoModelForImageClassification.from_config(config), create_image_processor(config.image_size)
+    if model_args.config_overrides is not None:
+        raise ValueError("`--config_overrides` describes a new model: leave out `--model_name_or_path`.")
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, **names, **hub)
+    model = AutoModelForImageClassification.from_pretrained(
+        model_args.model_name_or_path,
+        config=config,
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        **hub,
+    )
+    image_processor = AutoImageProcessor.from_pretrained(
+        model_args.image_processor_name or model_args.model_name_or_path, **hub
+    )
+    if data_args.image_size is not None:
+        size = data_args.image_size
+        image_processor.size = {"shortest_edge": size}
+        image_processor.crop_size = {"height": size, "width": size}
+    return model, image_processor
+
+
+def collate(examples: list[dict], label_column: str) -> dict[str, torch.Tensor]:
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "labels": torch.tensor([example[label_column] for example in examples]),
+    }
+
+
+def main(argv: list[str] | None = None):
+    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    set_seed(training_args.seed)
+
+    splits = load_images(data_args, model_args, training_args.seed)
+    for name, do, limit in (
+        ("train", training_args.do_train, data_args.max_train_samples),
+        ("validation", training_args.do_eval, data_args.max_eval_samples),
+    ):
+        if do and name not in splits:
+            raise ValueError(
+                f"There are no {name} images, which `--do_{'train' if name == 'train' else 'eval'}` needs."
+            )
+        if name in splits and limit is not None:
+            shuffled = splits[name].shuffle(seed=training_args.seed)
+            splits[name] = shuffled.select(range(min(limit, len(shuffled))))
+    labels = next(iter(splits.values())).features[data_args.label_column_name].names
+
+    model, image_processor = load_model(model_args, data_args, labels)
+    transforms = {"train": TrainTransform, "validation": EvalTransform}
+    for name, split in splits.items():
+        split.set_transform(transforms[name](image_processor, data_args))
+
+    metric = evaluate.load(str(ACCURACY_METRIC))
+    training_args.remove_unused_columns = False  # the transforms need the image column
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=splits["train"] if training_args.do_train else None,
+        eval_dataset=splits["validation"] if training_args.do_eval else None,
+        compute_metrics=lambda result: metric.compute(
+            predictions=np.argmax(result.predictions, axis=1), references=result.label_ids
+        ),
+        processing_class=image_processor,
+        data_collator=lambda examples: collate(examples, data_args.label_column_name),
+    )
+
+    if training_args.do_train:
+        checkpoint = training_args.resume_from_checkpoint or last_complete_checkpoint(training_args.output_dir)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_curves(trainer.state.log_history, Path(training_args.output_dir) / "training_curves.png")
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    card = {
+        "finetuned_from": model_args.model_name_or_path,
+        "tasks": "image-classification",
+        "dataset": data_args.dataset_name or data_args.train_dir or data_args.validation_dir,
+        "tags": ["image-classification", "vision"],
+    }
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif trainer.is_world_process_zero():
+        trainer.create_model_card(**card)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Whole models against numbers of the original code, through `from_pretrained` on the layouts it left behind."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    FULLSIZE_MODELS,
+    GOLDEN,
+    MANIFESTS,
+    REDUCED_MODELS,
+    golden_input,
+    original_state_dict,
+    write_official_checkpoint,
+)
+from safetensors.torch import save_file
+
+from modeling_internimage import InternImageConfig, InternImageForImageClassification
+from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
+
+
+def rename(key: str) -> str:
+    for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def load_official(folder, config, keys, seed, **kwargs):
+    """A model from a checkpoint in the official layout, every key accounted for."""
+    write_official_checkpoint(folder, config, keys, seed)
+    model, info = InternImageForImageClassification.from_pretrained(folder, output_loading_info=True, **kwargs)
+    assert not any(info.values()), info
+    return model
+
+
+def run(model, pixel_values):
+    outputs = model(pixel_values, output_hidden_states=True)
+    pooled = model.internimage(pixel_values).pooler_output
+    return {"logits": outputs.logits, "pooled": pooled} | {
+        f"stage{idx}": hidden_states for idx, hidden_states in enumerate(outputs.hidden_states) if idx > 0
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", REDUCED_MODELS)
+@torch.no_grad()
+def test_reduced_models(name, dtype, tmp_path):
+    golden = REDUCED_MODELS[name]
+    model = load_official(tmp_path, golden["config"], golden["keys"], golden["weights_seed"], dtype=dtype)
+    assert model.num_parameters() == golden["num_parameters"]
+    arrays = np.load(GOLDEN / "classification" / f"{name}.npz")
+    for shape in golden["input_shapes"]:
+        outputs = run(model, golden_input(shape, golden["input_seed"]).to(dtype))
+        for key, output in outputs.items():
+            expected = torch.from_numpy(arrays[f"{shape[2]}x{shape[3]}.{key}"])
+            tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
+            torch.testing.assert_close(output, expected.to(dtype), **tolerance)
+
+
+@pytest.mark.parametrize("name", FULLSIZE_MODELS)
+@torch.no_grad()
+def test_full_size_models(name, tmp_path):
+    golden = FULLSIZE_MODELS[name]
+    manifest = MANIFESTS[name]
+    model = load_official(tmp_path, manifest["config"], manifest["keys"], golden["weights_seed"])
+    arrays = np.load(GOLDEN / "classification" / "fullsize.npz")
+    outputs = run(model, golden_input(golden["input_shape"], golden["input_seed"]))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    for key in ("logits", "pooled"):
+        torch.testing.assert_close(outputs[key], torch.from_numpy(arrays[f"{name}.{key}"]), **tolerance)
+    for idx, statistics in enumerate(golden["stages"], start=1):
+        stage = outputs[f"stage{idx}"]
+        assert list(stage.shape) == statistics["shape"]
+        flat = stage.contiguous().flatten()
+        first, strided = (torch.from_numpy(arrays[f"{name}.stage{idx}.{part}64"]) for part in ("first", "strided"))
+        torch.testing.assert_close(flat[:64], first, **tolerance)
+        torch.testing.assert_close(flat[:: flat.numel() // 64][:64], strided, **tolerance)
+        assert flat.double().mean().item() == pytest.approx(statistics["mean"], abs=1e-5)
+        assert flat.double().std(correction=0).item() == pytest.approx(statistics["std"], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training(dtype, tmp_path):
+    golden = json.loads((GOLDEN / "classification" / "training.json").read_text())["tiny_t"]
+    keys = REDUCED_MODELS[golden["reduced_model"]]["keys"]
+    model = load_official(tmp_path, golden["config"], keys, golden["weights_seed"], dtype=dtype).train()
+    pixel_values = golden_input(golden["input_shape"], golden["input_seed"]).to(dtype)
+    outputs = model(pixel_values, labels=torch.tensor(golden["labels"]))
+    outputs.loss.backward()
+    rtol = 1e-4 if dtype == torch.float32 else 1e-6
+    assert outputs.loss.item() == pytest.approx(golden["loss"], rel=rtol)
+    torch.testing.assert_close(outputs.logits, torch.tensor(golden["train_logits"], dtype=dtype), rtol=rtol, atol=rtol)
+    buffers = {name.removeprefix("internimage."): buffer for name, buffer in model.named_buffers()}
+    for key, expected in golden["batchnorm_buffers_after_forward"].items():
+        actual = buffers[rename(key)]
+        torch.testing.assert_close(actual, torch.tensor(expected, dtype=actual.dtype), rtol=rtol, atol=rtol)
+    gradients = {name.removeprefix("internimage."): p.grad for name, p in model.named_parameters()}
+    norms = golden["grad_norms"]
+    assert {rename(key) for key in norms} == set(gradients)
+    for key, expected in norms.items():
+        zero = key in golden["structurally_zero_gradients"]
+        actual = gradients[rename(key)].norm().item()
+        assert actual == (pytest.approx(0, abs=1e-6) if zero else pytest.approx(expected, rel=rtol)), key
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_parameter_counts(name):
+    """Every released architecture, on the meta device: same parameters, buffers and shapes as the original."""
+    manifest = MANIFESTS[name]
+    with torch.device("meta"):
+        model = InternImageForImageClassification(InternImageConfig(**manifest["config"]))
+    # The metadata branch of the iNaturalist model is not part of the image classifier.
+    metadata_keys = {key: shape for key, shape in manifest["keys"].items() if key.startswith("meta_")}
+    assert bool(metadata_keys) == (name == "internimage_h_22ktoinat18_384")
+    num_metadata_parameters = sum(int(np.prod(shape)) for shape in metadata_keys.values())
+    assert model.num_parameters() == manifest["num_parameters"] - num_metadata_parameters
+    expected = {rename(key): shape for key, shape in manifest["keys"].items() if key not in metadata_keys}
+    assert {key.removeprefix("internimage."): list(v.shape) for key, v in model.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_what_is_saved_has_our_names(prefix, tmp_path):
+    """Original names with and without the prefix of the Hub layout load; saving writes neither."""
+    golden = REDUCED_MODELS["tiny_h"]
+    source = tmp_path / "source"
+    write_official_checkpoint(source, golden["config"], golden["keys"], golden["weights_seed"])
+    state_dict = original_state_dict(golden["keys"], golden["weights_seed"])
+    save_file(
+        {prefix + key: value for key, value in state_dict.items()}, source / "model.safetensors", {"format": "pt"}
+    )
+    model, info = InternImageForImageClassification.from_pretrained(source, output_loading_info=True)
+    assert not any(info.values()), info
+    model.save_pretrained(tmp_path / "saved")
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["embed_dim"] == golden["config"]["channels"] and not {"channels", "core_op", "num_classes"} & set(
+        config
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tiny_t", "tiny_l_xl", "tiny_h"])
+@torch.no_grad()
+def test_half_precision(name, dtype, tmp_path):
+    """
+    The error of a half-precision model against float64 is at most twice what rounding to that precision costs at every
+    step of the same network with an exact operator: DCNv3 computed in float64 from half-precision tensors.
+    """
+    golden = REDUCED_MODELS[name]
+    model = load_official(tmp_path, golden["config"], golden["keys"], golden["weights_seed"], dtype=dtype)
+    pixel_values = golden_input(golden["input_shapes"][0], golden["input_seed"])
+    arrays = np.load(GOLDEN / "classification" / f"{name}.npz")
+    size = "x".join(map(str, pixel_values.shape[2:]))
+
+    def errors():
+        outputs = run(model, pixel_values.to(dtype))
+        return {
+            key: (outputs[key].double() - torch.from_numpy(arrays[f"{size}.{key}"])).abs().mean() for key in outputs
+        }
+
+    ours = errors()
+    for module in model.modules():
+        if type(module).__name__ == "DCNv3":
+            definition = module.forward
+
+            def exact(value, offset, mask, center_scale, *, _definition=definition, **kwargs):
+                center_scale = None if center_scale is None else center_scale.double()
+                return _definition(value.double(), offset.double(), mask.double(), center_scale, **kwargs).to(dtype)
+
+            module.forward = exact
+    for key, error in errors().items():
+        assert ours[key] <= 2 * error, key
