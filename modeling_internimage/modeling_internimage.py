@@ -321,6 +321,11 @@ class InternImageDCNv3(nn.Module):
         self.center_feature_scale_proj = nn.Linear(channels, num_groups) if config.center_feature_scale else None
         self.dcnv3 = DCNv3()
         self.output_proj = nn.Linear(channels, channels)
+        # For `_init_weights`, which transformers calls only for modules that own parameters, not for this one.
+        self.input_proj.initialization = self.output_proj.initialization = "xavier"
+        self.offset_proj.initialization = self.mask_proj.initialization = "zeros"
+        if self.center_feature_scale_proj is not None:
+            self.center_feature_scale_proj.initialization = "zeros"
 
     def sampling_parameters(
         self, hidden_states: torch.Tensor
@@ -545,18 +550,18 @@ class InternImagePreTrainedModel(PreTrainedModel):
         """As the original: `_init_weights`, `_init_deform_weights` and the constructors of its modules."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            initialization = getattr(module, "initialization", "normal")
+            if initialization == "zeros":
+                init.zeros_(module.weight)
+            elif initialization == "xavier":
+                init.xavier_uniform_(module.weight)
+            else:
+                init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv2d):  # PyTorch's default
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, InternImageDCNv3):
-            for projection in (module.offset_proj, module.mask_proj, module.center_feature_scale_proj):
-                if projection is not None:
-                    init.zeros_(projection.weight)
-            for projection in (module.input_proj, module.output_proj):
-                init.xavier_uniform_(projection.weight)
         elif isinstance(module, InternImageLayer) and module.layer_scale1 is not None:
             init.constant_(module.layer_scale1, self.config.layer_scale_init_value)
             init.constant_(module.layer_scale2, self.config.layer_scale_init_value)

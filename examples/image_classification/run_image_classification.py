@@ -158,10 +158,9 @@ def encode_labels(splits: datasets.DatasetDict, column: str) -> datasets.Dataset
                     f"The {name} images have the classes {split.features[column].names}, the others {names}. Training "
                     "and evaluation need the same classes (folders) in the same order."
                 )
-            labels = np.asarray(split.data.column(column).to_pylist(), dtype=object)
-            wrong = [label for label in labels if label is None or not 0 <= label < len(names)]
-            if wrong:
-                raise ValueError(f"The {name} images have the label {wrong[0]}, outside of [0, {len(names)}).")
+            for label in split.unique(column):
+                if label is None or not 0 <= label < len(names):
+                    raise ValueError(f"The {name} images have the label {label}, outside of [0, {len(names)}).")
         return splits
     values = [value for split in splits.values() for value in split.unique(column)]
     if any(value is None or value != value for value in values):
@@ -361,8 +360,11 @@ def main(argv: list[str] | None = None):
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
+    source = model_args.model_name_or_path
+    if source is None:  # else the card would say that the model was fine-tuned from one without a name
+        model.config._name_or_path = training_args.output_dir
     card = {
-        "finetuned_from": model_args.model_name_or_path,
+        "finetuned_from": None if source is None or os.path.isdir(source) else source,
         "tasks": "image-classification",
         "dataset": data_args.dataset_name or data_args.train_dir or data_args.validation_dir,
         "tags": ["image-classification", "vision"],

@@ -1,0 +1,68 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Classify image files of held-out digits with a model that `run_image_classification.py` saved, through the pipeline.
+
+    python examples/image_classification/classify_digits.py --model outputs/digits
+
+Writes the images, prints a table of predictions and draws them into a picture.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+from digits import load_digits_dataset
+from matplotlib import pyplot as plt
+from PIL import Image
+from transformers import pipeline
+
+import modeling_internimage  # noqa: F401  (registers InternImage)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("outputs/digits"), help="folder of the saved model")
+    parser.add_argument("--count", type=int, default=20, help="how many digits to classify")
+    args = parser.parse_args()
+
+    folder = args.model / "held_out_digits"
+    folder.mkdir(parents=True, exist_ok=True)
+    test_set = load_digits_dataset()["test"]
+    count = min(args.count, len(test_set))
+    files, truth = [], []
+    for idx, row in enumerate(test_set.select(range(count))):
+        files.append(str(folder / f"{idx:03d}_is_{row['label']}.png"))
+        row["image"].save(files[-1])
+        truth.append(str(row["label"]))
+
+    classifier = pipeline("image-classification", model=str(args.model), device="cpu")
+    predictions = classifier(files, batch_size=10, top_k=2)
+
+    print(f"\n{'image file':<20} {'digit':>5} {'predicted':>9} {'score':>6}   runner-up")
+    for file, label, (best, second) in zip(files, truth, predictions):
+        mark = "" if best["label"] == label else "  <- wrong"
+        runner_up = f"{second['label']} ({second['score']:.3f})"
+        print(f"{Path(file).name:<20} {label:>5} {best['label']:>9} {best['score']:>6.3f}   {runner_up}{mark}")
+    correct = sum(best["label"] == label for label, (best, _) in zip(truth, predictions))
+    print(f"{correct} of {len(files)} correct")
+
+    columns = 10
+    rows = -(-len(files) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(columns, 1.35 * rows), layout="constrained", squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, file, label, (best, _) in zip(grid.flat, files, truth, predictions):
+        axes.imshow(Image.open(file), cmap="gray_r")
+        color = "tab:green" if best["label"] == label else "tab:red"
+        axes.set_title(f"{best['label']}  {best['score']:.2f}", color=color, fontsize=10)
+    figure.suptitle(f"Held-out digits: predicted class and score ({correct} of {len(files)} correct)", fontsize=11)
+    picture = args.model / "predictions.png"
+    figure.savefig(picture, dpi=150)
+    print(f"Picture: {picture}\nCurves:  {args.model / 'training_curves.png'}")
+
+
+if __name__ == "__main__":
+    main()
