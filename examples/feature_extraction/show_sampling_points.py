@@ -1,0 +1,117 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Where DCNv3 samples for one pixel of an image, in the last layer of every stage.
+
+    python examples/feature_extraction/show_sampling_points.py --model outputs/digits --image photo.jpg --pixel 120 80
+
+A point is one sample of one group, the darker the larger its weight; crosses are the regular grid of a convolution, on
+which the points of an untrained network lie. Each panel zooms in on its points.
+"""
+
+import argparse
+import os
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+import torch
+from extract_features import displayable, load
+from matplotlib import pyplot as plt
+
+from modeling_internimage.modeling_internimage import InternImageDCNv3
+
+
+def sampling_points(dcn: InternImageDCNv3, hidden_states: torch.Tensor, row: int, column: int):
+    """
+    Sampling points of one pixel, in pixels of the feature map.
+
+    Args:
+        dcn: the module, and `hidden_states` (1, height, width, channels), its input.
+        row, column: the pixel.
+
+    Returns:
+        `points` (num_groups, num_points, 2), x and y; `weights` (num_groups, num_points), which sum to 1 in a group;
+        `grid` (num_points, 2), the points without learned offsets.
+    """
+    offset, mask, _ = dcn.sampling_parameters(hidden_states)
+    offset = offset[0, row, column].view(dcn.num_groups, -1, 2)
+    weights = mask[0, row, column].view(dcn.num_groups, -1).softmax(dim=-1)
+    reach = dcn.kernel_size // 2
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    grid = torch.cartesian_prod(steps, steps)  # x-major, as the offsets are
+    if dcn.remove_center:
+        grid = torch.cat((grid[: len(grid) // 2], grid[len(grid) // 2 + 1 :]))
+    centre = torch.tensor([column, row], dtype=torch.float32)
+    return centre + (grid + offset) * dcn.offset_scale, weights, centre + grid * dcn.offset_scale
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a saved model, or a Hub id")
+    parser.add_argument("--image", required=True, help="image file")
+    parser.add_argument("--image-size", type=int, help="side in pixels; default: that of the image processor")
+    parser.add_argument(
+        "--pixel", nargs=2, type=int, metavar=("X", "Y"), help="in the preprocessed image; default: centre"
+    )
+    parser.add_argument("--output", default="sampling_points.png", help="picture to write")
+    args = parser.parse_args()
+
+    model, image_processor, pixel_values = load(args.model, args.image, args.image_size)
+    height, width = pixel_values.shape[2:]
+    x, y = args.pixel or (width // 2, height // 2)
+    if not (0 <= x < width and 0 <= y < height):
+        raise SystemExit(
+            f"`--pixel {x} {y}` is outside of the preprocessed image, which is {width} wide, {height} high."
+        )
+
+    last_dcns = [stage.layers[-1].dcn for stage in model.encoder.stages]
+    inputs = {}
+    hooks = [
+        dcn.register_forward_pre_hook(lambda module, arguments: inputs.update({module: arguments[0]}))
+        for dcn in last_dcns
+    ]
+    with torch.inference_mode():
+        model(pixel_values)
+    for hook in hooks:
+        hook.remove()
+
+    figure, panels = plt.subplots(
+        1, len(last_dcns), figsize=(3.4 * len(last_dcns), 4), layout="constrained", squeeze=False
+    )
+    image = displayable(pixel_values[0], image_processor)
+    for stage, (axes, dcn) in enumerate(zip(panels[0], last_dcns), start=1):
+        stride_y, stride_x = height / inputs[dcn].shape[1], width / inputs[dcn].shape[2]
+        row, column = int(y / stride_y), int(x / stride_x)
+        with torch.inference_mode():
+            points, weights, grid = sampling_points(dcn, inputs[dcn], row, column)
+        to_image = torch.tensor([stride_x, stride_y])
+        points, grid = ((positions + 0.5) * to_image - 0.5 for positions in (points, grid))
+        order = weights.flatten().argsort()
+        axes.imshow(image, alpha=0.55)
+        scatter = axes.scatter(
+            *points.flatten(0, 1)[order].T, c=weights.flatten()[order], s=16, cmap="viridis_r", vmin=0, linewidths=0
+        )
+        axes.plot(*grid.T, "x", color="black", markersize=5, markeredgewidth=0.9)
+        axes.plot(x, y, "o", color="red", markersize=9, markerfacecolor="none", markeredgewidth=2)
+        axes.set_title(
+            f"stage {stage}, stride {stride_x:.0f}\n{dcn.num_groups} groups of {weights.shape[1]} points", fontsize=10
+        )
+        reach = 1.15 * (points - torch.tensor([x, y])).abs().max().item()  # zoom in on the points
+        axes.set_xlim(x - reach, x + reach)
+        axes.set_ylim(y + reach, y - reach)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        outside = ((points < 0) | (points > torch.tensor([width, height]) - 1)).any(-1).float().mean()
+        axes.set_xlabel(f"{outside:.0%} of the points outside", fontsize=9)
+        figure.colorbar(scatter, ax=axes, shrink=0.6, label="weight" if stage == len(last_dcns) else None)
+    figure.suptitle(
+        f"Where DCNv3 samples for the pixel at ({x}, {y}); crosses: a regular 3x3 convolution", fontsize=11
+    )
+    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    figure.savefig(args.output, dpi=120)
+    print(f"Written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
