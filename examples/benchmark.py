@@ -160,6 +160,24 @@ def peak_memory_mib(function, device: str) -> float | None:
     return read("VmHWM") - before
 
 
+def markdown_table(result: dict) -> str:
+    """The results as the README shows them."""
+    lines = ["| image | batch | time | literal | speed-up | memory | literal |", "|---|---|---|---|---|---|---|"]
+    for case in result["cases"]:
+        memory = [f"{case[f'{name}_peak_mib']:.0f} MiB" for name in ("definition", "literal")]
+        times = [f"{case[f'{name}_ms']:.0f} ms" for name in ("definition", "literal")]
+        lines.append(
+            f"| {case['height']}x{case['width']} | {case['batch_size']} | {times[0]} | {times[1]} | "
+            f"{case['speedup']:.2f} | {memory[0]} | {memory[1]} |"
+        )
+    machine = result["machine"]
+    lines.append(
+        f"\nInternImage-{result['architecture']} on {machine['device']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}, {machine['date']}. Memory is the peak above the loaded model."
+    )
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="T")
@@ -169,7 +187,11 @@ def main():
     parser.add_argument("--min-runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="at least this long per case")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--table", type=Path, help="print an earlier JSON file as Markdown, measure nothing")
     args = parser.parse_args()
+    if args.table:
+        print(markdown_table(json.loads(args.table.read_text())))
+        return
 
     torch.manual_seed(0)
     config = InternImageConfig(**ARCHITECTURES[args.architecture])

@@ -144,7 +144,8 @@ class DCNv3(nn.Module):
             weight = weight / weight.sum(dim=-1, keepdim=True)
 
         images = value.to(dtype).view(batch_size, height, width, num_groups, channels // num_groups)
-        if self.training:
+        # (On a GPU the backward pass of `grid_sample` adds in any order, that of `embedding_bag` in a fixed one.)
+        if self.training and not torch.are_deterministic_algorithms_enabled():
             output = self._sample_and_sum(images, x, y, weight, padding)
         else:
             output = self._sum_rows(images, x, y, weight)

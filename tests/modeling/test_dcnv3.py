@@ -101,6 +101,18 @@ def test_half_precision(dtype, training):
         assert (argument.grad.double() - exact_argument.grad).abs().max() <= 1.1 * rounding
 
 
+def test_deterministic_algorithms(monkeypatch):
+    """Asked for deterministic algorithms, training avoids `grid_sample`, whose backward pass has none on a GPU."""
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", None)
+    torch.use_deterministic_algorithms(True)
+    try:
+        DCNv3().train()(*random_arguments()).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(TypeError):
+        DCNv3().train()(*random_arguments())
+
+
 def test_strided_offset_and_mask():
     """One projection may produce both: views with a row stride give the same as copies."""
     arguments = list(random_arguments(torch.float32))

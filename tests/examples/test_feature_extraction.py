@@ -1,0 +1,94 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Intermediate features and sampling points."""
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, randomize
+from PIL import Image
+from safetensors.torch import load_file
+
+from modeling_internimage import InternImageModel, create_image_processor
+
+
+FOLDER = REPOSITORY / "examples" / "feature_extraction"
+sys.path.insert(0, str(FOLDER))
+extract_features = importlib.import_module("extract_features")
+show_sampling_points = importlib.import_module("show_sampling_points")
+
+
+@pytest.fixture
+def model_and_image(tiny_config, photographs, tmp_path):
+    model = randomize(InternImageModel(tiny_config(center_feature_scale=True)))
+    model.save_pretrained(tmp_path / "model")
+    create_image_processor(64).save_pretrained(tmp_path / "model")
+    Image.fromarray(photographs[0]).save(tmp_path / "photo.jpg")
+    return model, str(tmp_path / "model"), str(tmp_path / "photo.jpg")
+
+
+@torch.no_grad()
+def test_extract_features(model_and_image, tmp_path):
+    model, model_path, image = model_and_image
+    command = [sys.executable, str(FOLDER / "extract_features.py"), "--model", model_path, "--image", image]
+    subprocess.run([*command, "--output", str(tmp_path / "out" / "stages")], check=True, capture_output=True)
+    features = load_file(tmp_path / "out" / "stages.safetensors")
+    _, _, pixel_values = extract_features.load(model_path, image)
+    outputs = model(pixel_values, output_hidden_states=True)
+    assert list(outputs.hidden_states[2].shape) == [1, 32, 8, 8]
+    for name, expected in zip(model.config.stage_names, outputs.hidden_states):
+        torch.testing.assert_close(features[name], expected)
+    torch.testing.assert_close(features["pooler_output"], outputs.pooler_output)
+    with Image.open(tmp_path / "out" / "stages.png") as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 20
+
+
+@torch.no_grad()
+def test_modules_by_name(model_and_image):
+    model, model_path, image = model_and_image
+    _, _, pixel_values = extract_features.load(model_path, image, image_size=96)
+    features = extract_features.extract_features(model, pixel_values, ["encoder.stages.1.layers.0.dcn", "pooler"])
+    assert {name: list(feature.shape) for name, feature in features.items()} == {
+        "encoder.stages.1.layers.0.dcn": [1, 12, 12, 32],
+        "pooler": [1, 192],
+    }
+    with pytest.raises(ValueError, match="no module 'stages.1'"):
+        extract_features.extract_features(model, pixel_values, ["stages.1"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"offset_scale": 2.0}, {"remove_center": True}], ids=str)
+@torch.no_grad()
+def test_sampling_points_are_where_dcnv3_samples(settings, tiny_config):
+    """Interpolating at the points and summing with their weights, by hand, gives the operator's output."""
+    dcn = randomize(InternImageModel(tiny_config(**settings))).encoder.stages[1].layers[0].dcn
+    hidden_states = torch.randn(1, 6, 7, 32)
+    value = torch.nn.functional.pad(dcn.input_proj(hidden_states)[0], (0, 0, 9, 9, 9, 9))  # zeros outside
+    captured = {}
+    dcn.output_proj.register_forward_pre_hook(lambda module, arguments: captured.update(output=arguments[0]))
+    dcn(hidden_states)
+    for row, column in ((0, 0), (3, 4), (5, 6)):
+        points, weights, _ = show_sampling_points.sampling_points(dcn, hidden_states, row, column)
+        expected = captured["output"][0, row, column].view(dcn.num_groups, -1)
+        for group in range(dcn.num_groups):
+            channels = value.unflatten(-1, (dcn.num_groups, -1))[:, :, group]
+            total = 0
+            for (x, y), weight in zip((points[group] + 9).clamp(0.5, 22.5).tolist(), weights[group].tolist()):
+                left, top = int(x), int(y)
+                upper = channels[top, left] * (left + 1 - x) + channels[top, left + 1] * (x - left)
+                lower = channels[top + 1, left] * (left + 1 - x) + channels[top + 1, left + 1] * (x - left)
+                total = total + weight * (upper * (top + 1 - y) + lower * (y - top))
+            torch.testing.assert_close(total, expected[group], rtol=1e-4, atol=1e-5)
+
+
+def test_show_sampling_points(model_and_image, tmp_path):
+    _, model_path, image = model_and_image
+    command = [sys.executable, str(FOLDER / "show_sampling_points.py"), "--model", model_path, "--image", image]
+    picture = tmp_path / "points.png"
+    subprocess.run([*command, "--pixel", "10", "40", "--output", str(picture)], check=True, capture_output=True)
+    with Image.open(picture) as opened:
+        assert opened.width > 1000 and np.asarray(opened.convert("RGB")).std() > 20
+    outside = subprocess.run([*command, "--pixel", "64", "0"], capture_output=True, text=True)
+    assert outside.returncode == 1 and "is outside of the preprocessed image" in outside.stderr

@@ -1,0 +1,138 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Every command and every code block of the READMEs runs."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import MANIFESTS, REPOSITORY, randomize, write_official_checkpoint
+from PIL import Image
+from transformers import pipeline
+
+import modeling_internimage
+from modeling_internimage import InternImageForImageClassification
+
+
+READMES = ["README.md", "examples/image_classification/README.md", "examples/feature_extraction/README.md"]
+OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
+# Appended to training commands: enough to run every part of the script.
+SHORT_RUN = ["--max_steps", "1", "--max_train_samples", "4", "--max_eval_samples", "2", "--report_to", "none"]
+SHORT_RUN += ["--per_device_train_batch_size", "2"]
+
+
+def blocks(language: str) -> list:
+    """(README, block) of every fenced code block in a language."""
+    return [
+        pytest.param(block, id=f"{readme}-{idx}")
+        for readme in READMES
+        for idx, block in enumerate(re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / readme).read_text(), re.S))
+    ]
+
+
+def commands() -> list[str]:
+    text = "\n".join(param.values[0] for param in blocks("bash"))
+    lines = text.replace("\\\n", " ").splitlines()
+    return list(dict.fromkeys(re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()))
+
+
+@pytest.fixture(scope="module")
+def official_checkpoint(tmp_path_factory):
+    """InternImage-T at full size, in the layout of its official repository, with stand-in weights."""
+    manifest = MANIFESTS["internimage_t_1k_224"]
+    return write_official_checkpoint(
+        tmp_path_factory.mktemp("hub") / "internimage_t_1k_224", manifest["config"], manifest["keys"], seed=0
+    )
+
+
+@pytest.fixture
+def workplace(photographs, tiny_config, tmp_path, monkeypatch):
+    """A folder with everything the commands name: images, a data set, the model of the demo, the scripts."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    Image.fromarray(photographs[0]).save(tmp_path / "photo.jpg")
+    images = []
+    for split in ("train", "validation"):
+        for name, photograph in zip(("astronaut", "coffee"), photographs):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for idx in range(4):
+                images.append(Image.fromarray(photograph[idx * 60 : idx * 60 + 200, :300]))
+                images[-1].save(tmp_path / "images" / split / name / f"{idx}.jpg")
+    (tmp_path / "beans").mkdir()
+    features = Features({"image": ImageFeature(), "labels": ClassLabel(names=["healthy", "rust"])})
+    data = Dataset.from_dict({"image": images, "labels": [idx % 2 for idx in range(len(images))]}, features=features)
+    data.to_parquet(tmp_path / "beans" / "train.parquet")
+    digits = {idx: str(idx) for idx in range(10)}
+    for name in ("digits", "my_model"):
+        model = InternImageForImageClassification(tiny_config(depths=[1, 1, 2, 1], id2label=digits))
+        randomize(model).save_pretrained(tmp_path / "outputs" / name)
+        modeling_internimage.create_image_processor(32).save_pretrained(tmp_path / "outputs" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_blocks(block, workplace, official_checkpoint):
+    code = block.replace(OFFICIAL_REPOSITORY, str(official_checkpoint))
+    # In a process of its own: one of the blocks registers classes for good.
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if "register_for_auto_class" in code:
+        assert (workplace / "my-internimage" / "modeling_internimage.py").is_file()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands(command, workplace, official_checkpoint):
+    words = shlex.split(command)
+    ci = (REPOSITORY / ".ci" / "run").read_text()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    if words[0] == "make":
+        assert command in ci.splitlines()  # on a clean clone
+        return
+    if words[-1].endswith("digits.json"):  # `make demo` runs it, at full length
+        assert "run_image_classification.py $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
+        return
+    if words[:2] == ["pip", "install"]:
+        options = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(workplace / "site")]
+        subprocess.run([sys.executable, "-m", "pip", *words[1:], *options], check=True, cwd=REPOSITORY)
+        installed = {path.name for path in (workplace / "site" / "modeling_internimage").iterdir()}
+        assert {"__init__.py", "py.typed", "modeling_internimage.py"} <= installed
+        return
+    assert words[0] == "python", f"unknown kind of command: {command}"
+    words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
+    if "run_image_classification.py" in command:
+        words += SHORT_RUN
+    result = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if "--output_dir" in words:
+        assert "eval_accuracy" in json.loads(
+            (workplace / words[words.index("--output_dir") + 1] / "all_results.json").read_text()
+        )
+
+
+def test_digits_table(workplace):
+    """The table of the demo says what the pipeline says."""
+    command = [sys.executable, "examples/image_classification/classify_digits.py", "--model", "outputs/digits"]
+    output = subprocess.run([*command, "--count", "7"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in output.splitlines() if ".png" in line and "_is_" in line]
+    assert len(rows) == 7
+    correct = sum(row[1] == row[2] for row in rows)
+    assert f"{correct} of 7 correct" in output and output.count("<- wrong") == 7 - correct
+    classifier = pipeline("image-classification", model="outputs/digits")
+    for row in rows:
+        best = classifier(str(workplace / "outputs" / "digits" / "held_out_digits" / row[0]))[0]
+        assert (row[2], row[3]) == (best["label"], f"{best['score']:.3f}")
+    with Image.open(workplace / "outputs" / "digits" / "predictions.png") as picture:
+        assert picture.width > 1000
+
+
+def test_benchmark_table_is_the_recorded_one():
+    sys.path.insert(0, str(REPOSITORY / "examples"))
+    benchmark = importlib.import_module("benchmark")
+    result = json.loads((REPOSITORY / "examples" / "results" / "benchmark_cpu.json").read_text())
+    assert benchmark.markdown_table(result) in (REPOSITORY / "README.md").read_text()
