@@ -1,12 +1,16 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The official preprocessing, as an image processor that transformers already has."""
 
-from transformers import CLIPImageProcessor, CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_torchvision_available
 
 
-IMAGE_PROCESSOR_CLASSES = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
+IMAGE_PROCESSOR_CLASSES = {"pil": CLIPImageProcessorPil}
+if is_torchvision_available():  # else importing the class warns
+    from transformers import CLIPImageProcessor
+
+    IMAGE_PROCESSOR_CLASSES["torchvision"] = CLIPImageProcessor
 
 
 def create_image_processor(image_size: int = 224, backend: str | None = None):
