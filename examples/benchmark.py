@@ -1,15 +1,18 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Time and peak memory of an InternImage forward pass, beside the same model with DCNv3 transcribed literally from the
-original's PyTorch code.
+Time and peak memory of InternImage forward passes, against the same model in float32 with DCNv3 transcribed literally
+from the original's PyTorch code.
 
     python examples/benchmark.py --output examples/results/benchmark_cpu.json
+    LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python examples/benchmark.py \\
+        --implementations kernel kernel-bfloat16 --output examples/results/benchmark_cpu_kernel.json
 
-Both run in one process and in turn, on the same weights and images, after a check that they agree. The speed-up is the
+All run in one process and in turn, on the same weights and images, after a check that they agree. A speed-up is the
 median of the ratios of neighbouring runs, which the drift of a busy machine hardly touches.
 """
 
 import argparse
+import copy
 import ctypes
 import datetime
 import json
@@ -23,7 +26,7 @@ import torch
 import transformers
 from torch import nn
 
-from modeling_internimage import InternImageConfig, InternImageForImageClassification
+from modeling_internimage import InternImageConfig, InternImageForImageClassification, use_dcnv3_kernel
 from modeling_internimage.modeling_internimage import InternImageDCNv3
 
 
@@ -95,6 +98,30 @@ def use_literal_dcnv3(model):
     return model
 
 
+def to_bfloat16(model):
+    return model.to(torch.bfloat16)
+
+
+def compiled(model):
+    return torch.compile(model, fullgraph=True)
+
+
+def with_kernel(model):
+    return use_dcnv3_kernel(model, strict=True)
+
+
+# What can be compared with the literal transcription: steps that turn a fresh float32 model into it.
+IMPLEMENTATIONS = {
+    "definition": [],
+    "definition-bfloat16": [to_bfloat16],
+    "definition-compiled": [compiled],
+    "kernel": [with_kernel],
+    "kernel-bfloat16": [to_bfloat16, with_kernel],
+    "kernel-compiled": [with_kernel, compiled],
+    "kernel-bfloat16-compiled": [to_bfloat16, with_kernel, compiled],
+}
+
+
 def processor_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -160,16 +187,58 @@ def peak_memory_mib(function, device: str) -> float | None:
     return read("VmHWM") - before
 
 
+def build_models(architecture: str, implementations: list[str], device: str) -> dict[str, nn.Module]:
+    """The literal transcription and the implementations, with the same weights."""
+    torch.manual_seed(0)
+    config = InternImageConfig(**ARCHITECTURES[architecture])
+    model = InternImageForImageClassification(config).eval()
+    with torch.no_grad():  # a fresh model samples on the regular grid only: give it offsets and masks as in use
+        for name, parameter in model.named_parameters():
+            if "offset_proj" in name or "mask_proj" in name:
+                parameter.normal_(std=0.02)
+    models = {"literal": use_literal_dcnv3(copy.deepcopy(model).to(device))}
+    for name in implementations:
+        models[name] = copy.deepcopy(model).to(device)
+        for step in IMPLEMENTATIONS[name]:
+            models[name] = step(models[name])
+    return models
+
+
+def measure(models: dict[str, nn.Module], images: torch.Tensor, min_runs: int, seconds: float) -> dict:
+    """Times, speed-ups over the literal transcription, memory and deviations of the models on a batch of images."""
+    device = images.device.type
+    inputs = {name: images.to(next(model.parameters()).dtype) for name, model in models.items()}
+    functions = {name: (lambda model=model, name=name: model(inputs[name])) for name, model in models.items()}
+    logits = {name: function().logits.float() for name, function in functions.items()}
+    results = {}
+    for name in models:
+        difference = ((logits[name] - logits["literal"]).norm() / logits["literal"].norm()).item()
+        if difference > (0.05 if "bfloat16" in name else 1e-4):
+            raise SystemExit(f"'{name}' and 'literal' disagree: their logits differ by {difference:.2%}.")
+        results[name] = {"relative_difference": difference}
+    for name, function in functions.items():
+        memory = peak_memory_mib(function, device)
+        results[name]["peak_mib"] = None if memory is None else round(memory, 1)
+    runs = time_in_turn(functions, device, min_runs, seconds)
+    for name, times in runs.items():
+        speedup = statistics.median(literal / ours for ours, literal in zip(times, runs["literal"]))
+        results[name] |= {"ms": round(1000 * statistics.median(times), 2), "speedup": round(speedup, 2)}
+        results[name]["runs"] = len(times)
+    return results
+
+
 def markdown_table(result: dict) -> str:
     """The results as the README shows them."""
-    lines = ["| image | batch | time | literal | speed-up | memory | literal |", "|---|---|---|---|---|---|---|"]
+    names = [name for name in result["cases"][0]["results"] if name != "literal"]
+    lines = ["| image | batch | literal | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+
+    def cell(entry, speedup):
+        text = f"{entry['ms']:.0f} ms" + (f" ({entry['speedup']:.2f}x)" if speedup else "")
+        return text + ("" if entry["peak_mib"] is None else f", {entry['peak_mib']:.0f} MiB")
+
     for case in result["cases"]:
-        memory = [f"{case[f'{name}_peak_mib']:.0f} MiB" for name in ("definition", "literal")]
-        times = [f"{case[f'{name}_ms']:.0f} ms" for name in ("definition", "literal")]
-        lines.append(
-            f"| {case['height']}x{case['width']} | {case['batch_size']} | {times[0]} | {times[1]} | "
-            f"{case['speedup']:.2f} | {memory[0]} | {memory[1]} |"
-        )
+        cells = [cell(case["results"][name], name != "literal") for name in ["literal", *names]]
+        lines.append(f"| {case['height']}x{case['width']} | {case['batch_size']} | " + " | ".join(cells) + " |")
     machine = result["machine"]
     lines.append(
         f"\nInternImage-{result['architecture']} on {machine['device']}, {machine['threads']} threads, torch "
@@ -181,6 +250,7 @@ def markdown_table(result: dict) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="T")
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["definition"])
     parser.add_argument("--sizes", nargs="+", default=["224x224", "384x384", "512x512", "800x1216"], metavar="HxW")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -193,41 +263,16 @@ def main():
         print(markdown_table(json.loads(args.table.read_text())))
         return
 
-    torch.manual_seed(0)
-    config = InternImageConfig(**ARCHITECTURES[args.architecture])
-    model = InternImageForImageClassification(config).eval()
-    with torch.no_grad():  # a fresh model samples on the regular grid only: give it offsets and masks as in use
-        for name, parameter in model.named_parameters():
-            if "offset_proj" in name or "mask_proj" in name:
-                parameter.normal_(std=0.02)
-    literal = InternImageForImageClassification(config).eval()
-    literal.load_state_dict(model.state_dict())
-    models = {"definition": model.to(args.device), "literal": use_literal_dcnv3(literal).to(args.device)}
-
+    models = build_models(args.architecture, args.implementations, args.device)
     cases = []
     for size in args.sizes:
         height, width = map(int, size.split("x"))
         for batch_size in args.batch_sizes:
             images = torch.randn(batch_size, 3, height, width, device=args.device)
             with torch.inference_mode():
-                functions = {
-                    name: (lambda model=model, images=images: model(images)) for name, model in models.items()
-                }
-                features = {name: model.internimage(images).last_hidden_state for name, model in models.items()}
-                difference = (features["definition"] - features["literal"]).abs().max().item()
-                if difference > 1e-3:  # the features have unit variance
-                    raise SystemExit(f"The implementations disagree at {size}: features differ by {difference}.")
-                del features
-                memory = {name: peak_memory_mib(function, args.device) for name, function in functions.items()}
-                seconds = time_in_turn(functions, args.device, args.min_runs, args.seconds)
-            ratios = [literal / ours for ours, literal in zip(seconds["definition"], seconds["literal"])]
-            case = {"height": height, "width": width, "batch_size": batch_size, "dtype": "float32"}
-            for name in models:
-                case[f"{name}_ms"] = round(1000 * statistics.median(seconds[name]), 2)
-                case[f"{name}_peak_mib"] = None if memory[name] is None else round(memory[name], 1)
-            case |= {"speedup": round(statistics.median(ratios), 2), "runs": len(ratios), "max_difference": difference}
-            cases.append(case)
-            print(json.dumps(case), flush=True)
+                results = measure(models, images, args.min_runs, args.seconds)
+            cases.append({"height": height, "width": width, "batch_size": batch_size, "results": results})
+            print(json.dumps(cases[-1]), flush=True)
 
     result = {"architecture": args.architecture, "machine": machine_description(args.device), "cases": cases}
     if args.output:

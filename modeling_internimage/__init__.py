@@ -4,6 +4,12 @@
 from .auto_registration import register_auto_classes
 from .configuration_internimage import InternImageConfig
 from .image_processing import create_image_processor
+from .kernel_integration import (
+    KernelNotAvailableError,
+    dcnv3_implementations,
+    register_dcnv3_kernel,
+    use_dcnv3_kernel,
+)
 from .modeling_internimage import (
     DCNv3,
     InternImageBackbone,
@@ -22,8 +28,13 @@ __all__ = [
     "InternImageForImageClassification",
     "InternImageModel",
     "InternImagePreTrainedModel",
+    "KernelNotAvailableError",
     "create_image_processor",
+    "dcnv3_implementations",
     "register_auto_classes",
+    "register_dcnv3_kernel",
+    "use_dcnv3_kernel",
 ]
 
 register_auto_classes()
+register_dcnv3_kernel()

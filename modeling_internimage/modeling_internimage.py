@@ -9,7 +9,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
-from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -17,10 +16,19 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_internimage import InternImageConfig
 
+
+try:  # that of `kernels` marks the class with any version of transformers
+    from kernels import use_kernel_forward_from_hub
+except ImportError:
+    from transformers.integrations import use_kernel_forward_from_hub
+
+
+logger = logging.get_logger(__name__)
 
 # Original parameter names (the `.pth` files; the official Hub repositories put `model.` in front) -> ours, applied in
 # order. Every rule has at most one group: that is what the `key_mapping` of `from_pretrained` supports. No rule
@@ -121,6 +129,11 @@ class DCNv3(nn.Module):
             value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, remove_center
         )
         device, dtype = value.device, torch.promote_types(value.dtype, torch.float32)
+        if device.type == "cuda" and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "DCNv3 runs as its PyTorch definition on the GPU. A compiled kernel is faster: `from_pretrained(..., "
+                "use_kernels=True)`, or `modeling_internimage.use_dcnv3_kernel(model)` for a model that is loaded."
+            )
 
         # Where each point samples, in pixels. The regular grid is separable: only a row and a column of it are built.
         point = torch.arange(num_points, device=device)
