@@ -1,11 +1,11 @@
 # `make demo`: fine-tune a small InternImage on real digits and use it. `make test`: check everything.
-# Both set up .venv first: about 75 s and 5 GB, once.
+# `make kernel`: compile the DCNv3 kernel; `make test-kernel` checks it. All of them set up .venv first: about 75 s and 5 GB, once.
 PYTHON ?= python3
 VENV := .venv
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
 DIGITS := examples/image_classification
 
-.PHONY: demo test bench clean
+.PHONY: demo test kernel test-kernel bench clean
 
 demo: $(VENV)/installed
 	@echo "== 1/2 Fine-tuning a small InternImage on the 1,437 training digits of scikit-learn (about a minute on 2 cores)"
@@ -20,6 +20,14 @@ test: $(VENV)/installed
 	@$(VENV)/bin/ruff check .
 	@echo "== 2/2 Tests, without network"
 	@$(RUN) -m pytest
+
+kernel: $(VENV)/installed
+	@echo "== Building the DCNv3 kernel for the CPU, and for CUDA where nvcc is installed"
+	@$(VENV)/bin/python hub_kernels/dcnv3/local_build.py
+
+test-kernel: kernel
+	@echo "== Tests of the DCNv3 kernel"
+	@$(RUN) -m pytest hub_kernels/dcnv3/tests
 
 bench: $(VENV)/installed
 	@echo "== Time and memory of InternImage-T on this CPU (about 10 minutes)"

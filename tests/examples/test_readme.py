@@ -94,6 +94,8 @@ def test_commands(command, workplace, official_checkpoint):
     if words[0] == "make":
         assert command in ci.splitlines()  # on a clean clone
         return
+    if words[0] == "export":
+        return
     if words[-1].endswith("digits.json"):  # `make demo` runs it, at full length
         assert "run_image_classification.py $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
         return

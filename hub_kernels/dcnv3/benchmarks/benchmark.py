@@ -1,0 +1,102 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+DCNv3 with the shapes of InternImage-T's four stages, forward, and forward with backward ("training"), against PyTorch.
+
+    kernels benchmark ./hub_kernels/dcnv3              # a local build
+    kernels benchmark kernels-community/dcnv3 --version 1
+
+Needs `pip install "kernels[benchmark]"`. Results are compared with the reference first; its time is that of one call.
+The batch size is 64 on a GPU and 8 on a CPU.
+"""
+
+import torch
+import torch.nn.functional as F
+from kernels.benchmark import Benchmark
+
+
+def reference(value, offset, mask, num_groups):
+    """In plain PyTorch, with `grid_sample`, in float32: 3x3, stride 1, padding 1, no gate, softmax."""
+    batch_size, height, width, channels = value.shape
+    dtype, (value, offset, mask) = value.dtype, (tensor.float() for tensor in (value, offset, mask))
+    point = torch.arange(9, device=value.device)
+    offset = offset.view(batch_size, height, width, num_groups, 9, 2)
+    column = torch.arange(width, device=value.device).view(1, 1, -1, 1, 1)
+    row = torch.arange(height, device=value.device).view(1, -1, 1, 1, 1)
+    x = column + (point // 3 - 1) + offset[..., 0]
+    y = row + (point % 3 - 1) + offset[..., 1]
+    grid = torch.stack(((x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1), dim=-1)
+    grid = grid.permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2)
+    images = value.view(batch_size, height, width, num_groups, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    samples = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    weight = mask.view(batch_size, height, width, num_groups, 9).softmax(dim=-1)
+    weight = weight.permute(0, 3, 1, 2, 4).reshape(batch_size * num_groups, 1, height * width, 9)
+    output = (samples * weight).sum(dim=-1).view(batch_size, channels, height, width)
+    return output.permute(0, 2, 3, 1).to(dtype)
+
+
+class Workloads:
+    """What is measured for every stage. Not a `Benchmark`: the runner would take it for one."""
+
+    seed = 0
+
+    def prepare(self, dtype, requires_grad):
+        batch_size = 64 if self.device == "cuda" else 8
+        self.num_groups = self.channels // 16
+        value, offset, mask, self.cotangent = (
+            torch.randn(batch_size, self.size, self.size, last_size, device=self.device)
+            for last_size in (self.channels, self.num_groups * 18, self.num_groups * 9, self.channels)
+        )
+        # Odd multiples of 1/32, as bfloat16 has them too: no sample lies on a pixel, where the gradient jumps.
+        offset = ((offset * 16).floor().clamp(-63, 63) * 2 + 1) / 32
+        self.tensors = [tensor.to(dtype).requires_grad_(requires_grad) for tensor in (value / 2, offset, mask)]
+
+    def gradients(self, function):
+        """As one tensor, which is what the runner compares."""
+        output = function(*self.tensors, num_groups=self.num_groups)
+        return torch.cat(
+            [gradient.flatten() for gradient in torch.autograd.grad(output, self.tensors, self.cotangent)]
+        )
+
+    def setup_forward_float32(self):
+        self.prepare(torch.float32, requires_grad=False)
+
+    def benchmark_forward_float32(self):
+        self.out = self.kernel.dcnv3(*self.tensors, num_groups=self.num_groups)
+
+    def verify_forward_float32(self):
+        return reference(*self.tensors, num_groups=self.num_groups)
+
+    def setup_forward_bfloat16(self):
+        self.prepare(torch.bfloat16, requires_grad=False)
+
+    def benchmark_forward_bfloat16(self):
+        self.out = self.kernel.dcnv3(*self.tensors, num_groups=self.num_groups)
+
+    def verify_forward_bfloat16(self):
+        return reference(*self.tensors, num_groups=self.num_groups)
+
+    # Only in float32: rounded to bfloat16, gradients differ by more than the tolerance of the runner, which is fixed.
+    def setup_training_float32(self):
+        self.prepare(torch.float32, requires_grad=True)
+
+    def benchmark_training_float32(self):
+        self.out = self.gradients(self.kernel.dcnv3)
+
+    def verify_training_float32(self):
+        return self.gradients(reference)
+
+
+class Stage1(Workloads, Benchmark):
+    size, channels = 56, 64
+
+
+class Stage2(Workloads, Benchmark):
+    size, channels = 28, 128
+
+
+class Stage3(Workloads, Benchmark):
+    size, channels = 14, 256
+
+
+class Stage4(Workloads, Benchmark):
+    size, channels = 7, 512

@@ -1,0 +1,180 @@
+// Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+//
+// Host side of the CPU backend: checks, choice of instruction set and dtype, threads.
+#include "dcnv3_cpu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "../dcnv3_common/dcnv3_checks.h"
+#include "../dcnv3_common/dcnv3_ops.h"
+
+namespace dcnv3 {
+namespace {
+
+enum class Arch { portable, avx2, avx512 };
+
+// The widest instruction set of this processor, or a narrower one named by DCNV3_CPU_ARCH (for tests).
+Arch detect_arch() {
+#if defined(__x86_64__)
+  Arch best = Arch::portable;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    best = Arch::avx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      best = Arch::avx512;
+    }
+  }
+  char const* const wanted = std::getenv("DCNV3_CPU_ARCH");
+  if (wanted != nullptr) {
+    Arch const limit = std::strcmp(wanted, "portable") == 0 ? Arch::portable
+        : std::strcmp(wanted, "avx2") == 0                  ? Arch::avx2
+                                                            : Arch::avx512;
+    best = std::min(best, limit);
+  }
+  return best;
+#else
+  return Arch::portable;
+#endif
+}
+
+Arch arch() {
+  static Arch const detected = detect_arch();
+  return detected;
+}
+
+// Whether the elements of one image can be counted in 32 bits.
+bool fits_int32(Geometry const& g, Strides const& value) {
+  return (g.height - 1) * value.row + (g.width - 1) * value.column + g.groups * g.group_channels <
+      std::numeric_limits<int32_t>::max();
+}
+
+template <typename scalar_t>
+void forward_rows(
+    Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, int64_t begin, int64_t end) {
+  if (!fits_int32(g, inputs.value_strides)) {
+    return portable::forward<scalar_t, int64_t>(inputs, g, output, begin, end);
+  }
+  switch (arch()) {
+#if defined(__x86_64__)
+    case Arch::avx512:
+      return avx512::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
+    case Arch::avx2:
+      return avx2::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
+#endif
+    default:
+      return portable::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
+  }
+}
+
+template <typename scalar_t>
+void backward_groups(
+    Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,
+    Gradients<scalar_t> const& gradients, int64_t begin, int64_t end) {
+  std::vector<typename ScratchType<scalar_t>::type> scratch(g.height * g.width * g.group_channels);
+  auto* const sums = scratch.data();
+  if (!fits_int32(g, inputs.value_strides)) {
+    return portable::backward<scalar_t, int64_t>(inputs, g, grad_output, gradients, sums, begin, end);
+  }
+  switch (arch()) {
+#if defined(__x86_64__)
+    case Arch::avx512:
+      return avx512::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, sums, begin, end);
+    case Arch::avx2:
+      return avx2::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, sums, begin, end);
+#endif
+    default:
+      return portable::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, sums, begin, end);
+  }
+}
+
+// Calls `body` with a null pointer of the storage type of a dtype.
+template <typename Body>
+void dispatch(torch::headeronly::ScalarType dtype, Body const& body) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float:
+      return body(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return body(static_cast<double*>(nullptr));
+    case ScalarType::Half:
+      return body(static_cast<Half*>(nullptr));
+    case ScalarType::BFloat16:
+      return body(static_cast<BFloat16*>(nullptr));
+    default:
+      STD_TORCH_CHECK(
+          false, "`value` must be float32, float64, float16 or bfloat16, got a tensor of another dtype.");
+  }
+}
+
+std::optional<Tensor> with_contiguous_channels(std::optional<Tensor> const& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(dcnv3::with_contiguous_channels(*tensor)) : std::nullopt;
+}
+
+}  // namespace
+
+Tensor forward_cpu(
+    Tensor const& value_, Tensor const& offset_, Tensor const& mask_, std::optional<Tensor> const& center_scale_,
+    int64_t kernel_size, int64_t stride, int64_t padding, int64_t dilation, int64_t num_groups, double offset_scale,
+    bool remove_center, bool softmax) {
+  Geometry const g = check_arguments(
+      value_, offset_, mask_, center_scale_, kernel_size, stride, padding, dilation, num_groups, offset_scale,
+      remove_center, softmax);
+  Tensor output = torch::stable::new_empty(value_, {g.batch_size, g.out_height, g.out_width, value_.size(3)});
+  if (output.numel() == 0) {
+    return output;
+  }
+  Tensor const value = dcnv3::with_contiguous_channels(value_);
+  Tensor const offset = dcnv3::with_contiguous_channels(offset_), mask = dcnv3::with_contiguous_channels(mask_);
+  std::optional<Tensor> const center_scale = with_contiguous_channels(center_scale_);
+  dispatch(value.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
+    auto const inputs = make_inputs<scalar_t>(value, offset, mask, center_scale);
+    scalar_t* const out = static_cast<scalar_t*>(output.mutable_data_ptr());
+    // A thread is worth starting for some 4,000 sums of neighbours.
+    int64_t const grain = std::max<int64_t>(1, 4096 / (g.out_width * g.groups * g.num_points));
+    torch::stable::parallel_for(0, g.batch_size * g.out_height, grain, [&](int64_t begin, int64_t end) {
+      forward_rows(inputs, g, out, begin, end);
+    });
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cpu(
+    Tensor const& grad_output_, Tensor const& value_, Tensor const& offset_, Tensor const& mask_,
+    std::optional<Tensor> const& center_scale_, int64_t kernel_size, int64_t stride, int64_t padding,
+    int64_t dilation, int64_t num_groups, double offset_scale, bool remove_center, bool softmax) {
+  Geometry const g = check_arguments(
+      value_, offset_, mask_, center_scale_, kernel_size, stride, padding, dilation, num_groups, offset_scale,
+      remove_center, softmax);
+  check_companion("grad_output", grad_output_, value_, g, value_.size(3));
+  Tensor grad_value = torch::stable::new_empty(value_, value_.sizes());
+  Tensor grad_offset = torch::stable::new_empty(offset_, offset_.sizes());
+  Tensor grad_mask = torch::stable::new_empty(mask_, mask_.sizes());
+  Tensor grad_center_scale = center_scale_.has_value()
+      ? torch::stable::new_empty(*center_scale_, center_scale_->sizes())
+      : torch::stable::new_empty(value_, {0});
+  if (value_.numel() == 0) {
+    return {grad_value, grad_offset, grad_mask, grad_center_scale};
+  }
+  Tensor const grad_output = torch::stable::contiguous(grad_output_);
+  Tensor const value = dcnv3::with_contiguous_channels(value_);
+  Tensor const offset = dcnv3::with_contiguous_channels(offset_), mask = dcnv3::with_contiguous_channels(mask_);
+  std::optional<Tensor> const center_scale = with_contiguous_channels(center_scale_);
+  dispatch(value.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
+    auto const inputs = make_inputs<scalar_t>(value, offset, mask, center_scale);
+    auto const pointer = [](Tensor const& tensor) { return static_cast<scalar_t*>(tensor.mutable_data_ptr()); };
+    Gradients<scalar_t> const gradients = {
+        pointer(grad_value), pointer(grad_offset), pointer(grad_mask),
+        center_scale.has_value() ? pointer(grad_center_scale) : nullptr};
+    auto const* const grad = static_cast<scalar_t const*>(grad_output.const_data_ptr());
+    torch::stable::parallel_for(0, g.batch_size * g.groups, 1, [&](int64_t begin, int64_t end) {
+      backward_groups(inputs, g, grad, gradients, begin, end);
+    });
+  });
+  return {grad_value, grad_offset, grad_mask, grad_center_scale};
+}
+
+}  // namespace dcnv3

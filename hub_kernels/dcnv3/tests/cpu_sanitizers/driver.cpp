@@ -1,0 +1,116 @@
+// Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+//
+// Runs the inner loops of the CPU backend over random geometries, with exactly sized buffers and wild offsets, for the
+// sanitizers to watch. Prints the number of runs.
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+
+#include "../../dcnv3_cpu/dcnv3_cpu.h"
+
+using namespace dcnv3;
+
+namespace {
+
+std::mt19937 engine(0);
+
+int between(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); }
+
+template <typename scalar_t>
+scalar_t number(double value) {
+  if constexpr (sizeof(scalar_t) == 2) {
+    float const single = static_cast<float>(value);
+    uint32_t bits;
+    __builtin_memcpy(&bits, &single, sizeof(bits));
+    return {static_cast<uint16_t>(bits >> 16)};  // a valid number in both 16-bit formats, if not the same
+  } else {
+    return static_cast<scalar_t>(value);
+  }
+}
+
+// malloc gives every tensor its own allocation: reading one element too far is an error.
+template <typename scalar_t>
+std::unique_ptr<scalar_t[]> random_tensor(int64_t size, bool wild) {
+  std::unique_ptr<scalar_t[]> tensor(new scalar_t[size]);
+  std::normal_distribution<double> normal(0.0, 2.0);
+  double const extremes[] = {1e6, -1e6, 1e30, std::numeric_limits<double>::infinity(),
+                             -std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()};
+  for (int64_t i = 0; i < size; ++i) {
+    tensor[i] = number<scalar_t>(wild && between(0, 19) == 0 ? extremes[between(0, 5)] : normal(engine));
+  }
+  return tensor;
+}
+
+template <typename scalar_t, typename Forward, typename Backward>
+void run(Forward const& forward, Backward const& backward) {
+  Geometry g;
+  g.batch_size = between(1, 2);
+  g.height = between(1, 9);
+  g.width = between(1, 9);
+  g.groups = between(1, 5);
+  g.group_channels = between(0, 1) ? between(1, 40) : 16;
+  g.kernel_size = between(1, 7);
+  g.remove_center = g.kernel_size % 2 == 1 && g.kernel_size > 1 && between(0, 1);
+  g.num_points = g.kernel_size * g.kernel_size - g.remove_center;
+  g.dilation = between(1, 2);
+  int const extent = g.dilation * (g.kernel_size - 1) + 1;
+  g.padding = extent / 2;
+  g.stride = extent % 2 == 1 && between(0, 1) ? 1 : between(1, 3);
+  g.out_height = (g.height + 2 * g.padding - extent) / g.stride + 1;
+  g.out_width = (g.width + 2 * g.padding - extent) / g.stride + 1;
+  g.offset_scale = 1.5;
+  g.softmax = between(0, 1);
+  bool const gate = g.stride == 1 && g.out_height == g.height && g.out_width == g.width && between(0, 1);
+  int64_t const channels = g.groups * g.group_channels;
+  int64_t const pixels = g.batch_size * g.height * g.width, out_pixels = g.batch_size * g.out_height * g.out_width;
+  int64_t const points = out_pixels * g.groups * g.num_points;
+
+  auto const value = random_tensor<scalar_t>(pixels * channels, false);
+  auto const offset = random_tensor<scalar_t>(points * 2, true);
+  auto const mask = random_tensor<scalar_t>(points, true);
+  auto const center_scale = random_tensor<scalar_t>(out_pixels * g.groups, true);
+  auto const grad_output = random_tensor<scalar_t>(out_pixels * channels, false);
+  std::unique_ptr<scalar_t[]> output(new scalar_t[out_pixels * channels]), grad_value(new scalar_t[pixels * channels]),
+      grad_offset(new scalar_t[points * 2]), grad_mask(new scalar_t[points]),
+      grad_center_scale(new scalar_t[out_pixels * g.groups]);
+  auto const dense = [](int64_t height, int64_t width, int64_t last) {
+    return Strides{height * width * last, width * last, last};
+  };
+  Inputs<scalar_t> const inputs = {
+      value.get(), offset.get(), mask.get(), gate ? center_scale.get() : nullptr, dense(g.height, g.width, channels),
+      dense(g.out_height, g.out_width, g.groups * g.num_points * 2),
+      dense(g.out_height, g.out_width, g.groups * g.num_points), dense(g.out_height, g.out_width, g.groups)};
+  Gradients<scalar_t> const gradients = {
+      grad_value.get(), grad_offset.get(), grad_mask.get(), gate ? grad_center_scale.get() : nullptr};
+  std::unique_ptr<typename ScratchType<scalar_t>::type[]> scratch(
+      new typename ScratchType<scalar_t>::type[g.height * g.width * g.group_channels]);
+  forward(inputs, g, output.get(), 0, g.batch_size * g.out_height);
+  backward(inputs, g, grad_output.get(), gradients, scratch.get(), 0, g.batch_size * g.groups);
+}
+
+template <typename scalar_t>
+int run_all() {
+  int runs = 0;
+  for (int i = 0; i < 60; ++i) {
+    run<scalar_t>(portable::forward<scalar_t, int32_t>, portable::backward<scalar_t, int32_t>);
+    run<scalar_t>(portable::forward<scalar_t, int64_t>, portable::backward<scalar_t, int64_t>);
+    runs += 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+      run<scalar_t>(avx2::forward<scalar_t, int32_t>, avx2::backward<scalar_t, int32_t>);
+      ++runs;
+    }
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      run<scalar_t>(avx512::forward<scalar_t, int32_t>, avx512::backward<scalar_t, int32_t>);
+      ++runs;
+    }
+  }
+  return runs;
+}
+
+}  // namespace
+
+int main() {
+  std::printf("%d runs\n", run_all<float>() + run_all<double>() + run_all<Half>() + run_all<BFloat16>());
+}

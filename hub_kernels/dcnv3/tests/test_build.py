@@ -1,0 +1,187 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""What local_build.py makes: both variants, without a GPU, and what `kernels` does with them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dcnv3_cases import check_against_definition, random_arguments
+
+from modeling_internimage import DCNv3
+
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANT = "torch-stable-abi211-{}-x86_64-linux"
+BACKENDS = ["cpu", "cuda"]
+
+
+def variant_of(backend, build):
+    build(backend)
+    folders = list((ROOT / "build").glob(VARIANT.format("cpu" if backend == "cpu" else "cu*")))
+    assert len(folders) == 1
+    return folders[0]
+
+
+def load(backend, build):
+    """As `kernels` loads the variant of a backend; the CUDA variant also without a GPU."""
+    from kernels import get_kernel
+
+    folder = variant_of(backend, build)
+    if backend == "cuda" and torch.version.cuda is None:
+        pytest.skip("this torch was built without CUDA")
+    kernel = get_kernel("kernels-community/dcnv3", version=1, backend=backend)
+    assert Path(kernel.__file__).parent == folder
+    return kernel
+
+
+def local_build(*arguments, root=ROOT, **environment):
+    command = [sys.executable, root / "local_build.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_build_toml():
+    """`kernels` has kernel-builder's parser: it knows every field."""
+    from kernels._rust import Build
+
+    build = Build.open(ROOT)
+    assert sorted(str(backend) for backend in build.general.backends) == ["cpu", "cuda"]
+
+
+def test_build_toml_names_every_source():
+    text = (ROOT / "build.toml").read_text()
+    for folder in ("dcnv3_common", "dcnv3_cpu", "dcnv3_cuda"):
+        for path in (ROOT / folder).iterdir():
+            if path.suffix in (".cpp", ".cu", ".h", ".cuh"):
+                assert f'"{folder}/{path.name}"' in text, path.name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_metadata(backend, build):
+    from kernels._rust import Backend, Metadata
+
+    folder = variant_of(backend, build)
+    metadata = Metadata.read_from_file(folder / "metadata.json")
+    assert str(metadata.name) == "dcnv3" or metadata.name.python_name == "dcnv3"
+    assert metadata.version == 1 and metadata.license == "Apache-2.0" and metadata.python_depends == []
+    assert metadata.backend.backend_type == Backend.from_str(backend)
+    if backend == "cuda":
+        assert {"7.5", "8.0", "9.0"} < set(metadata.backend.archs)
+        assert any(arch.endswith("+PTX") for arch in metadata.backend.archs)
+    assert re.fullmatch(rf"_dcnv3_{backend}_[0-9a-f]{{12}}", metadata.id)
+    assert [path.name for path in folder.glob("*.so")] == [f"{metadata.id}.abi3.so"]
+    assert metadata.id in (folder / "_ops.py").read_text()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_symbols(backend, build):
+    variant_of(backend, build)
+    result = local_build("--check-symbols")
+    assert result.returncode == 0 and "within manylinux_2_28" in result.stdout
+
+
+def test_symbol_check_finds_something():
+    """The check would fail for a library that needs more, as libtorch_python does."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        import local_build as builder
+    finally:
+        sys.path.remove(str(ROOT))
+    library = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
+    with pytest.raises(builder.BuildError, match="torch's stable C ABI"):
+        builder.check_symbols(library)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_public_names(backend, build):
+    kernel = load(backend, build)
+    assert kernel.__all__ == ["dcnv3", "layers"] and kernel.layers.__all__ == ["DCNv3"]
+    for name in kernel.__all__:
+        assert getattr(kernel, name).__doc__
+    assert kernel.layers.DCNv3.__doc__
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu_operators_of_both_variants(backend, dtype, build):
+    """A torch that was built for CUDA gets the CUDA variant, also where there is no GPU."""
+    kernel = load(backend, build)
+    check_against_definition(kernel.dcnv3, random_arguments(dtype, gate=True, group_channels=16))
+    check_against_definition(kernel.dcnv3, random_arguments(dtype, stride=2, height=9))
+
+
+def test_both_variants_in_one_process(build):
+    kernels = [load(backend, build) for backend in BACKENDS]
+    assert kernels[0]._ops.ops.dcnv3_forward is not kernels[1]._ops.ops.dcnv3_forward
+    arguments = random_arguments(gate=True)
+    torch.testing.assert_close(kernels[0].dcnv3(*arguments), kernels[1].dcnv3(*arguments), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["INFERENCE", "TRAINING", "TRAINING | TORCH_COMPILE"])
+def test_kernelize(mode, build):
+    """`kernels` accepts the layer in the place of the definition, and it computes the same."""
+    import kernels
+    from kernels import LocalLayerRepository, Mode
+
+    if torch.version.cuda is not None and not shutil.which("nvcc"):
+        pytest.skip("this torch takes the CUDA variant")
+    variant_of("cpu" if torch.version.cuda is None else "cuda", build)
+    mode = {"INFERENCE": Mode.INFERENCE, "TRAINING": Mode.TRAINING}.get(mode, Mode.TRAINING | Mode.TORCH_COMPILE)
+    model = torch.nn.ModuleDict({"layer": DCNv3()}).train(mode != Mode.INFERENCE)
+    plain = model["layer"].forward
+    repository = LocalLayerRepository(ROOT, layer_name="DCNv3")
+    with kernels.use_kernel_mapping({"DCNv3": {"cpu": repository}}, inherit_mapping=False):
+        kernels.kernelize(model, mode=mode, device="cpu", use_fallback=False)
+    assert model["layer"].forward != plain
+    check_against_definition(model["layer"], random_arguments(gate=True))
+
+
+@pytest.mark.parametrize("architecture", ["portable", "avx2"])
+def test_other_instruction_sets(architecture, build):
+    """The tests of this machine's instruction set cover one of the three: run the essential ones with the others."""
+    variant_of("cpu", build)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_ops.py")]
+    command += ["-k", "parity or golden or wild or random_arguments or logits"]
+    environment = os.environ | {"DCNV3_CPU_ARCH": architecture}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_nothing_to_do_is_quick(build):
+    """A second build compiles nothing and has the same name."""
+    folder = variant_of("cpu", build)
+    identifier = json.loads((folder / "metadata.json").read_text())["id"]
+    result = local_build("--backend", "cpu")
+    assert result.returncode == 0, result.stderr
+    compiled = [line for line in result.stdout.splitlines() if line.startswith("  ") and "->" not in line]
+    assert compiled and all(line.endswith("unchanged") for line in compiled)
+    assert json.loads((folder / "metadata.json").read_text())["id"] == identifier
+
+
+def test_clear_errors(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    result = local_build("--backend", "cpu", PATH=str(tools))
+    assert result.returncode == 1 and "g++ is needed" in result.stderr
+    (tools / "g++").symlink_to(shutil.which("g++"))
+    result = local_build("--backend", "cuda", PATH=str(tools), CUDA_HOME="", CUDA_PATH="")
+    assert result.returncode == 1 and "nvcc is needed" in result.stderr
+
+    # What build.toml names and is not there; and code that does not compile.
+    copy = tmp_path / "dcnv3"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("build", "tests"))
+    (copy / "dcnv3_cpu" / "dcnv3_cpu.cpp").write_text("#error no\n")
+    for folder, name in (("dcnv3_cpu", "portable"), ("dcnv3_cpu", "avx2"), ("dcnv3_cpu", "avx512")):
+        (copy / folder / f"dcnv3_cpu_{name}.cpp").write_text("// empty\n")
+    result = local_build("--backend", "cpu", root=copy)
+    assert result.returncode == 1 and "#error no" in result.stderr
+    (copy / "dcnv3_cpu" / "dcnv3_cpu.cpp").unlink()
+    result = local_build("--backend", "cpu", root=copy)
+    assert result.returncode == 1 and "dcnv3_cpu.cpp, which does not exist" in result.stderr

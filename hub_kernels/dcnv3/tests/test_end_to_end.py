@@ -1,0 +1,116 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""From the local build to a fine-tuned InternImage: what a user of the kernel does, offline and on the CPU."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from modeling_internimage import (
+    InternImageConfig,
+    InternImageForImageClassification,
+    dcnv3_implementations,
+    use_dcnv3_kernel,
+)
+
+
+BUILD = Path(__file__).parents[1] / "build"
+# With a torch built for CUDA, `kernels` chooses the CUDA variant also without a GPU; the CPU one has to be named.
+VARIANTS = {"cpu": "torch-stable-abi211-cpu-x86_64-linux", "cuda": "torch-stable-abi211-cu130-x86_64-linux"}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request, monkeypatch):
+    """Makes `kernels` use the build of one backend."""
+    folder = BUILD / VARIANTS[request.param]
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} is not built (the CUDA variant needs nvcc)")
+    if request.param == "cuda" and torch.version.cuda is None:
+        pytest.skip("a CPU-only torch cannot load the CUDA variant")
+    monkeypatch.setenv("LOCAL_KERNELS", f"kernels-community/dcnv3={folder}")
+    return folder.name
+
+
+@pytest.fixture
+def model():
+    """A small model that uses every argument of the operator that an InternImage has, with offsets as in use."""
+    torch.manual_seed(0)
+    config = InternImageConfig(
+        embed_dim=32, depths=[1, 1, 2, 1], num_groups=[2, 4, 8, 16], offset_scale=2.0, center_feature_scale=True,
+        num_labels=4, problem_type="single_label_classification",
+    )  # fmt: skip
+    model = InternImageForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("offset_proj", "mask_proj", "center_feature_scale_proj")):
+                parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_same_outputs_and_gradients(variant, model, training):
+    kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
+    assert all(variant in implementation for implementation in dcnv3_implementations(kernelized).values())
+    images, labels = torch.randn(3, 3, 70, 90), torch.tensor([0, 3, 1])
+    outputs = {}
+    for name, each in (("definition", model), ("kernel", kernelized)):
+        each.train(training)
+        outputs[name] = each(images, labels=labels)
+        outputs[name].loss.backward()
+    torch.testing.assert_close(outputs["kernel"].logits, outputs["definition"].logits, rtol=1e-4, atol=1e-5)
+    gradients = dict(kernelized.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_use_kernels(variant, model, tmp_path):
+    """transformers' own way, which needs a transformers that accepts the installed `kernels`."""
+    from transformers.utils import is_kernels_available
+
+    if not is_kernels_available():
+        pytest.skip("this transformers refuses the installed kernels")
+    model.save_pretrained(tmp_path)
+    loaded = InternImageForImageClassification.from_pretrained(tmp_path, use_kernels=True)
+    assert all(variant in implementation for implementation in dcnv3_implementations(loaded).values())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, model(images).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_trainer(variant, model, tmp_path):
+    """Fine-tuning steps change every parameter just as with the definition."""
+    generator = torch.Generator().manual_seed(0)
+    data = [{"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": i % 4} for i in range(8)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-3, report_to="none",
+        save_strategy="no", use_cpu=True, disable_tqdm=True, lr_scheduler_type="constant",
+    )  # fmt: skip
+    trained = {}
+    for name in ("definition", "kernel"):
+        each = copy.deepcopy(model)
+        if name == "kernel":
+            use_dcnv3_kernel(each, strict=True)
+        result = Trainer(each, arguments, train_dataset=data).train()
+        trained[name] = dict(each.named_parameters()), result.training_loss
+    assert trained["kernel"][1] == pytest.approx(trained["definition"][1], rel=1e-4)
+    for name, parameter in trained["definition"][0].items():
+        assert not torch.equal(parameter, dict(model.named_parameters())[name]) or "k_bias" in name, name
+    # Adam turns the sign of a gradient of nearly zero into a whole step: compare all parameters together.
+    difference, size = 0.0, 0.0
+    for name, parameter in trained["definition"][0].items():
+        difference += (trained["kernel"][0][name] - parameter).abs().sum().item()
+        size += (parameter - dict(model.named_parameters())[name]).abs().sum().item()
+    assert difference < 0.02 * size
+
+
+@torch.no_grad()
+def test_compile(variant, model):
+    """One graph with the kernel in it."""
+    use_dcnv3_kernel(model, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images).logits, model(images).logits)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled(images + 1)

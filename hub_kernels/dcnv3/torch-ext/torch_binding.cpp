@@ -1,0 +1,36 @@
+// Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+//
+// Operator schemas and their registration per backend. The builder generates registration.h and defines
+// TORCH_EXTENSION_NAME, the operators' namespace, which is unique to the build.
+#include <torch/csrc/stable/library.h>
+
+#include "dcnv3_ops.h"
+#include "registration.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
+  ops.def(
+      "dcnv3_forward(Tensor value, Tensor offset, Tensor mask, Tensor? center_scale, int kernel_size, "
+      "int stride, int padding, int dilation, int num_groups, float offset_scale, bool remove_center, "
+      "bool softmax) -> Tensor");
+  ops.def(
+      "dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, Tensor? center_scale, "
+      "int kernel_size, int stride, int padding, int dilation, int num_groups, float offset_scale, "
+      "bool remove_center, bool softmax) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+// The CUDA build carries the CPU operators too: see build.toml.
+#if defined(CPU_KERNEL) || defined(CUDA_KERNEL)
+STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CPU, ops) {
+  ops.impl("dcnv3_forward", TORCH_BOX(&dcnv3::forward_cpu));
+  ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3::backward_cpu));
+}
+#endif
+
+#if defined(CUDA_KERNEL)
+STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CUDA, ops) {
+  ops.impl("dcnv3_forward", TORCH_BOX(&dcnv3::forward_cuda));
+  ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3::backward_cuda));
+}
+#endif
+
+REGISTER_EXTENSION(TORCH_EXTENSION_NAME)
