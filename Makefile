@@ -1,5 +1,5 @@
 # `make demo`: fine-tune a small InternImage on real digits and use it. `make test`: check everything.
-# `make kernel`: compile the DCNv3 kernel; `make test-kernel` checks it. All of them set up .venv first: about 75 s and 5 GB, once.
+# `make kernel`: compile the DCNv3 kernel; `make test-kernel`: check it. All set up .venv first: about 75 s and 5 GB, once.
 PYTHON ?= python3
 VENV := .venv
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python

@@ -133,8 +133,9 @@ def test_digits_table(workplace):
         assert picture.width > 1000
 
 
-def test_benchmark_table_is_the_recorded_one():
+@pytest.mark.parametrize("name", ["benchmark_cpu", "benchmark_cpu_kernel"])
+def test_benchmark_tables_are_the_recorded_ones(name):
     sys.path.insert(0, str(REPOSITORY / "examples"))
     benchmark = importlib.import_module("benchmark")
-    result = json.loads((REPOSITORY / "examples" / "results" / "benchmark_cpu.json").read_text())
+    result = json.loads((REPOSITORY / "examples" / "results" / f"{name}.json").read_text())
     assert benchmark.markdown_table(result) in (REPOSITORY / "README.md").read_text()
