@@ -101,6 +101,19 @@ def test_half_precision(dtype, training):
         assert (argument.grad.double() - exact_argument.grad).abs().max() <= 1.1 * rounding
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_softmax_and_gate(scale, training):
+    """Both are inside the operator: outside of it, they give the same. Also for logits whose exponential overflows."""
+    value, offset, mask, gate, *geometry, _ = random_arguments(gate=True)
+    mask = scale * mask
+    actual = DCNv3().train(training)(value, offset, mask, gate, *geometry, softmax=True)
+    weights = mask.unflatten(-1, (2, 9)).softmax(dim=-1).flatten(3)
+    output = DCNv3().train(training)(value, offset, weights, None, *geometry, softmax=False)
+    gate = gate.sigmoid().repeat_interleave(3, dim=-1)
+    torch.testing.assert_close(actual, output * (1 - gate) + value * gate)
+
+
 def test_deterministic_algorithms(monkeypatch):
     """Asked for deterministic algorithms, training avoids `grid_sample`, whose backward pass has none on a GPU."""
     monkeypatch.setattr(torch.nn.functional, "grid_sample", None)
