@@ -158,6 +158,10 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         norm_layer = kwargs.pop("norm_layer", "LN")
         if norm_layer != "LN":
             raise ValueError(f"`norm_layer={norm_layer!r}` is not supported: every released InternImage uses 'LN'.")
+        if (
+            "core_op" in kwargs
+        ):  # the configuration of an official repository: its remote code is not saved with the model
+            kwargs.pop("auto_map", None)
         core_op = kwargs.pop("core_op", "DCNv3")
         if core_op not in ("DCNv3", "DCNv3_pytorch"):
             raise ValueError(f"`core_op={core_op!r}` is not supported: InternImage is built on 'DCNv3'.")

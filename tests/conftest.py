@@ -27,8 +27,21 @@ REDUCED_MODELS = json.loads((GOLDEN / "classification" / "reduced_models.json").
 FULLSIZE_MODELS = json.loads((GOLDEN / "classification" / "fullsize.json").read_text())
 MANIFESTS = json.loads(gzip.decompress((GOLDEN / "classification" / "manifests.json.gz").read_bytes()))
 
-# What the official config.json contain beyond the architecture.
-OFFICIAL_CONFIG = {"model_type": "internimage", "core_op": "DCNv3", "with_cp": False, "torch_dtype": "float32"}
+# What the official config.json contain beyond the architecture. (Their remote code is not to be asked for.)
+OFFICIAL_CONFIG = {
+    "_name_or_path": "OpenGVLab/internimage_t_1k_224",
+    "architectures": ["InternImageModelForImageClassification"],
+    "auto_map": {
+        "AutoConfig": "configuration_internimage.InternImageConfig",
+        "AutoModel": "modeling_internimage.InternImageModel",
+        "AutoModelForImageClassification": "modeling_internimage.InternImageModelForImageClassification",
+    },
+    "core_op": "DCNv3",
+    "model_type": "internimage",
+    "torch_dtype": "float32",
+    "transformers_version": "4.37.2",
+    "with_cp": False,
+}
 
 
 def golden_input(shape, seed: int) -> torch.Tensor:
