@@ -27,6 +27,7 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
 from gpu.machine import FOLDER, Worker, nvidia_smi, one_line, prepare_build
 from gpu.report import Report, evaluate, markdown, plot
 from gpu.tasks import make_tasks
