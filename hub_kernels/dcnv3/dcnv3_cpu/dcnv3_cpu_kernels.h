@@ -2,8 +2,9 @@
 //
 // The inner loops of the CPU backend, on GCC's vector types. Compiled once per instruction set: the files that include
 // this define DCNV3_CPU_ARCH, the namespace that everything here lives in, and DCNV3_CPU_LANES, the number of floats in
-// one of its registers (GCC takes wider vectors too, but compiles comparisons of them element by element). Nothing of the standard library is used, so
-// that no inline function compiled for one instruction set can be linked into the path for another.
+// one of its registers (GCC takes wider vectors too, but compiles comparisons of them element by element). Nothing of the
+// standard library is used, so that no inline function compiled for one instruction set can be linked into the path for
+// another.
 //
 // Work is done in blocks of 16 units, a unit being one group of one output pixel. First, with the block's points (unit
 // by unit) as vector lanes: exponentials, sampling positions, and for each point its window, the 2x2 pixels that are
@@ -685,7 +686,7 @@ inline void window_gradients(
   });
 }
 
-// The chain rule from the products of the incoming gradient with the neighbours to offset, mask and gate.
+// The chain rule from the products of the incoming gradient with the windows to offset, mask and gate.
 template <typename scalar_t, typename index_t>
 inline void finish_gradients(
     Geometry const& g, int64_t image, Block<opmath_of<scalar_t>, index_t> const& block,
