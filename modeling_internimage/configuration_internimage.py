@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """InternImage model configuration."""
 
+from pathlib import Path
+
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
@@ -20,6 +22,18 @@ ORIGINAL_ATTRIBUTE_NAMES = {
     "layer_scale": "layer_scale_init_value",
     "dw_kernel_size": "depthwise_kernel_size",
 }
+
+# Class names, one "synset name" per line in the order of the official classifiers, by number of classes. They lie in
+# the installed package; a checkpoint published with this file as remote code has its own `id2label`.
+IMAGENET_LABEL_FILES = {1000: "imagenet-1k.txt", 21841: "imagenet-22k.txt"}
+
+
+def imagenet_labels(num_labels: int) -> dict[int, str] | None:
+    """`id2label` of the official classifiers with that many classes, or `None` if there is none."""
+    file = Path(__file__).parent / "labels" / IMAGENET_LABEL_FILES.get(num_labels, "")
+    if not file.is_file():
+        return None
+    return {idx: line.split(" ", 1)[1] for idx, line in enumerate(file.read_text(encoding="utf-8").splitlines())}
 
 
 @strict
@@ -158,10 +172,11 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         norm_layer = kwargs.pop("norm_layer", "LN")
         if norm_layer != "LN":
             raise ValueError(f"`norm_layer={norm_layer!r}` is not supported: every released InternImage uses 'LN'.")
-        if (
-            "core_op" in kwargs
-        ):  # the configuration of an official repository: its remote code is not saved with the model
-            kwargs.pop("auto_map", None)
+        if "core_op" in kwargs:  # the configuration of an official repository
+            kwargs.pop("auto_map", None)  # its remote code is not saved with the model
+            if self.id2label is None and (id2label := imagenet_labels(kwargs.get("num_labels"))):
+                self.id2label = id2label
+                self.label2id = {label: idx for idx, label in id2label.items()}
         core_op = kwargs.pop("core_op", "DCNv3")
         if core_op not in ("DCNv3", "DCNv3_pytorch"):
             raise ValueError(f"`core_op={core_op!r}` is not supported: InternImage is built on 'DCNv3'.")

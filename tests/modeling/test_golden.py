@@ -16,6 +16,7 @@ from conftest import (
     original_state_dict,
     write_official_checkpoint,
 )
+from golden_numbers import assert_full_size_model, assert_reduced_model, named_outputs
 from safetensors.torch import save_file
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
@@ -36,50 +37,19 @@ def load_official(folder, config, keys, seed, **kwargs):
     return model
 
 
-def run(model, pixel_values):
-    outputs = model(pixel_values, output_hidden_states=True)
-    pooled = model.internimage(pixel_values).pooler_output
-    return {"logits": outputs.logits, "pooled": pooled} | {
-        f"stage{idx}": hidden_states for idx, hidden_states in enumerate(outputs.hidden_states) if idx > 0
-    }
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", REDUCED_MODELS)
-@torch.no_grad()
 def test_reduced_models(name, dtype, tmp_path):
     golden = REDUCED_MODELS[name]
     model = load_official(tmp_path, golden["config"], golden["keys"], golden["weights_seed"], dtype=dtype)
-    assert model.num_parameters() == golden["num_parameters"]
-    arrays = np.load(GOLDEN / "classification" / f"{name}.npz")
-    for shape in golden["input_shapes"]:
-        outputs = run(model, golden_input(shape, golden["input_seed"]).to(dtype))
-        for key, output in outputs.items():
-            expected = torch.from_numpy(arrays[f"{shape[2]}x{shape[3]}.{key}"])
-            tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
-            torch.testing.assert_close(output, expected.to(dtype), **tolerance)
+    assert_reduced_model(model, name)
 
 
 @pytest.mark.parametrize("name", FULLSIZE_MODELS)
-@torch.no_grad()
 def test_full_size_models(name, tmp_path):
-    golden = FULLSIZE_MODELS[name]
     manifest = MANIFESTS[name]
-    model = load_official(tmp_path, manifest["config"], manifest["keys"], golden["weights_seed"])
-    arrays = np.load(GOLDEN / "classification" / "fullsize.npz")
-    outputs = run(model, golden_input(golden["input_shape"], golden["input_seed"]))
-    tolerance = {"rtol": 1e-4, "atol": 1e-4}
-    for key in ("logits", "pooled"):
-        torch.testing.assert_close(outputs[key], torch.from_numpy(arrays[f"{name}.{key}"]), **tolerance)
-    for idx, statistics in enumerate(golden["stages"], start=1):
-        stage = outputs[f"stage{idx}"]
-        assert list(stage.shape) == statistics["shape"]
-        flat = stage.contiguous().flatten()
-        first, strided = (torch.from_numpy(arrays[f"{name}.stage{idx}.{part}64"]) for part in ("first", "strided"))
-        torch.testing.assert_close(flat[:64], first, **tolerance)
-        torch.testing.assert_close(flat[:: flat.numel() // 64][:64], strided, **tolerance)
-        assert flat.double().mean().item() == pytest.approx(statistics["mean"], abs=1e-5)
-        assert flat.double().std(correction=0).item() == pytest.approx(statistics["std"], rel=1e-5)
+    seed = FULLSIZE_MODELS[name]["weights_seed"]
+    assert_full_size_model(load_official(tmp_path, manifest["config"], manifest["keys"], seed), name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -158,7 +128,7 @@ def test_half_precision(name, dtype, tmp_path):
     size = "x".join(map(str, pixel_values.shape[2:]))
 
     def errors():
-        outputs = run(model, pixel_values.to(dtype))
+        outputs = named_outputs(model, pixel_values.to(dtype))
         return {
             key: (outputs[key].double() - torch.from_numpy(arrays[f"{size}.{key}"])).abs().mean() for key in outputs
         }

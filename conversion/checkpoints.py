@@ -1,0 +1,199 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+The registry of the official checkpoints: a typed record for each of the 60 that the authors list, read from
+`checkpoints.csv` beside this file. READMEs, `--list`, model cards and tests are made from it.
+
+Its sources are the README files and configurations of `SOURCE_CODE`; the weights are in `SOURCE_REPOSITORY`.
+"""
+
+import csv
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conversion.errors import ConversionError
+from modeling_internimage import InternImageConfig, create_image_processor
+from modeling_internimage.configuration_internimage import imagenet_labels
+
+
+SOURCE_REPOSITORY = "OpenGVLab/InternImage"
+SOURCE_CODE = "https://github.com/OpenGVLab/InternImage"
+
+# Arguments of `InternImageConfig` by the paper's letters (its tables 1 and 10, the YAML files of the original).
+_SMALL = {"post_norm": True, "layer_scale_init_value": 1e-5}
+_LARGE = _SMALL | {"offset_scale": 2.0}
+_HUGE = {"depthwise_kernel_size": 5, "center_feature_scale": True, "use_clip_projector": True}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "T": {"embed_dim": 64, "depths": [4, 4, 18, 4], "num_groups": [4, 8, 16, 32]},
+    "S": {"embed_dim": 80, "depths": [4, 4, 21, 4], "num_groups": [5, 10, 20, 40]} | _SMALL,
+    "B": {"embed_dim": 112, "depths": [4, 4, 21, 4], "num_groups": [7, 14, 28, 56]} | _SMALL,
+    "L": {"embed_dim": 160, "depths": [5, 5, 22, 5], "num_groups": [10, 20, 40, 80]} | _LARGE,
+    "XL": {"embed_dim": 192, "depths": [5, 5, 24, 5], "num_groups": [12, 24, 48, 96]} | _LARGE,
+    "H": {"embed_dim": 320, "depths": [6, 6, 32, 6], "num_groups": [10, 20, 40, 80]}
+    | _HUGE
+    | {"res_post_norm": True, "level2_post_norm_block_ids": [5, 11, 17, 23, 29]},
+    "G": {"embed_dim": 512, "depths": [2, 2, 48, 4], "num_groups": [16, 32, 64, 128]}
+    | _HUGE
+    | {"post_norm": True, "level2_post_norm_block_ids": [5, 11, 17, 23, 29, 35, 41, 47]},
+}
+
+# Metric -> how tables call it, its type in the metadata of a model card. All in percent.
+METRICS = {
+    "accuracy": ("top-1", "accuracy"),
+    "mIoU_ss": ("mIoU", "mean_iou"),
+    "mIoU_ms": ("mIoU multi-scale", "mean_iou"),
+    "box_mAP": ("box AP", "mean_average_precision"),
+    "box_mAP_tta": ("box AP with test-time augmentation", "mean_average_precision"),
+    "box_mAP50": ("box AP50", "mean_average_precision"),
+    "mask_mAP": ("mask AP", "mean_average_precision"),
+}
+
+# Where each task's metrics are reported.
+REPORTS = {
+    "image-classification": f"{SOURCE_CODE}#released-models",
+    "image-segmentation": f"{SOURCE_CODE}/tree/master/segmentation",
+    "object-detection": f"{SOURCE_CODE}/tree/master/detection",
+}
+
+CONVERTIBLE_TASKS = ("image-classification",)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    What is known about a checkpoint.
+
+    Args:
+        name: Of the original's model tables; that of the file, without `.pth`, where no other has the same file.
+        task: Pipeline tag on the Hub.
+        method: Head on top of the backbone.
+        backbone: Letter of the architecture.
+        architecture: Arguments of `InternImageConfig`.
+        image_size: Height and width in pixels: of the input (classification), of training crops (segmentation), of the
+            shorter and longer side that test images are fitted into (detection).
+        num_parameters: With every head, without buffers; `None` if unknown.
+        dataset: What it was trained on last.
+        num_labels: Classes of that data set.
+        pretraining: What it was trained on before, `None` for training from scratch. "joint 427M" are the images of
+            LAION-400M, YFCC-15M and CC12M together (section 4.1 of the paper).
+        reported: Metrics reported by the authors, keys of `METRICS`.
+        file: In `SOURCE_REPOSITORY`; `None` if no weights were published.
+        hub_name: Repository of the authors on the Hub with the same weights.
+        labels: Whether the classes are those of ImageNet-1k or -22k, whose names are known.
+        dropped: Prefix of original keys -> why those are not converted.
+        license: Of the weights.
+    """
+
+    name: str
+    task: str
+    method: str
+    backbone: str
+    architecture: dict[str, Any]
+    image_size: tuple[int, int]
+    num_parameters: int | None
+    dataset: str
+    num_labels: int
+    pretraining: str | None
+    reported: dict[str, float]
+    file: str | None
+    hub_name: str | None
+    labels: bool
+    dropped: dict[str, str]
+    license: str = "mit"
+
+    @property
+    def status(self) -> str:
+        if self.file is None:
+            return "no weights published"
+        return "convertible" if self.task in CONVERTIBLE_TASKS else "not yet convertible"
+
+    def config(self) -> InternImageConfig:
+        """Configuration of the classifier. (Dropout and stochastic depth are 0, as in the official repositories.)"""
+        labels = {"num_labels": self.num_labels}
+        if self.labels and (id2label := imagenet_labels(self.num_labels)):
+            labels = {"id2label": id2label, "label2id": {label: idx for idx, label in id2label.items()}}
+        return InternImageConfig(**self.architecture, image_size=self.image_size[0], **labels)
+
+    def image_processor(self):
+        """The official preprocessing."""
+        return create_image_processor(self.image_size[0])
+
+    def reported_text(self) -> str:
+        return ", ".join(f"{METRICS[metric][0]} {value}" for metric, value in self.reported.items())
+
+
+def _read_row(row: dict[str, str]) -> Checkpoint:
+    architecture = ARCHITECTURES[row["backbone"]]
+    if row["task"] != "image-classification" and row["backbone"] not in ("H", "G"):
+        # The original gives the T to XL backbones of its segmentation and detection models a layer scale of 1.
+        architecture = architecture | {"layer_scale_init_value": 1.0}
+    dropped = {}
+    if row["dataset"] == "iNaturalist 2018":
+        dropped = {"meta_": "the branch that takes date and place, no part of an image classifier"}
+    reported = (metric.split("=") for metric in row["reported"].split())
+    return Checkpoint(
+        name=row["name"],
+        task=row["task"],
+        method=row["method"],
+        backbone=row["backbone"],
+        architecture=architecture,
+        image_size=(int(row["height"]), int(row["width"])),
+        num_parameters=int(row["num_parameters"]),
+        dataset=row["dataset"],
+        num_labels=int(row["num_labels"]),
+        pretraining=row["pretraining"] or None,
+        reported={metric: float(value) for metric, value in reported},
+        file=row["file"] or None,
+        hub_name=row["hub_name"] or None,
+        labels=row["dataset"].startswith("ImageNet"),
+        dropped=dropped,
+    )
+
+
+def _read_registry() -> dict[str, Checkpoint]:
+    with open(Path(__file__).with_suffix(".csv"), encoding="utf-8", newline="") as file:
+        return {row["name"]: _read_row(row) for row in csv.DictReader(file)}
+
+
+CHECKPOINTS: dict[str, Checkpoint] = _read_registry()
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The record called `name`. Raises `ConversionError` for an unknown one, naming the nearest."""
+    if name in CHECKPOINTS:
+        return CHECKPOINTS[name]
+    nearest = difflib.get_close_matches(name.lower().removesuffix(".pth"), CHECKPOINTS, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    raise ConversionError(f"Unknown checkpoint {name!r}.{hint} `--list` shows all {len(CHECKPOINTS)}.")
+
+
+def table_rows(checkpoints) -> list[list[str]]:
+    """A header and a row of text for each of the `checkpoints`."""
+    rows = [["name", "task", "method", "parameters", "resolution", "reported by the authors", "source file", "status"]]
+    for checkpoint in checkpoints:
+        billions = checkpoint.num_parameters / 1e9
+        rows.append(
+            [
+                checkpoint.name,
+                checkpoint.task,
+                checkpoint.method,
+                f"{billions:.2f}B" if billions >= 1 else f"{1000 * billions:.0f}M",
+                "x".join(map(str, checkpoint.image_size)),
+                checkpoint.reported_text() or "-",
+                f"{SOURCE_REPOSITORY}/{checkpoint.file}" if checkpoint.file else "-",
+                checkpoint.status,
+            ]
+        )
+    return rows
+
+
+def text_table(checkpoints) -> str:
+    rows = table_rows(checkpoints)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def markdown_table(checkpoints) -> str:
+    header, *rows = table_rows(checkpoints)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))

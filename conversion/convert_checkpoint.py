@@ -1,0 +1,379 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+One checkpoint from the original's format to a folder that `from_pretrained` loads: plan, write, check.
+
+Nothing is trusted: every original key has to be used or named as left out, every parameter has to come from one, and
+what was written is read again and compared with the source, tensor by tensor and through a forward pass.
+"""
+
+import datetime
+import functools
+import gc
+import hashlib
+import json
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import huggingface_hub
+import safetensors.torch
+import torch
+import transformers
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
+from tqdm.auto import tqdm
+from transformers import AutoModelForImageClassification
+
+import modeling_internimage
+from conversion.checkpoints import CHECKPOINTS, Checkpoint
+from conversion.errors import ConversionError
+from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
+from conversion.model_card import create_model_card
+from conversion.original_checkpoint import read_original_checkpoint
+from modeling_internimage import InternImageConfig, InternImageForImageClassification
+from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
+
+
+REPORT_FILE = "conversion_report.json"
+# The classes that `trust_remote_code=True` loads from the two source files, by Auto class.
+REMOTE_CODE = {
+    "AutoConfig": "configuration_internimage.InternImageConfig",
+    "AutoModel": "modeling_internimage.InternImageModel",
+    "AutoBackbone": "modeling_internimage.InternImageBackbone",
+    "AutoModelForImageClassification": "modeling_internimage.InternImageForImageClassification",
+}
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """
+    Args:
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`; `None` keeps the source's.
+        max_shard_size: Size of a weights file, as in `save_pretrained`.
+        ema: Convert the exponential moving average of the weights.
+        imagenet_1k_head: Keep the 1000 rows of an ImageNet-22k classifier that stand for ImageNet-1k's classes.
+        remote_code: Add the source files that users without this package load with `trust_remote_code=True`.
+    """
+
+    dtype: str | None = None
+    max_shard_size: str = "1GB"
+    ema: bool = False
+    imagenet_1k_head: bool = False
+    remote_code: bool = False
+
+
+@dataclass
+class Plan:
+    """A conversion whose every key is accounted for, and of which nothing is written yet."""
+
+    checkpoint: Checkpoint
+    source: Path
+    options: ConversionOptions
+    config: InternImageConfig
+    names: dict[str, str]  # of a parameter or buffer here -> original key
+    dropped: dict[str, str]  # original key -> why it is left out
+    shards: StateDictSplit
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shards.metadata["total_size"]
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The converted tensors of these names, made from a fresh mapping of the source."""
+        original = read_original_checkpoint(self.source, self.options.ema)
+        for name in names:
+            tensor = original[self.names[name]]
+            if self.options.imagenet_1k_head and name.startswith("classifier."):
+                tensor = imagenet_1k_rows(tensor)
+            if tensor.is_floating_point():
+                tensor = tensor.to(self.config.dtype)
+            yield name, tensor.contiguous()
+
+    def model(self) -> InternImageForImageClassification:
+        """The model with the source's weights, which never were in the format that is written."""
+        model = _empty_model(self.config)
+        model.load_state_dict(dict(self.tensors(self.names)), assign=True)
+        return model.eval()
+
+
+def rename_key(key: str) -> str:
+    """Original name of a parameter or buffer -> that in [`InternImageForImageClassification`]."""
+    for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
+        key = re.sub(pattern, replacement, key)
+    return key if key.startswith("classifier.") else f"internimage.{key}"
+
+
+def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOptions) -> Plan:
+    """
+    Account for every key of `source` and every parameter of the model.
+
+    Raises:
+        `ConversionError`: if one is missing, superfluous or of another shape, naming them, and as
+        [`read_original_checkpoint`].
+    """
+    original = read_original_checkpoint(source, options.ema)
+    config = checkpoint.config()
+    if options.imagenet_1k_head and config.num_labels != NUM_IMAGENET_22K_CLASSES:
+        raise ConversionError(
+            f"`--imagenet-1k-head` selects rows of an ImageNet-22k classifier, with {NUM_IMAGENET_22K_CLASSES} "
+            f"classes; {checkpoint.name} has {config.num_labels}."
+        )
+    dtypes = {tensor.dtype for tensor in original.values() if tensor.is_floating_point()}
+    config.dtype = getattr(torch, options.dtype) if options.dtype else functools.reduce(torch.promote_types, dtypes)
+    config.architectures = [InternImageForImageClassification.__name__]
+
+    expected = _empty_model(config).state_dict()
+    names, dropped, superfluous, shapes = {}, {}, [], []
+    for key, tensor in original.items():
+        name = rename_key(key)
+        reason = next((reason for prefix, reason in checkpoint.dropped.items() if key.startswith(prefix)), None)
+        if reason is not None:
+            dropped[key] = reason
+        elif name not in expected or name in names:
+            superfluous.append(key)
+        else:
+            names[name] = key
+            if tensor.shape != expected[name].shape:
+                shapes.append(f"{key} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
+    missing = [name for name in expected if name not in names]
+    problems = {
+        "keys are of no parameter": superfluous,
+        "parameters have no key": missing,
+        "keys have another shape": shapes,
+    }
+    if any(problems.values()):
+        raise ConversionError(_explain(checkpoint, source, problems, original))
+    if options.imagenet_1k_head:
+        id2label = imagenet_labels(1000)
+        config.id2label, config.label2id = id2label, {label: idx for idx, label in id2label.items()}
+        expected = _empty_model(config).state_dict()
+    shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
+    return Plan(checkpoint, source, options, config, names, dropped, shards)
+
+
+def _empty_model(config: InternImageConfig) -> InternImageForImageClassification:
+    """On the meta device, in `config.dtype`: shapes and names without memory."""
+    with torch.device("meta"):
+        return InternImageForImageClassification(config).to(config.dtype)
+
+
+def _explain(checkpoint: Checkpoint, source: Path, problems: dict[str, list[str]], original: dict) -> str:
+    def some(keys):
+        return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+    listed = "; ".join(f"{len(keys)} {kind} ({some(keys)})" for kind, keys in problems.items() if keys)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    num_parameters = sum(tensor.numel() for key, tensor in original.items() if not key.endswith(buffers))
+    others = [other.name for other in CHECKPOINTS.values() if other.num_parameters == num_parameters]
+    hint = f"It has as many parameters as {' and '.join(others)}" if others else "Name the checkpoint it is"
+    return f"{source} is not {checkpoint.name}: {listed}. {hint}, or get its file again."
+
+
+def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
+    """
+    Write `plan` to the folder `output_dir` and check what was written. The folder appears when all is done: an error
+    leaves nothing behind, a killed process only a hidden folder that the next run removes.
+
+    Returns:
+        The content of `conversion_report.json`.
+
+    Raises:
+        `ConversionError`: if `output_dir` has files in it, the disk is too small, or the check fails.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ConversionError(f"The output directory {output_dir} is not empty. Name another one, or empty it.")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output_dir.parent).free
+    if free < 1.01 * plan.num_bytes:
+        raise ConversionError(
+            f"{output_dir} needs {plan.num_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there. Make "
+            "room, or name a directory on another disk."
+        )
+    unfinished = output_dir.parent / f".{output_dir.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        write_configuration(plan, unfinished)
+        write_weights(plan, unfinished)
+        source = {"file": plan.source.name, "bytes": plan.source.stat().st_size, "sha256": file_sha256(plan.source)}
+        checks = {"tensors": check_tensors(plan, unfinished), "logits": check_logits(plan, unfinished)}
+        provenance = {"source": source, "command": command, "versions": _versions()}
+        card = create_model_card(plan.checkpoint, plan.config, plan.options, plan.dropped, provenance)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        report = {
+            "checkpoint": plan.checkpoint.name,
+            "options": asdict(plan.options),
+            **provenance,
+            "keys": {"converted": len(plan.names), "dropped": plan.dropped},
+            "checks": checks,
+            "files": {
+                file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+                for file in sorted(unfinished.iterdir())
+            },
+        }
+        (unfinished / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(output_dir)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return report
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "modeling_internimage": modeling_internimage.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "huggingface_hub": huggingface_hub.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write_weights(plan: Plan, folder: Path):
+    """The safetensors files, and their index if there are several. Holds one of them in memory at a time."""
+    with tqdm(total=plan.num_bytes, unit="B", unit_scale=True, desc="Converting", disable=None) as progress:
+        for file, names in plan.shards.filename_to_tensors.items():
+            # (Cloned: a file that stores views of one big tensor would be refused.)
+            shard = {name: tensor.clone() for name, tensor in plan.tensors(names)}
+            safetensors.torch.save_file(shard, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod((folder / "config.json").stat().st_mode)  # else only its owner could read it
+            progress.update(sum(tensor.nbytes for tensor in shard.values()))
+            del shard
+    if plan.shards.is_sharded:
+        index = {"metadata": plan.shards.metadata, "weight_map": plan.shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_configuration(plan: Plan, folder: Path):
+    """`config.json` and `preprocessor_config.json`, and the source files if asked for."""
+    if plan.options.remote_code:
+        plan.config.auto_map = REMOTE_CODE
+        for module in {reference.split(".")[0] for reference in REMOTE_CODE.values()}:
+            shutil.copy(Path(modeling_internimage.__file__).parent / f"{module}.py", folder)
+    plan.config.save_pretrained(folder)
+    plan.checkpoint.image_processor().save_pretrained(folder)
+
+
+def check_tensors(plan: Plan, folder: Path) -> dict:
+    """Compare every tensor on disk with the source, bit for bit. Raises `ConversionError` for a difference."""
+    found = set()
+    for file, names in plan.shards.filename_to_tensors.items():
+        if not (folder / file).is_file():
+            raise ConversionError(f"{folder / file} is missing.")
+        with safetensors.safe_open(folder / file, "pt") as saved:
+            found.update(saved.keys())
+            for name, expected in plan.tensors(names):
+                tensor = saved.get_tensor(name) if name in saved.keys() else None
+                if tensor is None or tensor.dtype != expected.dtype or not _same_bits(tensor, expected):
+                    raise ConversionError(
+                        f"{name} in {folder / file} differs from {plan.names[name]} in {plan.source}."
+                    )
+    if found != set(plan.names):
+        raise ConversionError(
+            f"{folder} has tensors that are not in {plan.source}: {sorted(found - set(plan.names))}."
+        )
+    return {"compared": len(found), "equal": len(found)}
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(
+        first.contiguous().reshape(-1).view(torch.uint8), second.contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+@torch.inference_mode()
+def check_logits(plan: Plan, folder: Path) -> dict:
+    """
+    Compare the logits of the model that `from_pretrained` makes of `folder` with those of a model that got the
+    source's weights directly, on an image of standard normal numbers. Raises `ConversionError` if they differ.
+    """
+    # (Whatever the image size of the checkpoint: it proves the same, and takes seconds for the largest model.)
+    pixel_values = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(plan.config.dtype)
+    model = plan.model()
+    expected = model(pixel_values).logits.float()
+    del model
+    gc.collect()
+    model, info = AutoModelForImageClassification.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    if any(info.values()):
+        raise ConversionError(f"{folder} does not load cleanly: {info}.")
+    logits = model(pixel_values).logits.float()
+    difference = (logits - expected).abs().max().item()
+    # The same numbers in the same order, but not always at the same alignment in memory: a last bit may differ.
+    tolerance = 100 * torch.finfo(plan.config.dtype).eps * expected.abs().max().item()
+    if not difference <= tolerance:
+        raise ConversionError(f"The model in {folder} computes other logits than {plan.source}: off by {difference}.")
+    return {
+        "input": "torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))",
+        "max_abs_difference": difference,
+        "first": [round(value, 6) for value in logits[0, :8].tolist()],
+    }
+
+
+def check_converted(plan: Plan, folder: Path) -> dict:
+    """
+    Repeat the checks of a conversion on a folder written earlier, and compare the files with its report.
+
+    Returns:
+        What was compared, as in the report.
+
+    Raises:
+        `ConversionError`: for the first thing that differs.
+    """
+    report = read_report(folder)
+    if report is None:
+        raise ConversionError(f"{folder} has no {REPORT_FILE}: it was not written by this command.")
+    sha256 = file_sha256(plan.source)
+    if sha256 != report["source"]["sha256"]:
+        raise ConversionError(
+            f"{folder} was converted from a file with SHA-256 {report['source']['sha256']}, but that of {plan.source} "
+            f"is {sha256}."
+        )
+    for name, recorded in report["files"].items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != recorded["sha256"]:
+            raise ConversionError(f"{folder / name} is missing or was changed since the conversion.")
+    return {
+        "files": len(report["files"]),
+        "tensors": check_tensors(plan, folder),
+        "logits": check_logits(plan, folder),
+    }
+
+
+def read_report(folder: Path) -> dict | None:
+    """The report of a finished conversion, or `None` if `folder` is not one."""
+    try:
+        return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except json.JSONDecodeError as error:
+        raise ConversionError(f"{folder / REPORT_FILE} is damaged: {error}. Delete the folder.") from error
+
+
+def is_finished(folder: Path, checkpoint: Checkpoint, options: ConversionOptions) -> bool:
+    """Whether `folder` is a conversion of `checkpoint` with these options, all files in place."""
+    report = read_report(folder)
+    return (
+        report is not None
+        and (report["checkpoint"], report["options"]) == (checkpoint.name, asdict(options))
+        and all(
+            (folder / name).is_file() and (folder / name).stat().st_size == recorded["bytes"]
+            for name, recorded in report["files"].items()
+        )
+    )
+
+
+def file_sha256(file: Path) -> str:
+    with (
+        open(file, "rb") as opened,
+        tqdm(
+            total=file.stat().st_size, unit="B", unit_scale=True, desc=f"SHA-256 of {file.name}", disable=None
+        ) as bar,
+    ):
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 24):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Downloads from and uploads to the Hugging Face Hub, with errors in a sentence."""
+
+import contextlib
+import re
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from conversion.checkpoints import SOURCE_REPOSITORY, Checkpoint
+from conversion.convert_checkpoint import file_sha256
+from conversion.errors import ConversionError
+
+
+def download_original(checkpoint: Checkpoint) -> Path:
+    """The authors' file, from the cache where it is, else from the Hub."""
+    if checkpoint.file is None:
+        raise ConversionError(f"The authors published no weights for {checkpoint.name}. Name a file with `--source`.")
+    with _errors_as_sentences(f"download {SOURCE_REPOSITORY}/{checkpoint.file}", "name a file with `--source`"):
+        file = Path(hf_hub_download(SOURCE_REPOSITORY, checkpoint.file))
+    blob = file.resolve()  # the cache calls it by the SHA-256 that the Hub announced
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
+        raise ConversionError(
+            f"The download {blob} is damaged: its SHA-256 is not the Hub's. Delete it and try again."
+        )
+    return file
+
+
+def download_converted(target: str) -> Path:
+    """The folder `target`, or a copy of the repository of that name."""
+    if Path(target).is_dir():
+        return Path(target)
+    with _errors_as_sentences(f"download {target}", "name a folder"):
+        return Path(snapshot_download(target))
+
+
+def push(folder: Path, repo_id: str, message: str) -> str:
+    """
+    Publish a converted checkpoint in one commit: all of it arrives or nothing does. What is there already is not sent
+    again, and weights files that are not part of it any more are removed.
+
+    Returns:
+        The address of the repository's state.
+    """
+    api = HfApi()
+    with _errors_as_sentences(f"push to {repo_id}", "push again later, the converted folder is kept"):
+        api.create_repo(repo_id, exist_ok=True)
+        files = {file.name: file for file in sorted(folder.iterdir())}
+        weights = (name for name in api.list_repo_files(repo_id) if ".safetensors" in name)
+        operations = [CommitOperationDelete(name) for name in weights if name not in files]
+        operations += [CommitOperationAdd(name, file) for name, file in files.items()]
+        # (Not `upload_folder`, which may spread a large upload over several commits.)
+        return api.create_commit(repo_id, operations, commit_message=message).commit_url
+
+
+@contextlib.contextmanager
+def _errors_as_sentences(action: str, alternative: str):
+    try:
+        yield
+    except Exception as error:  # the Hub's client lets through those of the libraries it uses
+        raise ConversionError(f"Cannot {action}: {_reason(error)}; or {alternative}.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return "the Hub cannot be reached, or HF_HUB_OFFLINE is set. Connect"
+    http_error = error if isinstance(error, HfHubHTTPError) else error.__cause__
+    if isinstance(http_error, HfHubHTTPError):
+        status = http_error.response.status_code
+        if status == 401:
+            return "there is no valid token. Log in with `hf auth login`, or set HF_TOKEN"
+        if status == 403:
+            return "the token has no permission to. Use one with write access there"
+        if status == 404:
+            return "there is no such repository or file. Check the name"
+        return f"the Hub answered with status {status} ({http_error.server_message or error}). Try again"
+    return f"{type(error).__name__}: {error}. Try again"

@@ -1,0 +1,123 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Model cards of converted checkpoints, made from their registry records."""
+
+from pathlib import Path
+from string import Template
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from conversion.checkpoints import METRICS, REPORTS, SOURCE_CODE, SOURCE_REPOSITORY, Checkpoint
+from modeling_internimage import InternImageConfig
+
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# Names of data sets on the Hub, where it has them.
+HUB_DATASETS = {
+    "ImageNet-1k": "imagenet-1k",
+    "ImageNet-22k": "imagenet-22k",
+    "iNaturalist 2018": "inaturalist-2018",
+}
+REPORTED = "Reported by the authors, not measured again here"
+
+
+def create_model_card(checkpoint: Checkpoint, config: InternImageConfig, options, dropped, provenance) -> str:
+    """
+    The text of a `README.md` with its metadata.
+
+    Args:
+        checkpoint: The registry's record.
+        config: The configuration that is written.
+        options (`ConversionOptions`): How it was converted.
+        dropped: Original keys that were left out.
+        provenance: The entries `source`, `command` and `versions` of the conversion report.
+    """
+    head = card_metadata(checkpoint, options).to_yaml()
+    width, height = checkpoint.image_size[1], checkpoint.image_size[0]
+    values = {
+        "name": checkpoint.name,
+        "backbone": checkpoint.backbone,
+        "dataset": checkpoint.dataset,
+        "pretraining": f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else "",
+        "num_labels": config.num_labels,
+        "size": f"{height}x{width}",
+        "results": _results(checkpoint, options),
+        "changes": "\n".join(f"- {change}" for change in _changes(checkpoint, config, options, dropped)),
+        "source": _source(checkpoint, provenance["source"]["file"]),
+        "sha256": provenance["source"]["sha256"],
+        "command": provenance["command"],
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        "code": SOURCE_CODE,
+    }
+    return f"---\n{head}\n---\n\n{Template(TEMPLATE.read_text(encoding='utf-8')).substitute(values)}"
+
+
+def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
+    """The YAML head. Metrics belong to the authors' weights: with another head there are none."""
+    datasets = [HUB_DATASETS[checkpoint.dataset]] if checkpoint.dataset in HUB_DATASETS else None
+    results = [
+        EvalResult(
+            task_type=checkpoint.task,
+            dataset_type=HUB_DATASETS.get(checkpoint.dataset, checkpoint.dataset),
+            dataset_name=checkpoint.dataset,
+            metric_type=METRICS[metric][1],
+            metric_name=f"{METRICS[metric][0]} (reported by the authors)",
+            metric_value=value,
+            verified=False,
+            source_name="OpenGVLab/InternImage",
+            source_url=REPORTS[checkpoint.task],
+        )
+        for metric, value in ({} if options.imagenet_1k_head else checkpoint.reported).items()
+    ]
+    return ModelCardData(
+        license=checkpoint.license,
+        library_name="transformers",
+        pipeline_tag=checkpoint.task,
+        tags=["internimage", "dcnv3", "vision"],
+        datasets=datasets,
+        base_model=checkpoint.hub_name or (SOURCE_REPOSITORY if checkpoint.file else None),
+        model_name=checkpoint.name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _source(checkpoint: Checkpoint, file: str) -> str:
+    if checkpoint.file is None:
+        return f"`{file}`"
+    url = f"https://huggingface.co/{SOURCE_REPOSITORY}/blob/main/{checkpoint.file}"
+    return f"[{checkpoint.file}]({url}) of {SOURCE_REPOSITORY}"
+
+
+def _results(checkpoint: Checkpoint, options) -> str:
+    if options.imagenet_1k_head:
+        return "None are known: this is a start for fine-tuning."
+    if not checkpoint.reported:
+        return "None were reported for these weights."
+    rows = [f"| {METRICS[metric][0]} | {value} |" for metric, value in checkpoint.reported.items()]
+    table = "\n".join([f"| {checkpoint.dataset} | percent |", "|---|---|", *rows])
+    return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n{table}"
+
+
+def _changes(checkpoint: Checkpoint, config: InternImageConfig, options, dropped) -> list[str]:
+    dtype = str(config.dtype).removeprefix("torch.")
+    changes = ["The parameters have the names of `modeling_internimage`; their values are those of the original file"]
+    changes[0] += f", rounded to {dtype}." if options.dtype else f", bit for bit ({dtype})."
+    if options.ema:
+        changes.append("They are the exponential moving average that the file holds, not the last step's weights.")
+    if options.imagenet_1k_head:
+        changes.append(
+            "The classifier has the 1000 rows of the ImageNet-22k classifier that stand for ImageNet-1k's classes, by "
+            "the authors' list (class 850, teddy bear, has the row of teapot: ImageNet-22k has no such class)."
+        )
+    for reason in dict.fromkeys(dropped.values()):
+        keys = [key for key, its_reason in dropped.items() if its_reason == reason]
+        changes.append(f"{len(keys)} tensors were left out ({keys[0]}, ...): {reason}.")
+        if checkpoint.reported:
+            changes.append("The reported metric is that of the model with them.")
+    if config.id2label[0] == "LABEL_0":
+        changes.append("Class names are not known: the labels are numbers.")
+    else:
+        changes.append("Class names were added to the configuration.")
+    changes.append("`config.json` and `preprocessor_config.json` were written anew; preprocessing is the authors'.")
+    if options.remote_code:
+        changes.append("Two source files were added for `trust_remote_code=True`.")
+    return changes

@@ -1,0 +1,97 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The registry against the facts collected from the original repository, and what is generated from it."""
+
+import gzip
+import json
+import re
+
+import pytest
+from conftest import GOLDEN, REPOSITORY
+
+from conversion.checkpoints import CHECKPOINTS, ConversionError, find_checkpoint, markdown_table, text_table
+from modeling_internimage import InternImageConfig
+
+
+MANIFESTS = {
+    name: manifest
+    for task in ("classification", "segmentation", "detection")
+    for name, manifest in json.loads(gzip.decompress((GOLDEN / task / "manifests.json.gz").read_bytes())).items()
+}
+BACKBONE_ARGUMENTS = {"out_indices", "init_cfg", "type", "drop_path_rate"}
+METHODS = {
+    "upernet": "UperNet", "segformer": "SegFormer head", "mask2former": "Mask2Former", "mask_rcnn": "Mask R-CNN",
+    "cascade_mask_rcnn": "Cascade Mask R-CNN", "cascade_rcnn": "Cascade R-CNN", "dino": "DINO", "cb_dino": "CB-DINO",
+}  # fmt: skip
+
+
+def test_every_official_checkpoint_is_there():
+    assert len(CHECKPOINTS) == 60
+    assert list(CHECKPOINTS) == list(MANIFESTS)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_records(name):
+    manifest, checkpoint = MANIFESTS[name], CHECKPOINTS[name]
+    assert checkpoint.num_parameters == manifest["num_parameters"]
+    if "method" in manifest:  # a segmentation or detection model
+        model = manifest["config"]["model"]
+        original = {key: value for key, value in model["backbone"].items() if key not in BACKBONE_ARGUMENTS}
+        assert checkpoint.method == METHODS[manifest["method"]]
+        assert checkpoint.dataset == manifest["dataset"]
+        assert checkpoint.num_labels == (manifest["dataset_num_classes"] or manifest["classes"])
+        assert checkpoint.file == manifest["download_file"]
+        reported = {key: value for key, value in manifest["reported"].items() if isinstance(value, float)}
+        assert checkpoint.reported == reported
+        size = manifest["config"].get("train_crop_size") or manifest["config"]["image_scale"][::-1]
+        assert list(checkpoint.image_size) == size
+        assert checkpoint.task == (
+            "image-segmentation" if "segment" in manifest["config_file"] else "object-detection"
+        )
+    else:
+        original = manifest["config"]
+        assert checkpoint.image_size == (original["image_size"],) * 2
+        assert checkpoint.num_labels == original["num_classes"]
+        assert checkpoint.file == f"{name}.pth"
+        repository = manifest["hf_repository_name"]
+        assert checkpoint.hub_name == (repository and f"OpenGVLab/{repository}")
+        assert (checkpoint.reported == {}) == (original["num_classes"] == 21841)
+        assert checkpoint.status == "convertible"
+    ours, theirs = checkpoint.config(), InternImageConfig.from_dict(original)
+    for argument in set(original) - {
+        "core_op",
+        "norm_layer",
+        "with_cp",
+        "image_size",
+        "num_classes",
+        "label_smoothing",
+    }:
+        if argument not in ("drop_path_rate", "level2_post_norm", "depths", "groups"):
+            assert getattr(ours, argument) == getattr(theirs, argument), argument
+    assert (ours.depths, ours.num_groups) == (theirs.depths, theirs.num_groups)
+
+
+def test_no_weights_published():
+    assert CHECKPOINTS["cascade_internimage_xl_fpn_3x_crowd_human"].status == "no weights published"
+
+
+@pytest.mark.parametrize(
+    "wrong, nearest",
+    [
+        ("internimage_t_1k_22", "'internimage_t_1k_224'"),
+        ("InternImage_XL_22kto1k_384.pth", "'internimage_xl_22kto1k_384'"),
+    ],
+)
+def test_unknown_name_suggests_the_nearest(wrong, nearest):
+    with pytest.raises(ConversionError, match=f"Did you mean {nearest}"):
+        find_checkpoint(wrong)
+
+
+@pytest.mark.parametrize("readme, task", [("README.md", "image-classification"), ("conversion/README.md", None)])
+def test_readme_tables_are_generated(readme, task):
+    checkpoints = [checkpoint for checkpoint in CHECKPOINTS.values() if task in (None, checkpoint.task)]
+    assert markdown_table(checkpoints) in (REPOSITORY / readme).read_text()
+
+
+def test_text_table():
+    lines = text_table(CHECKPOINTS.values()).splitlines()
+    assert len(lines) == 61 and len({re.search(r" (image|object)-", line).start() for line in lines[1:]}) == 1

@@ -1,0 +1,467 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Conversion from the original's `.pth` files: numbers, accounting, what is written, what an interruption leaves."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import FULLSIZE_MODELS, MANIFESTS, REDUCED_MODELS, REPOSITORY, original_state_dict
+from golden_numbers import assert_full_size_model, assert_reduced_model
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from conversion import convert_checkpoint, convert_internimage_to_hf
+from conversion.checkpoints import CHECKPOINTS
+from conversion.convert_internimage_to_hf import main
+from conversion.imagenet_head import IMAGENET_22K_TO_1K, use_imagenet_1k_head
+from conversion.model_card import card_metadata
+from modeling_internimage import InternImageBackbone, InternImageForImageClassification
+
+
+@pytest.fixture
+def write_original(tmp_path):
+    """Writes a reduced model with stand-in weights as the original's trainer would, and its Hub `config.json`."""
+
+    def write(name="tiny_t", change=lambda state_dict: None, **entries):
+        golden = REDUCED_MODELS[name]
+        state_dict = original_state_dict(golden["keys"], golden["weights_seed"])
+        change(state_dict)
+        torch.save({"model": state_dict, "epoch": 299} | entries, tmp_path / f"{name}.pth")
+        config = golden["config"] | {"core_op": "DCNv3", "model_type": "internimage"}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return ["--config", str(tmp_path / "config.json"), "--source", str(tmp_path / f"{name}.pth")]
+
+    return write
+
+
+def write_without_data(name: str, file):
+    """A full-size original checkpoint as a file of kilobytes: every tensor is a broadcast zero."""
+    keys = MANIFESTS[name]["keys"]
+    integer = {key: torch.zeros((), dtype=torch.int64) for key in keys if key.endswith("num_batches_tracked")}
+    torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys.items()} | integer}, file)
+
+
+def leftovers(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"config.json", "tiny_t.pth", "tiny_h.pth"}
+
+
+@pytest.mark.parametrize("name", REDUCED_MODELS)
+def test_reduced_models(name, write_original, tmp_path):
+    assert main([*write_original(name), "--output-dir", str(tmp_path / "converted")]) == 0
+    model, info = InternImageForImageClassification.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    assert not any(info.values())
+    assert_reduced_model(model, name)
+
+
+MEASURED = (
+    "import resource, sys\n"
+    "from conversion.convert_internimage_to_hf import main\n"
+    "import torch; torch.nn.Linear(64, 64)(torch.ones(64, 64)).sum().backward()\n"
+    "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    "status = main(sys.argv[1:])\n"
+    "print('peak', 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))\n"
+    "sys.exit(status)\n"
+)
+
+
+@pytest.mark.parametrize("name", FULLSIZE_MODELS)
+def test_full_size_models(name, tmp_path):
+    """Golden numbers, class names, preprocessing, and for the largest memory: at most 1.3 times the checkpoint."""
+    source = tmp_path / f"{name}.pth"
+    torch.save({"model": original_state_dict(MANIFESTS[name]["keys"], FULLSIZE_MODELS[name]["weights_seed"])}, source)
+    arguments = ["--checkpoint", name, "--source", source, "--output-dir", tmp_path / "converted"]
+    command = [sys.executable, "-c", MEASURED, *arguments, "--max-shard-size", "200MB"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "converted")
+    assert_full_size_model(model, name)
+    assert model.config.id2label[999] == "toilet tissue, toilet paper, bathroom tissue"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "converted")
+    assert processor.crop_size["height"] == MANIFESTS[name]["config"]["image_size"]
+    if source.stat().st_size > 5e8:
+        assert int(result.stdout.split()[-1]) < 1.3 * source.stat().st_size
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_classification_checkpoint_is_accounted_for(name, tmp_path, capsys):
+    """At full size: all keys used or left out with a reason, all parameters found."""
+    write_without_data(name, tmp_path / "source.pth")
+    assert main(["--checkpoint", name, "--source", str(tmp_path / "source.pth"), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    metadata_keys = [key for key in MANIFESTS[name]["keys"] if key.startswith("meta_")]
+    assert f"{len(MANIFESTS[name]['keys']) - len(metadata_keys)} tensors" in output
+    assert f"{len(metadata_keys)} left out" in output and ("date and place" in output) == bool(metadata_keys)
+    assert not (tmp_path / "converted").exists()
+
+
+def rename_one(state_dict):
+    state_dict["levels.0.blocks.0.dcn.mask.renamed"] = state_dict.pop("levels.0.blocks.0.dcn.mask.bias")
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (rename_one, ["levels.0.blocks.0.dcn.mask.renamed", "encoder.stages.0.layers.0.dcn.mask_proj.bias"]),
+        (
+            lambda state_dict: state_dict.pop("head.bias.missing", state_dict.pop("conv_head.0.weight")),
+            ["pooler.conv"],
+        ),
+        (lambda state_dict: state_dict.update({"extra": torch.ones(2)}), ["extra"]),
+        (
+            lambda state_dict: state_dict.update({"levels.0.norm.0.bias": torch.ones(7)}),
+            ["levels.0.norm.0.bias", "(7,)"],
+        ),
+    ],
+    ids=["renamed", "missing", "extra", "shape"],
+)
+def test_wrong_keys_are_named(change, named, write_original, tmp_path, capsys):
+    assert main([*write_original(change=change), "--output-dir", str(tmp_path / "converted")]) == 1
+    error = capsys.readouterr().err
+    assert all(name in error for name in named) and error.count("\n") == 1
+    assert leftovers(tmp_path) == set()
+
+
+def test_wrong_file_for_the_name(tmp_path, capsys):
+    write_without_data("internimage_t_1k_224", tmp_path / "source.pth")
+    arguments = ["--checkpoint", "internimage_s_1k_224", "--source", str(tmp_path / "source.pth"), "--dry-run"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "is not internimage_s_1k_224" in error
+    assert "patch_embed.conv1.weight (32, 3, 3, 3) instead of (40, 3, 3, 3)" in error
+    assert "encoder.stages.0.layers.0.layer_scale1" in error
+    assert "as many parameters as internimage_t_1k_224" in error
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtype_and_shards(dtype, write_original, tmp_path):
+    arguments = [*write_original(), "--dtype", dtype, "--max-shard-size", "100KB"]
+    assert main([*arguments, "--output-dir", str(tmp_path / "converted")]) == 0
+    files = sorted((tmp_path / "converted").glob("*.safetensors"))
+    index = json.loads((tmp_path / "converted" / "model.safetensors.index.json").read_text())
+    assert len(files) > 3 and set(index["weight_map"].values()) == {file.name for file in files}
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~os.umask(os.umask(0o022) or 0o022)}
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    golden = REDUCED_MODELS["tiny_t"]
+    original = original_state_dict(golden["keys"], golden["weights_seed"])["levels.1.blocks.0.mlp.fc1.weight"]
+    converted = tensors["internimage.encoder.stages.1.layers.0.mlp.fc1.weight"]
+    assert torch.equal(converted, original.to(getattr(torch, dtype)))
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "converted").dtype == converted.dtype
+
+
+def test_averaged_weights(write_original, tmp_path):
+    golden = REDUCED_MODELS["tiny_t"]
+    averaged = original_state_dict(golden["keys"], golden["weights_seed"])
+    noise = original_state_dict(golden["keys"], 1)
+    arguments = write_original(change=lambda state_dict: state_dict.update(noise), model_ema=averaged)
+    assert main([*arguments, "--ema", "--output-dir", str(tmp_path / "converted")]) == 0
+    assert_reduced_model(InternImageForImageClassification.from_pretrained(tmp_path / "converted"), "tiny_t")
+
+
+YAML = """
+DATA: {IMG_SIZE: 64}
+BASE: [base.yaml]
+MODEL:
+  TYPE: intern_image
+  DROP_PATH_RATE: 0.1
+  INTERN_IMAGE:
+    CORE_OP: 'DCNv3'
+    LAYER_SCALE: None
+    OFFSET_SCALE: 1.0
+"""
+
+
+def test_yaml_of_the_original_trainer(write_original, tmp_path):
+    _, _, *source = write_original()
+    config = REDUCED_MODELS["tiny_t"]["config"]
+    base = {name.upper(): config[name] for name in ("depths", "groups", "channels", "mlp_ratio", "post_norm")}
+    (tmp_path / "my.yaml").write_text(YAML)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"MODEL": {"INTERN_IMAGE": base | {"LAYER_SCALE": "1e-5"}}}))
+    output = tmp_path / "converted"
+    assert main(["--config", str(tmp_path / "my.yaml"), *source, "--output-dir", str(output)]) == 0
+    model = InternImageForImageClassification.from_pretrained(output)
+    assert_reduced_model(model, "tiny_t")
+    assert model.config.layer_scale_init_value is None and model.config.image_size == 64
+    assert "a data set of its own" in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("my.yaml", "MODEL: {TYPE: swin}", "no `MODEL.INTERN_IMAGE`"),
+        ("my.yaml", "MODEL: [", "cannot be read"),
+        ("my.json", "{", "cannot be read"),
+        ("my.json", '{"model_type": "swin"}', "does not describe an InternImage"),
+        ("my.json", '{"groups": [3, 2, 4, 8]}', "does not describe an InternImage.*num_groups"),
+    ],
+)
+def test_other_configurations_are_refused(file, text, message, write_original, tmp_path, capsys):
+    _, _, *source = write_original()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(convert_internimage_to_hf.ConversionError, match=message):
+        convert_internimage_to_hf.checkpoint_from_config(tmp_path / file, tmp_path / "tiny_t.pth")
+    assert main(["--config", str(tmp_path / file), *source, "--dry-run"]) == 1
+
+
+@pytest.fixture
+def imagenet_22k_checkpoint(monkeypatch, tmp_path):
+    """A small ImageNet-22k classifier in the registry, and its file."""
+    golden = REDUCED_MODELS["tiny_t"]
+    keys = golden["keys"] | {"head.weight": [21841, golden["keys"]["head.weight"][1]], "head.bias": [21841]}
+    torch.save({"model": original_state_dict(keys, 0)}, tmp_path / "small_22k.pth")
+    config = {name: golden["config"][name] for name in ("depths", "groups", "channels")}
+    record = dataclasses.replace(
+        CHECKPOINTS["internimage_l_22k_192to384"], name="small_22k", architecture=config, image_size=(64, 64)
+    )
+    monkeypatch.setitem(CHECKPOINTS, "small_22k", record)
+    return ["--checkpoint", "small_22k", "--source", str(tmp_path / "small_22k.pth")]
+
+
+@torch.no_grad()
+def test_imagenet_1k_head(imagenet_22k_checkpoint, tmp_path):
+    """The original's list of rows, at conversion and on a loaded model."""
+    assert len(IMAGENET_22K_TO_1K) == 1000 and IMAGENET_22K_TO_1K[:3] == [359, 368, 460]
+    assert main([*imagenet_22k_checkpoint, "--output-dir", str(tmp_path / "22k")]) == 0
+    assert main([*imagenet_22k_checkpoint, "--imagenet-1k-head", "--output-dir", str(tmp_path / "1k")]) == 0
+    full = AutoModelForImageClassification.from_pretrained(tmp_path / "22k")
+    small = AutoModelForImageClassification.from_pretrained(tmp_path / "1k")
+    pixel_values = torch.randn(1, 3, 64, 64)
+    logits = full(pixel_values).logits
+    assert logits.shape == (1, 21841) and full.config.id2label[21840] == "knothole"
+    torch.testing.assert_close(small(pixel_values).logits, logits[:, IMAGENET_22K_TO_1K])
+    torch.testing.assert_close(use_imagenet_1k_head(full)(pixel_values).logits, logits[:, IMAGENET_22K_TO_1K])
+    for model in (small, full):
+        assert model.config.num_labels == model.num_labels == 1000
+        assert model.config.id2label[0] == "tench, Tinca tinca"
+    # A class and its row have the same name, but for the one that ImageNet-22k does not have.
+    names = AutoModelForImageClassification.from_pretrained(tmp_path / "22k").config.id2label
+    different = [idx for idx, row in enumerate(IMAGENET_22K_TO_1K) if names[row] != small.config.id2label[idx]]
+    assert different == [850]
+    card = (tmp_path / "1k" / "README.md").read_text()
+    assert "start for fine-tuning" in card and "1000 classes" in card
+
+
+def test_imagenet_1k_head_of_another_classifier(write_original, tmp_path, capsys):
+    assert main([*write_original(), "--imagenet-1k-head", "--dry-run"]) == 1
+    assert "rows of an ImageNet-22k classifier" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def converted_t(tmp_path_factory):
+    """InternImage-T at full size with stand-in weights, and what it was converted to."""
+    folder = tmp_path_factory.mktemp("t")
+    torch.save(
+        {"model": original_state_dict(MANIFESTS["internimage_t_1k_224"]["keys"], 0)},
+        folder / "internimage_t_1k_224.pth",
+    )
+    source = ["--checkpoint", "internimage_t_1k_224", "--source", str(folder / "internimage_t_1k_224.pth")]
+    assert main([*source, "--remote-code", "--output-dir", str(folder / "converted")]) == 0
+    return source, folder / "converted"
+
+
+def test_model_card(converted_t):
+    _, folder = converted_t
+    card = ModelCard.load(folder / "README.md")
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "image-classification")
+    assert data.base_model == "OpenGVLab/internimage_t_1k_224" and data.datasets == ["imagenet-1k"]
+    (result,) = data.eval_results
+    assert result.metric_value == 83.5 and "reported by the authors" in result.metric_name and not result.verified
+    report = json.loads((folder / "conversion_report.json").read_text())
+    for expected in (report["source"]["sha256"], report["command"], "Reported by the authors, not measured", "MIT"):
+        assert expected in card.text
+    assert "$" not in card.text and str(folder.parent) not in card.content + json.dumps(report)
+
+
+def test_every_model_card_has_valid_metadata():
+    """Also of those that are not converted yet."""
+    for checkpoint in CHECKPOINTS.values():
+        metadata = card_metadata(checkpoint, convert_checkpoint.ConversionOptions())
+        text = f"---\n{metadata.to_yaml()}\n---\n"
+        read = ModelCard(text, ignore_metadata_errors=False).data
+        assert read.license == "mit" and len(read.eval_results or []) == len(checkpoint.reported)
+
+
+def test_use_of_what_was_written(converted_t, tmp_path, photographs):
+    from PIL import Image
+
+    _, folder = converted_t
+    Image.fromarray(photographs[0]).save(tmp_path / "photo.jpg")
+    predictions = pipeline("image-classification", model=str(folder))(str(tmp_path / "photo.jpg"))
+    assert predictions[0]["label"] in AutoModelForImageClassification.from_pretrained(folder).config.label2id
+    backbone, info = InternImageBackbone.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()) and len(backbone(torch.randn(1, 3, 64, 64)).feature_maps) == 1
+    # For users without this package; tests/modeling/test_auto_classes.py runs such files.
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == convert_checkpoint.REMOTE_CODE
+    assert {file.name for file in folder.glob("*.py")} == {"configuration_internimage.py", "modeling_internimage.py"}
+
+
+def test_verify(converted_t, tmp_path, capsys):
+    source, folder = converted_t
+    assert main([*source, "--verify", str(folder)]) == 0
+    assert "633 tensors equal" in capsys.readouterr().out
+    assert main(["--checkpoint", "internimage_s_1k_224", *source[2:], "--verify", str(folder)]) == 1
+    assert "was converted from internimage_t_1k_224" in capsys.readouterr().err
+    assert main([*source, "--verify", str(tmp_path)]) == 1
+    assert "no conversion report" in capsys.readouterr().err
+    torch.save({"model": torch.load(source[3])["model"], "epoch": 1}, tmp_path / "same_weights.pth")
+    assert main([*source[:3], str(tmp_path / "same_weights.pth"), "--verify", str(folder)]) == 1
+    assert "SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["changed", "changed-and-recorded"])
+def test_verify_finds_one_changed_bit(hidden, write_original, tmp_path, capsys):
+    arguments = write_original()
+    folder = tmp_path / "converted"
+    assert main([*arguments, "--output-dir", str(folder)]) == 0
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    if hidden:
+        report = json.loads((folder / "conversion_report.json").read_text())
+        report["files"]["model.safetensors"]["sha256"] = convert_checkpoint.file_sha256(folder / "model.safetensors")
+        (folder / "conversion_report.json").write_text(json.dumps(report))
+    capsys.readouterr()
+    assert main([*arguments, "--verify", str(folder)]) == 1
+    assert ("differs from" if hidden else "was changed since the conversion") in capsys.readouterr().err
+
+
+def test_output_directory_with_files_is_kept(write_original, tmp_path, capsys):
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "thesis.tex").write_text("precious")
+    arguments = [*write_original(), "--output-dir", str(tmp_path / "converted")]
+    assert main(arguments) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "converted").iterdir()] == ["thesis.tex"]
+
+
+def no_space(*arguments, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("moment", ["before", "while writing", "interrupt"])
+def test_nothing_is_left_of_a_failure(moment, write_original, tmp_path, monkeypatch, capsys):
+    arguments = [*write_original(), "--output-dir", str(tmp_path / "converted")]
+    if moment == "before":
+        usage = type("Usage", (), {"free": 1000})
+        monkeypatch.setattr(convert_checkpoint.shutil, "disk_usage", lambda path: usage)
+    elif moment == "while writing":
+        monkeypatch.setattr(convert_checkpoint.safetensors.torch, "save_file", no_space)
+    else:
+        monkeypatch.setattr(convert_checkpoint, "check_logits", lambda *arguments: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments)
+        assert leftovers(tmp_path) == set()
+        return
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "on another disk" in error and error.count("\n") == 1
+    assert leftovers(tmp_path) == set()
+
+
+def test_kill_in_the_middle(write_original, tmp_path):
+    """Nothing that could be taken for a checkpoint is there afterwards, and the next run cleans up and finishes."""
+    arguments = [*write_original(), "--output-dir", str(tmp_path / "converted"), "--max-shard-size", "30KB"]
+    command = [sys.executable, "-m", "conversion.convert_internimage_to_hf", *arguments]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    unfinished = tmp_path / ".converted.unfinished"
+    deadline = time.monotonic() + 60
+    while not list(unfinished.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert leftovers(tmp_path) == {".converted.unfinished"}
+    assert main(arguments) == 0
+    assert leftovers(tmp_path) == {"converted"}
+
+
+def test_all(write_original, tmp_path, monkeypatch, capsys):
+    """What is finished stays, a failure does not stop the others, what cannot be converted yet is said."""
+    write_original("tiny_t")
+    write_original("tiny_h")
+    (tmp_path / "damaged.pth").write_bytes(b"")
+
+    def record(name, config):
+        architecture = {key: value for key, value in config.items() if key not in ("num_classes", "image_size")}
+        template = CHECKPOINTS["internimage_t_1k_224"]
+        return dataclasses.replace(
+            template,
+            name=name,
+            architecture=architecture,
+            num_labels=config["num_classes"],
+            labels=False,
+            image_size=(64, 64),
+        )
+
+    ignored = ("label_smoothing", "drop_path_rate")
+    tiny_t, tiny_h = (
+        {key: value for key, value in REDUCED_MODELS[name]["config"].items() if key not in ignored}
+        for name in ("tiny_t", "tiny_h")
+    )
+    records = [record("damaged", tiny_t), record("tiny_t", tiny_t), record("tiny_h", tiny_h)]
+    records.append(CHECKPOINTS["upernet_internimage_t_512_160k_ade20k"])
+    monkeypatch.setattr(convert_internimage_to_hf, "CHECKPOINTS", {record.name: record for record in records})
+    monkeypatch.setattr(
+        convert_internimage_to_hf, "download_original", lambda checkpoint: tmp_path / f"{checkpoint.name}.pth"
+    )
+    arguments = ["--checkpoint", "all", "--output-dir", str(tmp_path / "all")]
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert "1 failed: damaged" in output.err and "ade20k: not yet convertible" in output.out
+    assert {folder.name for folder in (tmp_path / "all").iterdir()} == {"tiny_t", "tiny_h"}
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")}
+    (tmp_path / "all" / "tiny_h" / "config.json").unlink()
+    write_original("tiny_t")
+    (tmp_path / "tiny_t.pth").rename(tmp_path / "damaged.pth")
+    assert main(arguments) == 1  # tiny_h is incomplete now, and not ours to delete
+    output = capsys.readouterr()
+    assert "1 failed: tiny_h" in output.err and "tiny_t: finished earlier" in output.out
+    assert all(file.stat().st_mtime_ns == times[file] for file in (tmp_path / "all" / "tiny_t").iterdir())
+    for file in (tmp_path / "all" / "tiny_h").iterdir():
+        file.unlink()
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["upernet_internimage_t_512_160k_ade20k", "mask_rcnn_internimage_t_fpn_1x_coco"])
+def test_not_yet_convertible(name, tmp_path, capsys):
+    torch.save({}, tmp_path / "source.pth")
+    arguments = ["--checkpoint", name, "--source", str(tmp_path / "source.pth"), "--output-dir", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "not yet convertible" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "name what to convert"),
+        (["--checkpoint", "internimage_t_1k_224"], "--output-dir"),
+        (["--config", "a.yaml", "--output-dir", "b"], "--config needs --source"),
+        (["--checkpoint", "all", "--source", "a.pth", "--output-dir", "b"], "all takes no --source"),
+        (["--checkpoint", "all", "--output-dir", "b", "--push-to-hub", "org/name"], "only ORG"),
+        (["--checkpoint", "x", "--output-dir", "b", "--push-to-hub", "org"], "ORG/NAME"),
+    ],
+)
+def test_incomplete_commands(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_list(capsys):
+    assert main(["--list"]) == 0
+    assert "mask_rcnn_internimage_b_fpn_3x_coco" in capsys.readouterr().out
+
+
+def test_offline_download_is_explained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    assert main(["--checkpoint", "internimage_g_22kto1k_512", "--output-dir", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "Cannot download OpenGVLab/InternImage/internimage_g_22kto1k_512.pth" in error and "--source" in error

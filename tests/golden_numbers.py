@@ -1,0 +1,52 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Comparison of whole models with numbers of the original code (`tests/fixtures/golden/classification`)."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FULLSIZE_MODELS, GOLDEN, REDUCED_MODELS, golden_input
+
+
+FLOAT32_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def named_outputs(model, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The outputs of a classifier under the names of the golden arrays."""
+    outputs = model(pixel_values, output_hidden_states=True)
+    pooled = model.internimage(pixel_values).pooler_output
+    return {"logits": outputs.logits, "pooled": pooled} | {
+        f"stage{idx}": hidden_states for idx, hidden_states in enumerate(outputs.hidden_states) if idx > 0
+    }
+
+
+@torch.no_grad()
+def assert_reduced_model(model, name: str):
+    """A reduced model with its stand-in weights, in float32 or float64, computes the golden numbers."""
+    golden = REDUCED_MODELS[name]
+    assert model.num_parameters() == golden["num_parameters"]
+    arrays = np.load(GOLDEN / "classification" / f"{name}.npz")
+    tolerance = FLOAT32_TOLERANCE if model.dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
+    for shape in golden["input_shapes"]:
+        outputs = named_outputs(model, golden_input(shape, golden["input_seed"]).to(model.dtype))
+        for key, output in outputs.items():
+            expected = torch.from_numpy(arrays[f"{shape[2]}x{shape[3]}.{key}"])
+            torch.testing.assert_close(output, expected.to(model.dtype), **tolerance)
+
+
+@torch.no_grad()
+def assert_full_size_model(model, name: str):
+    """T, S, B or L with its stand-in weights in float32 computes the golden numbers."""
+    golden = FULLSIZE_MODELS[name]
+    arrays = np.load(GOLDEN / "classification" / "fullsize.npz")
+    outputs = named_outputs(model, golden_input(golden["input_shape"], golden["input_seed"]))
+    for key in ("logits", "pooled"):
+        torch.testing.assert_close(outputs[key], torch.from_numpy(arrays[f"{name}.{key}"]), **FLOAT32_TOLERANCE)
+    for idx, statistics in enumerate(golden["stages"], start=1):
+        stage = outputs[f"stage{idx}"]
+        assert list(stage.shape) == statistics["shape"]
+        flat = stage.contiguous().flatten()
+        first, strided = (torch.from_numpy(arrays[f"{name}.stage{idx}.{part}64"]) for part in ("first", "strided"))
+        torch.testing.assert_close(flat[:64], first, **FLOAT32_TOLERANCE)
+        torch.testing.assert_close(flat[:: flat.numel() // 64][:64], strided, **FLOAT32_TOLERANCE)
+        assert flat.double().mean().item() == pytest.approx(statistics["mean"], abs=1e-5)
+        assert flat.double().std(correction=0).item() == pytest.approx(statistics["std"], rel=1e-5)
