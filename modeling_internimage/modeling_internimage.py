@@ -629,6 +629,9 @@ class InternImageModel(InternImagePreTrainedModel):
             Whether to build the pooler. Without it `pooler_output` is `None`.
     """
 
+    # Most checkpoints are classifiers: their head is no surprise.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
     def __init__(self, config: InternImageConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = InternImageEmbeddings(config)

@@ -55,14 +55,16 @@ def original_state_dict(keys: dict, seed: int) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(array) for key, array in seeded_weights.seeded_state_dict(keys, seed).items()}
 
 
+def official_key(key: str) -> str:
+    """Original key -> that in the official Hub repositories."""
+    return "model." + key.replace(".gamma", ".layer_scale")
+
+
 def write_official_checkpoint(folder: Path, config: dict, keys: dict, seed: int) -> Path:
     """A checkpoint in the layout of the official Hub repositories, with stand-in weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | OFFICIAL_CONFIG))
-    state_dict = {
-        "model." + key.replace("gamma", "layer_scale"): tensor
-        for key, tensor in original_state_dict(keys, seed).items()
-    }
+    state_dict = {official_key(key): tensor for key, tensor in original_state_dict(keys, seed).items()}
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
     processor = {
         "feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3,

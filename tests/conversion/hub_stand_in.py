@@ -1,5 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""A local HTTP server in the place of the Hugging Face Hub, for an unmodified `huggingface_hub` client.
+"""
+A local HTTP server in the place of the Hugging Face Hub, for an unmodified `huggingface_hub` client.
 
     with HubStandIn() as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path / "hf_home")})

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REDUCED_MODELS, randomize, write_official_checkpoint
+from conftest import MANIFESTS, REDUCED_MODELS, randomize, write_official_checkpoint
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -21,7 +21,12 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 import modeling_internimage
-from modeling_internimage import InternImageConfig, InternImageForImageClassification, InternImageModel
+from modeling_internimage import (
+    InternImageBackbone,
+    InternImageConfig,
+    InternImageForImageClassification,
+    InternImageModel,
+)
 
 
 BACKENDS = ["pil", "torchvision"] if is_torchvision_available() else ["pil"]
@@ -63,6 +68,28 @@ def test_auto_classes(checkpoint):
     model = AutoModelForImageClassification.from_pretrained(checkpoint)
     assert type(model) is InternImageForImageClassification
     assert type(AutoModel.from_config(model.config)) is InternImageModel
+
+
+@pytest.fixture(scope="module")
+def official_repository(tmp_path_factory):
+    """`OpenGVLab/internimage_t_1k_224` with stand-in weights."""
+    manifest = MANIFESTS["internimage_t_1k_224"]
+    return write_official_checkpoint(tmp_path_factory.mktemp("hub"), manifest["config"], manifest["keys"], seed=0)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageClassification, InternImageBackbone])
+def test_official_repository(auto_class, official_repository):
+    """No flags, no remote code, every key accounted for."""
+    model, info = auto_class.from_pretrained(official_repository, output_loading_info=True)
+    assert not any(info.values()), info
+    assert model(torch.randn(1, 3, 64, 64))[0] is not None
+    assert AutoConfig.from_pretrained(official_repository).id2label[0] == "tench, Tinca tinca"
+
+
+def test_pipeline_on_an_official_repository(official_repository, image_files):
+    predictions = pipeline("image-classification", model=str(official_repository), top_k=2)(image_files)
+    labels = set(InternImageConfig.from_pretrained(official_repository).id2label.values())
+    assert all(entry["label"] in labels for prediction in predictions for entry in prediction)
 
 
 def test_import_is_silent():

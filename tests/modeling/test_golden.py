@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Whole models against numbers of the original code, through `from_pretrained` on the layouts it left behind."""
 
+import gzip
 import json
 import re
 
@@ -13,6 +14,7 @@ from conftest import (
     MANIFESTS,
     REDUCED_MODELS,
     golden_input,
+    official_key,
     original_state_dict,
     write_official_checkpoint,
 )
@@ -89,6 +91,23 @@ def test_parameter_counts(name):
     assert model.num_parameters() == manifest["num_parameters"] - num_metadata_parameters
     expected = {rename(key): shape for key, shape in manifest["keys"].items() if key not in metadata_keys}
     assert {key.removeprefix("internimage."): list(v.shape) for key, v in model.state_dict().items()} == expected
+
+
+def test_the_official_layout_is_exact():
+    """`write_official_checkpoint` names keys as the published files do."""
+    layout = json.loads(gzip.decompress((GOLDEN / "classification" / "hf_layout_keys.json.gz").read_bytes()))
+    for name, classes in layout["checkpoints"].items():
+        published = classes["AutoModelForImageClassification"]["hf_layout_keys"]
+        assert list(published) == list(MANIFESTS[name]["keys"])
+        assert {key: official_key(key) for key in published} == published
+
+
+def test_extra_large_model(tmp_path):
+    """The largest for which memory is sure to suffice; H and G are covered by their reduced models and by shape."""
+    manifest = MANIFESTS["internimage_xl_22kto1k_384"]
+    model = load_official(tmp_path, manifest["config"], manifest["keys"], seed=0)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 64)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
