@@ -94,7 +94,7 @@ class Plan:
 
     def model(self) -> InternImageForImageClassification:
         """The model with the source's weights, which never were in the format that is written."""
-        model = _empty_model(self.config)
+        model = empty_model(self.config)
         model.load_state_dict(dict(self.tensors(self.names)), assign=True)
         return model.eval()
 
@@ -125,7 +125,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     config.dtype = getattr(torch, options.dtype) if options.dtype else functools.reduce(torch.promote_types, dtypes)
     config.architectures = [InternImageForImageClassification.__name__]
 
-    expected = _empty_model(config).state_dict()
+    expected = empty_model(config).state_dict()
     names, dropped, superfluous, shapes = {}, {}, [], []
     for key, tensor in original.items():
         name = rename_key(key)
@@ -149,12 +149,12 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     if options.imagenet_1k_head:
         id2label = imagenet_labels(1000)
         config.id2label, config.label2id = id2label, {label: idx for idx, label in id2label.items()}
-        expected = _empty_model(config).state_dict()
+        expected = empty_model(config).state_dict()
     shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
     return Plan(checkpoint, source, options, config, names, dropped, shards)
 
 
-def _empty_model(config: InternImageConfig) -> InternImageForImageClassification:
+def empty_model(config: InternImageConfig) -> InternImageForImageClassification:
     """On the meta device, in `config.dtype`: shapes and names without memory."""
     with torch.device("meta"):
         return InternImageForImageClassification(config).to(config.dtype)

@@ -9,15 +9,18 @@ import subprocess
 import sys
 
 import pytest
-from conftest import MANIFESTS, REPOSITORY, randomize, write_official_checkpoint
+import torch
+from conftest import MANIFESTS, REPOSITORY, original_state_dict, randomize, write_official_checkpoint
 from PIL import Image
 from transformers import pipeline
 
 import modeling_internimage
+from conversion.convert_internimage_to_hf import main
 from modeling_internimage import InternImageForImageClassification
 
 
-READMES = ["README.md", "examples/image_classification/README.md", "examples/feature_extraction/README.md"]
+READMES = ["README.md", "conversion/README.md"]
+READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 # Appended to training commands: enough to run every part of the script.
 SHORT_RUN = ["--max_steps", "1", "--max_train_samples", "4", "--max_eval_samples", "2", "--report_to", "none"]
@@ -46,6 +49,14 @@ def official_checkpoint(tmp_path_factory):
     return write_official_checkpoint(
         tmp_path_factory.mktemp("hub") / "internimage_t_1k_224", manifest["config"], manifest["keys"], seed=0
     )
+
+
+@pytest.fixture(scope="module")
+def original_checkpoint(tmp_path_factory):
+    """The same as the authors' `.pth` file."""
+    file = tmp_path_factory.mktemp("original") / "internimage_t_1k_224.pth"
+    torch.save({"model": original_state_dict(MANIFESTS[file.stem]["keys"], seed=0)}, file)
+    return file
 
 
 @pytest.fixture
@@ -87,7 +98,7 @@ def test_python_blocks(block, workplace, official_checkpoint):
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands(command, workplace, official_checkpoint):
+def test_commands(command, workplace, official_checkpoint, original_checkpoint, monkeypatch):
     words = shlex.split(command)
     ci = (REPOSITORY / ".ci" / "run").read_text()
     makefile = (REPOSITORY / "Makefile").read_text()
@@ -109,6 +120,14 @@ def test_commands(command, workplace, official_checkpoint):
     words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
     if "run_image_classification.py" in command:
         words += SHORT_RUN
+    if "conversion.convert_internimage_to_hf" in words:
+        monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # as if this were the checkout
+        if "internimage_t_1k_224" in words:
+            words += ["--source", str(original_checkpoint)]
+        if "--verify" in words:  # what an earlier command has made
+            assert main([*words[3:5], "--source", str(original_checkpoint), "--output-dir", words[-3]]) == 0
+        (workplace / "my.yaml").write_text("MODEL: {INTERN_IMAGE: {CHANNELS: 64, DEPTHS: [4, 4, 18, 4]}}")
+        (workplace / "ckpt_epoch_99.pth").symlink_to(original_checkpoint)
     result = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     if "--output_dir" in words:
