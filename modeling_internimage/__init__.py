@@ -17,6 +17,7 @@ from .modeling_internimage import (
     InternImageModel,
     InternImagePreTrainedModel,
 )
+from .optimization import create_parameter_groups
 
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "InternImagePreTrainedModel",
     "KernelNotAvailableError",
     "create_image_processor",
+    "create_parameter_groups",
     "dcnv3_implementations",
     "register_auto_classes",
     "register_dcnv3_kernel",

@@ -3,6 +3,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from modeling_internimage import InternImageConfig
+from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,6 +55,13 @@ def golden_input(shape, seed: int) -> torch.Tensor:
 def original_state_dict(keys: dict, seed: int) -> dict[str, torch.Tensor]:
     """Stand-in weights under the names of the original `.pth` files."""
     return {key: torch.from_numpy(array) for key, array in seeded_weights.seeded_state_dict(keys, seed).items()}
+
+
+def rename(key: str) -> str:
+    """Original key -> ours, without the prefix of the base model."""
+    for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def official_key(key: str) -> str:

@@ -28,19 +28,20 @@ import transformers
 from digits import load_digits_dataset
 from matplotlib import pyplot as plt
 from PIL import Image
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     HfArgumentParser,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import is_torchvision_available
+from transformers.utils import SAFE_WEIGHTS_NAME, is_timm_available, is_torchvision_available
 
 from modeling_internimage import InternImageConfig, create_image_processor
+from modeling_internimage.training import InternImageTrainer, Recipe
 
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,12 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     token: str | None = field(default=None, metadata={"help": "Hub token, if the checkpoint needs one."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth rate, if not that of the checkpoint."}
+    )
+    freeze_stages: int = field(
+        default=0, metadata={"help": "Keep the stem and this many stages as they are: faster, for small data sets."}
+    )
 
 
 @dataclass
@@ -92,6 +99,18 @@ class DataArguments:
         default=0.08, metadata={"help": "Smallest part of an image that a random training crop takes; 1: no crops."}
     )
     horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    auto_augment: str | None = field(
+        default=None, metadata={"help": "Augmentation policy of timm, 'rand-m9-mstd0.5-inc1' for the authors."}
+    )
+    color_jitter: float | None = field(
+        default=None, metadata={"help": "Strength of colour jitter, 0.4 for the authors; `auto_augment` replaces it."}
+    )
+    random_erasing: float = field(
+        default=0.0, metadata={"help": "Probability of erasing a part of an image, 0.25 for the authors."}
+    )
+    skip_corrupt: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read, and say how many (reads all first)."}
+    )
 
     def __post_init__(self):
         if self.dataset_name is None and self.train_dir is None and self.validation_dir is None:
@@ -101,9 +120,16 @@ class DataArguments:
             )
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+@dataclass
+class RecipeArguments(Recipe):
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate for 512 images per step: sets `learning_rate` in proportion."}
+    )
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, RecipeArguments, TrainingArguments]:
     """Command line arguments, or one JSON file with all of them."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, RecipeArguments, TrainingArguments))
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
     return parser.parse_args_into_dataclasses(argv)
@@ -128,6 +154,9 @@ def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int)
         for argument, folder in (("--train_dir", data_args.train_dir), ("--validation_dir", data_args.validation_dir)):
             if folder is not None and not os.path.isdir(folder):
                 raise ValueError(f"`{argument} {folder}` is not a folder.")
+            for class_folder in sorted(Path(folder).iterdir()) if folder is not None else []:
+                if class_folder.is_dir() and not any(class_folder.iterdir()):
+                    raise ValueError(f"The class folder {class_folder} is empty. Add images, or remove it.")
         files = {name: os.path.join(folder, "**") for name, folder in folders.items() if folder is not None}
         splits = datasets.load_dataset("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
     for column in (data_args.image_column_name, data_args.label_column_name):
@@ -144,7 +173,27 @@ def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int)
     names = {"train": "train", "validation": evaluation}
     splits = datasets.DatasetDict({name: splits[source] for name, source in names.items() if source in splits})
     splits = splits.cast_column(data_args.image_column_name, datasets.Image(decode=False))
+    if data_args.skip_corrupt:
+        splits = leave_out_corrupt_images(splits, data_args.image_column_name)
     return encode_labels(splits, data_args.label_column_name)
+
+
+def leave_out_corrupt_images(splits: datasets.DatasetDict, column: str) -> datasets.DatasetDict:
+    """The images that can be read; the others are named and counted in the log."""
+
+    def is_readable(row):
+        try:
+            decode_image(row[column])
+            return True
+        except ValueError as error:
+            logger.warning(str(error))
+            return False
+
+    readable = splits.filter(is_readable, desc="Reading all images")
+    for name, split in splits.items():
+        if skipped := len(split) - len(readable[name]):
+            logger.warning(f"{skipped} of {len(split)} {name} images were left out: they cannot be read.")
+    return readable
 
 
 def encode_labels(splits: datasets.DatasetDict, column: str) -> datasets.DatasetDict:
@@ -180,29 +229,33 @@ def decode_image(row: dict) -> Image.Image:
 
 
 class TrainTransform:
-    """Random crop and flip with torchvision, where it is installed; else the image processor's own preprocessing."""
+    """timm's augmentation, as the authors use it; without timm the image processor's own preprocessing."""
 
     def __init__(self, image_processor, data_args: DataArguments):
         self.image_processor = image_processor
         self.image_column = data_args.image_column_name
         self.augmentation = None
-        if is_torchvision_available():
-            from torchvision.transforms import v2
+        if is_timm_available() and is_torchvision_available():
+            from timm.data import create_transform
 
             crop = image_processor.crop_size or image_processor.size
-            size = (crop["height"], crop["width"])
-            scale = (data_args.min_crop_scale, 1.0)
-            self.augmentation = v2.Compose(
-                [
-                    v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC),
-                    v2.RandomHorizontalFlip(0.5 if data_args.horizontal_flip else 0.0),
-                    v2.ToImage(),
-                    v2.ToDtype(torch.float32, scale=True),
-                    v2.Normalize(image_processor.image_mean, image_processor.image_std),
-                ]
+            self.augmentation = create_transform(
+                (crop["height"], crop["width"]),
+                is_training=True,
+                scale=(data_args.min_crop_scale, 1.0),
+                hflip=0.5 if data_args.horizontal_flip else 0.0,
+                color_jitter=data_args.color_jitter,
+                auto_augment=data_args.auto_augment,
+                interpolation="bicubic",
+                mean=tuple(image_processor.image_mean),
+                std=tuple(image_processor.image_std),
+                re_prob=data_args.random_erasing,
+                re_mode="pixel",
             )
+        elif data_args.auto_augment or data_args.color_jitter or data_args.random_erasing:
+            raise ImportError('Augmentation needs timm and torchvision: pip install ".[train,vision]".')
         else:
-            logger.warning("torchvision is not installed: training without random crops and flips.")
+            logger.warning("timm or torchvision is not installed: training without random crops and flips.")
 
     def __call__(self, batch: dict) -> dict:
         images = [decode_image(row) for row in batch[self.image_column]]
@@ -236,6 +289,32 @@ def last_complete_checkpoint(output_dir: str) -> str | None:
     complete = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     logger.warning(f"{last} is incomplete, as a killed run leaves it: resuming from the one before.")
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def check_same_architecture(model, checkpoint: str):
+    """Raise a `ValueError` if `checkpoint` is of another model than the one that is to be trained on."""
+    file = Path(checkpoint) / SAFE_WEIGHTS_NAME
+    if not file.is_file():  # of a sharded model, which reports it itself
+        return
+    with safe_open(file, "pt") as saved:
+        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}
+    for name, tensor in model.state_dict().items():
+        if shapes.get(name) != list(tensor.shape):
+            raise ValueError(
+                f"{checkpoint} is of another model: {name} has the shape {shapes.get(name)} there and "
+                f"{list(tensor.shape)} here. Name another `--output_dir`, or delete that one."
+            )
+
+
+def freeze_stages(model, num_stages: int):
+    """Exclude the stem and the first stages of an InternImage from training."""
+    if num_stages == 0:
+        return
+    stages = model.base_model.encoder.stages
+    if not 0 <= num_stages <= len(stages):
+        raise ValueError(f"`--freeze_stages {num_stages}` must be between 0 and {len(stages)}, the number of stages.")
+    for module in (model.base_model.embeddings, *stages[:num_stages]):
+        module.requires_grad_(False)
 
 
 def save_curves(log_history: list[dict], path: Path):
@@ -283,6 +362,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, labels: lis
         return AutoModelForImageClassification.from_config(config), create_image_processor(config.image_size)
     if model_args.config_overrides is not None:
         raise ValueError("`--config_overrides` describes a new model: leave out `--model_name_or_path`.")
+    if model_args.drop_path_rate is not None:
+        names["drop_path_rate"] = model_args.drop_path_rate
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, **names, **hub)
     model = AutoModelForImageClassification.from_pretrained(
         model_args.model_name_or_path,
@@ -308,7 +389,7 @@ def collate(examples: list[dict], label_column: str) -> dict[str, torch.Tensor]:
 
 
 def main(argv: list[str] | None = None):
-    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, recipe, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
@@ -328,15 +409,20 @@ def main(argv: list[str] | None = None):
     labels = next(iter(splits.values())).features[data_args.label_column_name].names
 
     model, image_processor = load_model(model_args, data_args, labels)
+    freeze_stages(model, model_args.freeze_stages)
+    if recipe.base_learning_rate is not None:
+        images_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
+        training_args.learning_rate = recipe.base_learning_rate * images_per_step * training_args.world_size / 512
     transforms = {"train": TrainTransform, "validation": EvalTransform}
     for name, split in splits.items():
         split.set_transform(transforms[name](image_processor, data_args))
 
     metric = evaluate.load(str(ACCURACY_METRIC))
     training_args.remove_unused_columns = False  # the transforms need the image column
-    trainer = Trainer(
+    trainer = InternImageTrainer(
         model=model,
         args=training_args,
+        recipe=recipe,
         train_dataset=splits["train"] if training_args.do_train else None,
         eval_dataset=splits["validation"] if training_args.do_eval else None,
         compute_metrics=lambda result: metric.compute(
@@ -348,6 +434,8 @@ def main(argv: list[str] | None = None):
 
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint or last_complete_checkpoint(training_args.output_dir)
+        if checkpoint is not None:
+            check_same_architecture(model, checkpoint)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)

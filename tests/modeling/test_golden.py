@@ -3,7 +3,6 @@
 
 import gzip
 import json
-import re
 
 import numpy as np
 import pytest
@@ -16,19 +15,13 @@ from conftest import (
     golden_input,
     official_key,
     original_state_dict,
+    rename,
     write_official_checkpoint,
 )
 from golden_numbers import assert_full_size_model, assert_reduced_model, named_outputs
 from safetensors.torch import save_file
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
-from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
-
-
-def rename(key: str) -> str:
-    for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def load_official(folder, config, keys, seed, **kwargs):

@@ -1,0 +1,418 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Top-1 and top-5 accuracy of InternImage, or any model of `AutoModelForImageClassification`, on labelled images.
+
+    python examples/image_classification/evaluate_accuracy.py --model_name_or_path OpenGVLab/internimage_t_1k_224 \\
+        --data_dir imagenet/val --batch_size 64 --dtype bfloat16 --output results.json
+    accelerate launch examples/image_classification/evaluate_accuracy.py ...
+
+The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
+also on a CPU). Preprocessing is that of the checkpoint's image processor.
+"""
+
+import argparse
+import datetime
+import glob
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from digits import load_digits_dataset
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from PIL import Image
+from run_image_classification import decode_image
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from modeling_internimage import dcnv3_implementations, use_dcnv3_kernel
+
+
+logger = logging.getLogger(__name__)
+
+CORRUPT = -1  # in place of the label of an image that cannot be decoded
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data_dir", help="folder with one folder of images per class")
+    data.add_argument("--dataset_name", help="a dataset of the Hub or a local folder of one; 'digits' is built in")
+    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
+    parser.add_argument("--split", default="validation", help="split of the dataset")
+    parser.add_argument("--image_column_name", default="image", help="column with the images")
+    parser.add_argument("--label_column_name", default="label", help="column with the labels")
+    parser.add_argument("--max_samples", type=int, help="evaluate this many images, chosen at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of --max_samples")
+    parser.add_argument("--skip_corrupt", action="store_true", help="leave corrupt images out and count them")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at once, in each process")
+    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="that read images")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
+    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    args = parser.parse_args(argv)
+    for name, minimum in (("batch_size", 1), ("num_workers", 0), ("max_samples", 1)):
+        value = getattr(args, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"`--{name} {value}` must be at least {minimum}.")
+    if args.output is not None:  # said now, not after hours
+        if args.output.is_dir():
+            raise ValueError(f"`--output {args.output}` is a folder, name a file such as results.json in it.")
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def list_image_folder(folder: str, image_column: str, label_column: str) -> datasets.Dataset:
+    """
+    The images below each class folder, in the order of their names. (The `imagefolder` of `datasets` knows no class
+    without images and no data with a single class.)
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"`--data_dir {folder}` is not a folder.")
+    classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and path.name[0] != ".")
+    if not classes:
+        raise ValueError(f"`--data_dir {folder}` has no folders in it, it must have one folder of images per class.")
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = glob.glob(os.path.join(glob.escape(os.path.join(folder, name)), "**"), recursive=True)
+        files = sorted(file for file in files if os.path.splitext(file)[1].lower() in endings)
+        images += files
+        labels += [label] * len(files)
+    features = {image_column: datasets.Image(decode=False), label_column: datasets.ClassLabel(names=classes)}
+    return datasets.Dataset.from_dict(
+        {image_column: images, label_column: labels}, features=datasets.Features(features)
+    )
+
+
+def load_rows(args: argparse.Namespace) -> datasets.Dataset:
+    """Undecoded images, {"bytes", "path"}, and labels: a `ClassLabel`, class names or class indices."""
+    if args.data_dir is not None:
+        rows = list_image_folder(args.data_dir, args.image_column_name, args.label_column_name)
+    else:
+        if args.dataset_name == "digits":
+            splits = load_digits_dataset()
+        else:
+            splits = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
+        if args.split not in splits:
+            raise ValueError(f"`--split {args.split}` is not in {args.dataset_name}, which has {list(splits)}.")
+        rows = splits[args.split]
+        for column in (args.image_column_name, args.label_column_name):
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"{args.dataset_name} has no column '{column}', only {rows.column_names}. Name the right one with "
+                    "`--image_column_name` or `--label_column_name`."
+                )
+        rows = rows.cast_column(args.image_column_name, datasets.Image(decode=False))
+    if len(rows) == 0:
+        raise ValueError(f"There are no images in {args.data_dir or f'{args.dataset_name}, split {args.split}'}.")
+    return rows
+
+
+def class_indices(names: list[str], config: transformers.PreTrainedConfig) -> list[int]:
+    """
+    The model's index of each class of the data: by name if the model knows them all, else by position.
+
+    Raises:
+        `ValueError`: if neither the names nor the number of classes fit, or if some names do and are elsewhere.
+    """
+    meanings = Counter((config.id2label or {}).values())  # two of ImageNet's classes are called "crane"
+    known = {name: int(idx) for name, idx in (config.label2id or {}).items() if meanings[name] < 2}
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return [known[name] for name in names]
+    if len(names) != config.num_labels:
+        raise ValueError(
+            f"The data has {len(names)} classes and the model {config.num_labels}, and '{unknown[0]}' is not the name "
+            "of one class in the model's `label2id`: evaluate on the model's classes, or give these their names there."
+        )
+    positions = list(range(len(names)))
+    if len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names) and names == sorted(names):
+        return positions  # ImageNet-1k: every model has its classes in the order of the synsets
+    for idx, name in enumerate(names):
+        if known.get(name, idx) != idx:
+            raise ValueError(
+                f"The data's class {idx}, '{name}', is the model's class {known[name]}, but '{unknown[0]}' is not in "
+                "its `label2id`: give all classes the names that they have there."
+            )
+    logger.warning(
+        f"{len(unknown)} of the data's {len(names)} class names, such as '{unknown[0]}', are not in the model's "
+        f"`label2id`: the classes are taken to be in the model's order, '{names[0]}' as '{config.id2label[0]}', "
+        f"'{names[-1]}' as '{config.id2label[len(names) - 1]}'."
+    )
+    return positions
+
+
+def model_labels(rows: datasets.Dataset, column: str, config: transformers.PreTrainedConfig) -> list[int]:
+    """The label of each row as an index of the model's classes, in [0, num_labels), or a `ValueError`."""
+    feature = rows.features[column]
+    if not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
+        raise ValueError(
+            f"`--label_column_name {column}` has values of type {feature}, it must have one class for each image."
+        )
+    values = rows[column][:]
+    indices = {}  # of other numbers: they are indices themselves
+    if isinstance(feature, datasets.ClassLabel):
+        indices = dict(enumerate(class_indices(feature.names, config)))
+    elif any(isinstance(value, str) for value in values):
+        names = sorted({value for value in values if value is not None})
+        indices = dict(zip(names, class_indices(names, config)))
+    labels = [indices.get(value, value) for value in values]
+    for row, label in enumerate(labels):
+        if not isinstance(label, int) or not 0 <= label < config.num_labels:
+            raise ValueError(
+                f"The image of row {row} has the label {label}, which is not in the model's [0, {config.num_labels}): "
+                "choose a split with labels, or a model with these classes."
+            )
+    return labels
+
+
+class Images(torch.utils.data.Dataset):
+    """
+    Preprocessed images: `pixel_values` (channels, height, width) and `label`, an index of the model's classes; of
+    corrupt images the label `CORRUPT`, no `pixel_values` and an `error`.
+    """
+
+    def __init__(self, rows: datasets.Dataset, image_column: str, labels: list[int], image_processor):
+        self.rows = rows.select_columns([image_column])
+        self.image_column = image_column
+        self.labels = labels
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, idx: int) -> dict:
+        row = self.rows[idx][self.image_column] or {"bytes": b"", "path": None}
+        try:
+            image = decode_image(row | {"path": row["path"] or f"of row {idx}"})
+        except ValueError as error:
+            return {"index": idx, "label": CORRUPT, "error": str(error)}
+        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return {"index": idx, "label": self.labels[idx], "pixel_values": pixel_values}
+
+
+def collate(examples: list[dict]) -> dict:
+    """`labels` (batch_size,), `pixel_values` of those that are not `CORRUPT`, `errors` of the others by index."""
+    pixel_values = [example["pixel_values"] for example in examples if "pixel_values" in example]
+    return {
+        "labels": torch.tensor([example["label"] for example in examples]),
+        "pixel_values": torch.stack(pixel_values) if pixel_values else torch.empty(0),
+        "errors": {example["index"]: example["error"] for example in examples if "error" in example},
+    }
+
+
+def places_of_labels(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    """(batch_size, num_labels) and (batch_size,) -> (batch_size,): place of the label, from 0; `k` if it is not among
+    the best `k`."""
+    hits = logits.topk(k).indices == labels[:, None]
+    return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), k)
+
+
+@torch.inference_mode()
+def evaluate_model(model, loader, accelerator: Accelerator, skip_corrupt: bool) -> tuple[torch.Tensor, dict[int, str]]:
+    """
+    Run the model on this process's part of the images.
+
+    Returns:
+        In every process, for every image once: the place of its label among the best 5 classes (or all, if there are
+        fewer), as of `places_of_labels`, or `CORRUPT`, int64 (num_images,); and the error of each corrupt image, by
+        index.
+
+    Raises:
+        `ValueError`: in every process alike, for a corrupt image without `skip_corrupt`.
+    """
+    k = min(5, model.config.num_labels)
+    places, errors = [], {}
+    for batch in tqdm(loader, desc="Evaluating", unit="batch", disable=not accelerator.is_main_process):
+        errors |= batch["errors"]
+        batch_places = batch["labels"].clone()
+        intact = batch_places != CORRUPT
+        if len(batch["pixel_values"]):
+            logits = model(batch["pixel_values"].to(model.dtype)).logits.float()
+            if logits.isnan().any():
+                raise ValueError(
+                    f"The model computes values that are not numbers in {model.dtype}: choose another `--dtype`."
+                )
+            batch_places[intact] = places_of_labels(logits, batch["labels"][intact], k)
+        # Every process has a batch of the same size, filled up with images of the beginning, which are dropped here.
+        places.append(accelerator.gather_for_metrics(batch_places).cpu())
+        if not skip_corrupt and (places[-1] == CORRUPT).any():
+            break
+    errors = dict(sorted(item for part in gather_object([errors]) for item in part.items()))
+    if errors and not skip_corrupt:
+        raise ValueError(f"{next(iter(errors.values()))} `--skip_corrupt` leaves such images out.")
+    return torch.cat(places), errors
+
+
+def load_model(args: argparse.Namespace, device: torch.device):
+    """The model, in eval mode, and the image processor of its checkpoint."""
+    model, info = AutoModelForImageClassification.from_pretrained(
+        args.model_name_or_path, dtype=getattr(torch, args.dtype), output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"`--model_name_or_path {args.model_name_or_path}` lacks trained weights of the classifier, such as "
+            f"'{sorted(info['missing_keys'])[0]}': fine-tune it first."
+        )
+    model = model.to(device).eval()
+    if args.use_kernels:
+        model = use_dcnv3_kernel(model)  # which needs to know the device
+    return model, AutoImageProcessor.from_pretrained(args.model_name_or_path)
+
+
+def describe_preprocessing(image_processor) -> dict:
+    settings = image_processor.to_dict()
+    resample = settings.get("resample")
+    return {
+        "image_processor": type(image_processor).__name__,
+        "size": settings.get("size"),
+        "crop_size": settings.get("crop_size") if settings.get("do_center_crop") else None,
+        "resample": None if resample is None else Image.Resampling(resample).name.lower(),
+        "mean": settings.get("image_mean"),
+        "std": settings.get("image_std"),
+    }
+
+
+def create_model_index(args: argparse.Namespace, accuracies: dict[str, float], num_skipped: int) -> list[dict]:
+    """The `model-index` of a model card. Data that is not complete says so."""
+    model = args.model_name_or_path
+    if os.path.isdir(model):
+        model = Path(model).resolve().name
+    sample = {} if args.max_samples is None else {"max_samples": args.max_samples, "seed": args.seed}
+    skipped = {"skipped_images": num_skipped} if num_skipped else {}
+    folder = None if args.data_dir is None else "/".join(Path(args.data_dir).resolve().parts[-2:])
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=args.dataset_name or "imagefolder",
+            dataset_name=args.dataset_name or folder,
+            dataset_config=args.dataset_config_name,
+            dataset_split=args.split if args.data_dir is None else None,
+            dataset_args=sample | skipped or None,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=accuracy,
+        )
+        for name, accuracy in accuracies.items()
+    ]
+    return eval_results_to_model_index(model, results)
+
+
+def describe_results(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model,
+    image_processor,
+    places: torch.Tensor,
+    errors: dict[int, str],
+    seconds: float,
+) -> dict:
+    """All that is known about a run, for the JSON file. `places` (num_images,) of the images that are not corrupt."""
+    k = min(5, model.config.num_labels)
+    num_images = len(places)
+    counts = {f"top-{best}": int((places < best).sum()) for best in (1, k)}
+    accuracies = {name: round(100 * count / num_images, 4) for name, count in counts.items()}
+    return {
+        "model": args.model_name_or_path,
+        "dataset": {
+            "name": args.data_dir or args.dataset_name,
+            "config": args.dataset_config_name,
+            "split": args.split if args.data_dir is None else None,
+            "max_samples": args.max_samples,
+            "seed": args.seed if args.max_samples is not None else None,
+        },
+        "num_images": num_images,
+        "num_skipped": len(errors),
+        "skipped": list(errors.values()),
+        "top_1": {"percent": accuracies["top-1"], "count": counts["top-1"]},
+        "top_5": {"percent": accuracies[f"top-{k}"], "count": counts[f"top-{k}"], "k": k},
+        "dtype": args.dtype,
+        "dcnv3": sorted(set(dcnv3_implementations(model).values())),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "batch_size": args.batch_size,
+        "preprocessing": describe_preprocessing(image_processor),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(num_images / seconds, 2),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "date": datetime.date.today().isoformat(),
+        "model_index": create_model_index(args, accuracies, len(errors)),
+    }
+
+
+def write_json(path: Path, content: dict):
+    """Whole or not at all: a file of this name is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    accelerator = Accelerator()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if not accelerator.is_main_process:  # the others have nothing else to say
+        logger.setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+
+    with accelerator.main_process_first():  # the others find the data in the cache
+        rows = load_rows(args)
+    model, image_processor = load_model(args, accelerator.device)
+    labels = model_labels(rows, args.label_column_name, model.config)
+    images = Images(rows, args.image_column_name, labels, image_processor)
+    if args.max_samples is not None:
+        chosen = np.random.default_rng(args.seed).permutation(len(images))[: args.max_samples]
+        images = torch.utils.data.Subset(images, chosen.tolist())
+    loader = torch.utils.data.DataLoader(
+        images,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        collate_fn=collate,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+    start = time.perf_counter()
+    places, errors = evaluate_model(model, accelerator.prepare(loader), accelerator, args.skip_corrupt)
+    seconds = time.perf_counter() - start
+    accelerator.end_training()
+    places = places[places != CORRUPT]
+    if len(places) == 0:
+        raise ValueError(f"All {len(errors)} images are corrupt. The first: {next(iter(errors.values()))}")
+    if not accelerator.is_main_process:
+        return
+    for error in errors.values():
+        print(f"Skipped: {error}")
+    result = describe_results(args, accelerator, model, image_processor, places, errors, seconds)
+    print(
+        f"top-1 {result['top_1']['percent']:.2f}%, top-{result['top_5']['k']} {result['top_5']['percent']:.2f}% of "
+        f"{len(places)} images ({len(errors)} skipped) in {seconds:.1f} s"
+    )
+    if args.output is not None:
+        write_json(args.output, result)
+        print(f"Written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The authors' parameter groups: `set_weight_decay_and_lr` and `lr_decay_keywards` of the original."""
+
+import re
+
+from torch import nn
+
+from .configuration_internimage import InternImageConfig
+
+
+# Matched in our names; `offset` and `center_feature_scale_proj` in the original's.
+DEFORMABLE_PARAMETERS = (".dcn.offset_proj.", ".dcn.center_feature_scale_proj.")
+
+
+def create_parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.05,
+    layer_decay: float = 1.0,
+    deformable_multiplier: float = 1.0,
+) -> list[dict]:
+    """
+    Parameter groups for an optimizer, with the rates and decays of the authors' recipes.
+
+    With `layer_decay`, layer k, counted from 0 at the last layer of the last stage back to the first of the first,
+    trains at `layer_decay**k` of the full rate. The stem goes with the first layer; the downsampling before a stage
+    and the norm that closes the stage before it go with that stage's first layer. At the full rate train the last
+    stage's norm, pooler and heads, and also, as in the original, whose list does not name them, the norms between
+    layers of the third stage (`post_norms`, in H and G only).
+
+    The published results do not use `layer_decay`. In the original `deformable_multiplier` (0.1 in the configurations
+    of L to G) has no effect without it, so they do not use that either; here each works alone.
+
+    Args:
+        model (`nn.Module`):
+            A model that is or contains an InternImage; other modules train at the full rate.
+        learning_rate (`float`):
+            The full rate.
+        weight_decay (`float`, *optional*, defaults to 0.05):
+            Of all parameters but one-dimensional ones and biases, which have none.
+        layer_decay (`float`, *optional*, defaults to 1.0):
+            Ratio of the rates of neighbouring layers, 0.9 in the authors' second set of configurations; 1: all equal.
+        deformable_multiplier (`float`, *optional*, defaults to 1.0):
+            Further factor on the rate of what steers DCNv3: offset projections and gates, not the masks.
+
+    Returns:
+        `list[dict]`: groups with `params`, `lr` and `weight_decay`, for example for `torch.optim.AdamW`. Frozen
+        parameters are left out.
+
+    Raises:
+        `ValueError`: if a factor is not in (0, 1], or is not 1 and there is no InternImage in `model`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_parameter_groups
+
+    >>> model = InternImageForImageClassification(InternImageConfig())
+    >>> groups = create_parameter_groups(model, learning_rate=5e-4, layer_decay=0.9, deformable_multiplier=0.1)
+    >>> optimizer = torch.optim.AdamW(groups)
+    ```"""
+    for name, factor in (("layer_decay", layer_decay), ("deformable_multiplier", deformable_multiplier)):
+        if not 0 < factor <= 1:
+            raise ValueError(f"`{name}` must be above 0 and at most 1, got {factor}.")
+    groups = {}
+    scales = _learning_rate_scales(model, layer_decay)
+    if scales is None and (layer_decay, deformable_multiplier) != (1, 1):
+        raise ValueError(
+            f"`model` is a `{type(model).__name__}` without an InternImage in it: it has no layers for "
+            "`layer_decay` and `deformable_multiplier`."
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0 if scales is None else scales(name)
+        if any(part in name for part in DEFORMABLE_PARAMETERS):
+            scale *= deformable_multiplier
+        decay = 0.0 if parameter.ndim == 1 or name.endswith(".bias") else weight_decay
+        group = {"params": [], "lr": learning_rate * scale, "weight_decay": decay}
+        groups.setdefault((group["lr"], decay), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _learning_rate_scales(model: nn.Module, layer_decay: float):
+    """From the name of a parameter to the factor on its rate. `None` if there is no InternImage in `model`."""
+    prefixes = {
+        f"{name}." if name else "": module.config.depths
+        for name, module in model.named_modules()
+        if hasattr(module, "embeddings") and isinstance(getattr(module, "config", None), InternImageConfig)
+    }
+    if not prefixes:
+        return None
+
+    def scale(name: str) -> float:
+        for prefix, depths in prefixes.items():
+            if name.startswith(prefix) and (exponent := _exponent(name.removeprefix(prefix), depths)) is not None:
+                return layer_decay**exponent
+        return 1.0
+
+    return scale
+
+
+def _exponent(name: str, depths: list[int]) -> int | None:
+    """Number of layers after the one that the parameter `name` of an InternImage goes with; `None`: full rate."""
+    layer = None
+    if name.startswith("embeddings."):
+        layer = 0
+    elif match := re.match(r"encoder\.stages\.(\d+)\.(layers\.(\d+)|downsampling|norm)\.", name):
+        stage = int(match[1])
+        if match[3] is not None:
+            layer = sum(depths[:stage]) + int(match[3])
+        elif match[2] == "downsampling":
+            layer = sum(depths[:stage])
+        elif stage < len(depths) - 1:
+            layer = sum(depths[: stage + 1])
+    return None if layer is None else sum(depths) - 1 - layer

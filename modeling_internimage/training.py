@@ -1,0 +1,278 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""What the authors' training has beyond the Trainer: parameter groups, averaged weights, mixup and cutmix."""
+
+import contextlib
+import os
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available, logging
+
+from .optimization import create_parameter_groups
+
+
+logger = logging.get_logger(__name__)
+
+AVERAGED_WEIGHTS_FOLDER = "ema"
+
+
+@dataclass
+class Recipe:
+    """What distinguishes a training run of the authors from the Trainer's defaults."""
+
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Ratio of the learning rates of neighbouring layers; 1: all equal."}
+    )
+    deformable_multiplier: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate of DCNv3's offsets and gates."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights with this decay per step, 0.9999 for the authors."}
+    )
+    mixup: float = field(default=0.0, metadata={"help": "Parameter of mixup, 0.8 for the authors; 0: none."})
+    cutmix: float = field(
+        default=0.0, metadata={"help": "Parameter of cutmix, 1.0 for the authors; 0: none. With both, each at random."}
+    )
+
+
+class WeightAverage:
+    """
+    Exponential moving average of a model's parameters and buffers (timm's `ModelEma` in the original). Sharded
+    parameters (`DTensor`, FSDP2) have sharded averages.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise ValueError(
+                "DeepSpeed ZeRO-3 keeps parameters where they cannot be averaged: train without `ema_decay`, or "
+                "with FSDP or ZeRO-1."
+            )
+        self.model = model
+        self.decay = decay
+        self.average = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+
+    def _tensors(self):
+        yield from self.model.named_parameters()
+        yield from self.model.named_buffers()
+
+    @torch.no_grad()
+    def update(self):
+        for name, tensor in self._tensors():
+            if tensor.is_floating_point():
+                self.average[name].lerp_(tensor, 1 - self.decay)
+            else:
+                self.average[name].copy_(tensor)
+
+    @torch.no_grad()
+    def _swap(self):
+        for name, tensor in self._tensors():
+            current = tensor.detach().clone()
+            tensor.data.copy_(self.average[name])
+            self.average[name].copy_(current)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """The model has the averaged weights inside the `with` block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def load(self, folder: str):
+        """The average that a checkpoint holds, from a file of whole tensors."""
+        state_dict = load_file(os.path.join(folder, SAFE_WEIGHTS_NAME))
+        for name, tensor in self.average.items():
+            whole = state_dict[name.replace("_orig_mod.", "").removeprefix("module.")]
+            tensor.copy_(_like(whole, tensor))
+
+
+def _like(whole: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`whole`, or this process's shard of it if `tensor` is sharded."""
+    if hasattr(tensor, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return whole
+
+
+class MixupCutmix:
+    """
+    A data collator that mixes the images of each training batch, and their labels into probabilities (torchvision's
+    `MixUp` and `CutMix`).
+
+    Args:
+        collate: The collator that makes `pixel_values` and integer `labels`.
+        num_labels: Number of classes.
+        mixup, cutmix: As in [`Recipe`].
+    """
+
+    def __init__(self, collate: Callable, num_labels: int, mixup: float, cutmix: float):
+        if not is_torchvision_available():
+            raise ImportError('`mixup` and `cutmix` need torchvision: pip install "modeling-internimage[vision]".')
+        from torchvision.transforms import v2
+
+        mixing = [v2.MixUp(alpha=mixup, num_classes=num_labels)] if mixup else []
+        mixing += [v2.CutMix(alpha=cutmix, num_classes=num_labels)] if cutmix else []
+        self.collate = collate
+        self.mix = v2.RandomChoice(mixing)
+
+    def __call__(self, examples: list) -> dict[str, torch.Tensor]:
+        batch = self.collate(examples)
+        # The same images are mixed in the same way whenever they come together: see `_SeededImages`.
+        with _random_numbers_of(zlib.crc32(batch["pixel_values"][..., 0, 0].double().numpy().tobytes())):
+            batch["pixel_values"], batch["labels"] = self.mix(batch["pixel_values"], batch["labels"])
+        return batch
+
+
+class _SeededImages(torch.utils.data.Dataset):
+    """
+    The images of `dataset`, with random augmentation that depends on nothing but seed, epoch and index: not on what
+    was drawn before, by whom, or how far ahead. So an interrupted run continues as if it had not been.
+    """
+
+    def __init__(self, dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):  # called by accelerate
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, idx):
+        seed = hash((self.seed, self.epoch, idx)) % 2**32
+        with _random_numbers_of(seed):
+            return self.dataset[idx]
+
+
+@contextlib.contextmanager
+def _random_numbers_of(seed: int):
+    """All generators that augmentations use start from `seed` inside the block, and go on as before after it."""
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)
+
+
+class _UpdateAverage(TrainerCallback):
+    def __init__(self, trainer: "InternImageTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.start_average()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.average.update()
+
+
+class InternImageTrainer(Trainer):
+    """
+    A `Trainer` for image classifiers with the authors' recipe. Evaluation and what `save_model` writes use the
+    averaged weights if there are any; checkpoints hold both, the averaged ones in the folder `ema`, as a model of its
+    own. Label smoothing (`label_smoothing_factor`) is for training only. A loss that is not finite ends the training.
+    A run that is resumed from a checkpoint continues exactly as it would have without the interruption.
+
+    Args:
+        recipe ([`Recipe`], *optional*):
+            Nothing beyond the Trainer by default.
+    """
+
+    loss_is_scaled_for_ga = False  # it is the mean of a batch: the Trainer divides it
+
+    def __init__(self, *args, recipe: Recipe | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe or Recipe()
+        self.average = None
+        self._resumed_from = None
+        if self.recipe.ema_decay is not None:
+            self.add_callback(_UpdateAverage(self))
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = create_parameter_groups(
+                self.model if model is None else model,
+                learning_rate=arguments.pop("lr", self.args.learning_rate),
+                weight_decay=self.args.weight_decay,
+                layer_decay=self.recipe.layer_decay,
+                deformable_multiplier=self.recipe.deformable_multiplier,
+            )
+            self.optimizer = optimizer_class(groups, lr=self.args.learning_rate, **arguments)
+        return self.optimizer
+
+    def get_train_dataloader(self):
+        dataset, collate = self.train_dataset, self.data_collator
+        if self.recipe.mixup or self.recipe.cutmix:
+            num_labels = self.model.config.num_labels
+            self.data_collator = MixupCutmix(collate, num_labels, self.recipe.mixup, self.recipe.cutmix)
+        self.train_dataset = _SeededImages(dataset, self.args.seed)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = dataset, collate
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy with class indices or, after mixup, probabilities as labels."""
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        loss = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+            raise FloatingPointError(
+                f"The loss at step {self.state.global_step + 1} is {loss.item()}; the last good checkpoint is {last}. "
+                "Lower the learning rate, or look at the images and labels of that step."
+            )
+        return loss
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def start_average(self):
+        """Called when the model is as training has it, sharded or not, and a checkpoint has been loaded."""
+        self.average = WeightAverage(self.model, self.recipe.ema_decay)
+        if self._resumed_from is not None:
+            self.average.load(os.path.join(self._resumed_from, AVERAGED_WEIGHTS_FOLDER))
+
+    def _averaged(self):
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self._averaged():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if self.average is None or not _internal_call:
+            with self._averaged():
+                return super().save_model(output_dir, _internal_call=_internal_call)
+        super().save_model(output_dir, _internal_call=True)  # of a checkpoint, from which training goes on
+        with self._averaged():
+            super().save_model(os.path.join(output_dir, AVERAGED_WEIGHTS_FOLDER), _internal_call=True)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(os.path.join(self.state.best_model_checkpoint, AVERAGED_WEIGHTS_FOLDER))

@@ -1,0 +1,451 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The evaluation script, against accuracies that are known by construction."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, randomize
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from modeling_internimage import (
+    InternImageConfig,
+    InternImageForImageClassification,
+    InternImageModel,
+    create_image_processor,
+)
+
+
+sys.path.insert(0, str(REPOSITORY / "examples" / "image_classification"))
+script = importlib.import_module("evaluate_accuracy")
+
+ARCHITECTURE = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8], "image_size": 32}
+CLASSES = [f"class_{idx}" for idx in range(7)]
+# The place of the right class in the model's order, for each of 11 images: 4 are right, 9 among the best five.
+PLACES = [1, 0, 6, 2, 0, 4, 0, 3, 5, 0, 1]
+
+
+def save_model(folder: Path, names: list[str]) -> str:
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: idx for idx, name in enumerate(names)}}
+    model = InternImageForImageClassification(InternImageConfig(**ARCHITECTURE, **labels))
+    randomize(model).save_pretrained(folder)
+    create_image_processor(32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def crops(photographs):
+    """11 crops of two photographs, of different sizes."""
+    random = np.random.default_rng(0)
+    boxes = zip(random.integers(0, 250, size=(11, 2)), random.integers(40, 120, size=(11, 2)))
+    return [
+        Image.fromarray(photographs[idx % 2][top : top + height, left : left + width])
+        for idx, ((top, left), (height, width)) in enumerate(boxes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def labels(checkpoint, crops):
+    """Labels that put the right class at `PLACES`, by a loop over single images."""
+    model = InternImageForImageClassification.from_pretrained(checkpoint).eval()
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        logits = [model(**processor(crop, return_tensors="pt")).logits[0] for crop in crops]
+    return [int(scores.argsort(descending=True)[place]) for scores, place in zip(logits, PLACES)]
+
+
+def save_images(folder: Path, crops, labels) -> Path:
+    """The crops in folders of their classes; every class has a folder, and not all files are images."""
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "notes.txt").write_text("no image")
+    (folder / ".cache").mkdir()
+    for idx, (crop, label) in enumerate(zip(crops, labels)):
+        crop.save(folder / CLASSES[label] / f"{idx}.PNG")
+    return folder
+
+
+@pytest.fixture
+def image_folder(crops, labels, tmp_path):
+    return save_images(tmp_path / "val", crops, labels)
+
+
+def arguments(checkpoint, output, *others, **data):
+    data = [word for name, value in data.items() for word in (f"--{name}", str(value))]
+    command = ["--model_name_or_path", checkpoint, "--output", str(output), "--batch_size", "4", "--num_workers", "0"]
+    return [*command, *data, *others]
+
+
+def run(checkpoint, tmp_path, *others, **data) -> dict:
+    output = tmp_path / "results" / "accuracy.json"
+    script.main(arguments(checkpoint, output, *others, **data))
+    assert [path.name for path in output.parent.iterdir()] == [output.name]  # no temporary file stays
+    return json.loads(output.read_text())
+
+
+def truncate(file: Path):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_accuracy(checkpoint, image_folder, tmp_path, capsys, caplog):
+    """The accuracy by construction, and everything else that the file says."""
+    result = run(checkpoint, tmp_path, data_dir=image_folder)
+    assert result["top_1"] == {"percent": 36.3636, "count": 4}
+    assert result["top_5"] == {"percent": 81.8182, "count": 9, "k": 5}
+    assert (result["num_images"], result["num_skipped"], result["skipped"]) == (11, 0, [])
+    assert result["model"] == checkpoint and result["dataset"]["name"] == str(image_folder)
+    assert (result["dtype"], result["processes"], result["batch_size"]) == ("float32", 1, 4)
+    assert result["dcnv3"] == ["PyTorch definition"] and result["device"]
+    preprocessing = result["preprocessing"]
+    assert preprocessing["size"] == {"shortest_edge": 32} and preprocessing["resample"] == "bicubic"
+    assert preprocessing["crop_size"] == {"height": 32, "width": 32}
+    assert result["images_per_second"] == pytest.approx(11 / result["seconds"], rel=0.01)
+    assert result["versions"]["torch"] == torch.__version__ and set(result["versions"]) > {"transformers", "python"}
+    assert len(result["date"]) == 10
+    assert "top-1 36.36%, top-5 81.82% of 11 images (0 skipped)" in capsys.readouterr().out
+    assert "label2id" not in caplog.text  # all names match
+
+    name, metrics = model_index_to_eval_results(result["model_index"])
+    assert name == "tiny" and [(metric.metric_name, metric.metric_value) for metric in metrics] == [
+        ("top-1", 36.3636),
+        ("top-5", 81.8182),
+    ]
+    card = ModelCard(f"---\n{json.dumps({'model-index': result['model_index']})}\n---\n")
+    assert card.data.eval_results == metrics and metrics[0].dataset_args is None
+
+
+# Runs the script several times: starting two processes takes longer than all the rest.
+DRIVER = """
+import json
+import sys
+
+from accelerate.state import AcceleratorState
+
+sys.path.insert(0, sys.argv[1])
+import evaluate_accuracy
+
+for arguments in json.loads(sys.argv[2]):
+    try:
+        evaluate_accuracy.main(arguments)
+    except ValueError as error:
+        print(f"ValueError: {error}")
+    AcceleratorState._reset_state(reset_partial_state=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(checkpoint, crops, labels, tmp_path_factory):
+    """
+    The script in 2 processes, on all images, on images of which 5 are corrupt, and on the same without
+    `--skip_corrupt`: the folder, in it `intact`, `corrupt` and `accuracy_0.json` etc., and what was printed.
+    """
+    folder = tmp_path_factory.mktemp("two_processes")
+    save_images(folder / "intact", crops, labels)
+    files = sorted(save_images(folder / "corrupt", crops, labels).rglob("*.PNG"))
+    for file in files[4:8] + files[:1]:
+        truncate(file)
+    runs = [
+        arguments(checkpoint, folder / f"accuracy_{idx}.json", *others, data_dir=folder / name)
+        for idx, (name, others) in enumerate((("intact", []), ("corrupt", ["--skip_corrupt"]), ("corrupt", [])))
+    ]
+    (folder / "driver.py").write_text(DRIVER)
+    # (`accelerate launch --cpu --num_processes 2` would start a single process.)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run(
+        [*launch, str(folder / "driver.py"), str(Path(script.__file__).parent), json.dumps(runs)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return folder, process.stdout
+
+
+def test_two_processes_count_every_image_once(two_processes):
+    """11 images in batches of 4 in 2 processes: the last batches are filled up with 5 others, which do not count."""
+    folder, printed = two_processes
+    result = json.loads((folder / "accuracy_0.json").read_text())
+    assert result["processes"] == 2
+    assert (result["num_images"], result["top_1"]["count"], result["top_5"]["count"]) == (11, 4, 9)
+    assert printed.count("of 11 images (0 skipped)") == 1  # by one of the two
+
+
+def test_two_processes_skip_corrupt_images(two_processes, checkpoint, tmp_path):
+    """One process finds its whole first batch corrupt, the other an image that fills up the last batch."""
+    folder, printed = two_processes
+    result = json.loads((folder / "accuracy_1.json").read_text())
+    single = run(checkpoint, tmp_path, "--skip_corrupt", data_dir=folder / "corrupt")
+    assert (single["processes"], result["processes"]) == (1, 2)
+    files = sorted((folder / "corrupt").rglob("*.PNG"))
+    places = [PLACES[int(file.stem)] for file in files[1:4] + files[8:]]
+    for outcome in (single, result):
+        assert (outcome["num_images"], outcome["num_skipped"]) == (6, 5)
+        assert outcome["top_1"]["count"] == sum(place < 1 for place in places)
+        assert outcome["top_5"]["count"] == sum(place < 5 for place in places)
+    named = [file for error in result["skipped"] for file in files if str(file) in error]
+    assert named == files[:1] + files[4:8] and single["skipped"] == result["skipped"]
+    assert printed.count("Skipped: The image file") == 5
+    _, metrics = model_index_to_eval_results(result["model_index"])
+    assert metrics[0].dataset_args == {"skipped_images": 5}
+
+
+def test_two_processes_end_at_a_corrupt_image(two_processes):
+    """Both, and with the same sentence."""
+    folder, printed = two_processes
+    file = min((folder / "corrupt").rglob("*.PNG"))
+    assert printed.count(f"ValueError: The image file {file} is corrupt or truncated") == 2
+    assert not (folder / "accuracy_2.json").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_corrupt_image(num_workers, checkpoint, image_folder, tmp_path, capsys):
+    file = sorted(image_folder.rglob("*.PNG"))[3]
+    truncate(file)
+    data = {"data_dir": image_folder, "num_workers": num_workers}
+    with pytest.raises(ValueError, match=rf"^The image file {file} is corrupt.*`--skip_corrupt` leaves such images"):
+        run(checkpoint, tmp_path, **data)
+    assert not list((tmp_path / "results").iterdir())
+    result = run(checkpoint, tmp_path, "--skip_corrupt", **data)
+    assert (result["num_images"], result["num_skipped"]) == (10, 1) and str(file) in result["skipped"][0]
+    assert f"Skipped: The image file {file}" in capsys.readouterr().out
+
+
+def test_only_corrupt_images(checkpoint, image_folder, tmp_path):
+    for file in image_folder.rglob("*.PNG"):
+        truncate(file)
+    with pytest.raises(ValueError, match="^All 11 images are corrupt"):
+        run(checkpoint, tmp_path, "--skip_corrupt", data_dir=image_folder)
+
+
+def test_corrupt_image_in_a_dataset(checkpoint, crops, labels, tmp_path):
+    """A file inside a table has no path: its row is named, that of the table."""
+    crops[0].save(tmp_path / "crop.png")
+    data = (tmp_path / "crop.png").read_bytes()
+    rows = [{"bytes": data, "path": None} for _ in range(6)]
+    rows[4], rows[5] = {"bytes": data[:99], "path": None}, None
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": rows, "label": labels[:6]}, features=features)
+    table.to_parquet(tmp_path / "data" / "validation.parquet")
+    data = {"dataset_name": tmp_path / "data", "max_samples": 6}
+    result = run(checkpoint, tmp_path, "--skip_corrupt", **data)
+    assert [error.split(" is corrupt")[0] for error in result["skipped"]] == [
+        "The image file of row 4",
+        "The image file of row 5",
+    ]
+
+
+def test_classes_by_name(checkpoint, image_folder, tmp_path):
+    """Names that the model knows decide, not the order of the folders; the model may know more classes."""
+    renamed = save_model(tmp_path / "renamed", [f"{'gbecafd'[idx]}_{idx}" for idx in range(7)])
+    for idx, name in enumerate(CLASSES):
+        (image_folder / name).rename(image_folder / f"{'gbecafd'[idx]}_{idx}")
+    assert run(renamed, tmp_path, data_dir=image_folder)["top_1"]["count"] == 4
+    shutil.rmtree(image_folder / "g_0")
+    expected = [PLACES[int(file.stem)] for file in image_folder.rglob("*.PNG")]
+    result = run(renamed, tmp_path, data_dir=image_folder)
+    assert result["num_images"] == len(expected) < 11
+    assert result["top_1"]["count"] == sum(place < 1 for place in expected)
+    assert result["top_5"]["count"] == sum(place < 5 for place in expected)
+
+
+def test_classes_by_position(checkpoint, image_folder, tmp_path, caplog):
+    """Other names, as many: the order of the folders, empty ones counted, and one warning."""
+    for idx, name in enumerate(CLASSES):
+        (image_folder / name).rename(image_folder / f"folder_{idx}")
+    for file in (image_folder / "folder_0").glob("*"):
+        file.unlink()
+    labels_left = [int(file.parent.name[-1]) for file in image_folder.rglob("*.PNG")]
+    expected = [PLACES[int(file.stem)] for file in image_folder.rglob("*.PNG")]
+    assert 0 not in labels_left
+    result = run(checkpoint, tmp_path, data_dir=image_folder)
+    assert result["top_1"]["count"] == sum(place < 1 for place in expected)
+    assert result["num_images"] == len(expected)
+    assert caplog.text.count("are taken to be in the model's order, 'folder_0' as 'class_0'") == 1
+
+    (image_folder / "folder_7").mkdir()
+    with pytest.raises(ValueError, match="The data has 8 classes and the model 7, and 'folder_0' is not the name"):
+        run(checkpoint, tmp_path, data_dir=image_folder)
+
+
+def config(names):
+    return InternImageConfig(id2label=dict(enumerate(names)), label2id={name: idx for idx, name in enumerate(names)})
+
+
+def test_synsets(caplog):
+    """The model's ImageNet classes have names, the folders numbers: the order is the same, nothing to warn of."""
+    imagenet = InternImageConfig(num_labels=1000, core_op="DCNv3")
+    synsets = [f"n{number:08d}" for number in range(1440764, 1441764)]
+    assert script.class_indices(synsets, imagenet) == list(range(1000))
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="The data has 999 classes and the model 1000"):
+        script.class_indices(synsets[1:], imagenet)
+
+
+@pytest.mark.parametrize(
+    "names, model_names, message",
+    [
+        (["dog", "zebra"], ["cat", "dog"], "class 0, 'dog', is the model's class 1, but 'zebra' is not in its"),
+        (["crane"], ["crane", "hen", "crane"], "The data has 1 classes and the model 3, and 'crane' is not the name"),
+    ],
+    ids=["contradiction", "ambiguous"],
+)
+def test_names_that_do_not_decide(names, model_names, message):
+    with pytest.raises(ValueError, match=message):
+        script.class_indices(names, config(model_names))
+
+
+@pytest.mark.parametrize(
+    "feature, values, expected",
+    [
+        (datasets.ClassLabel(names=["dog", "cat"]), [0, 1, 1], [1, 0, 0]),
+        (datasets.Value("string"), ["dog", "cat", "hen"], [1, 0, 2]),
+        (datasets.Value("int32"), [2, 0, 1], [2, 0, 1]),
+        (datasets.Value("int32"), [0, 3], "row 1 has the label 3, which is not in the model's [0, 3)"),
+        (datasets.ClassLabel(names=["cat", "dog", "hen"]), [0, -1], "row 1 has the label -1"),
+        (datasets.Value("string"), ["dog", None], "row 1 has the label None"),
+        (datasets.Value("float32"), [0.0, float("nan")], "row 0 has the label 0.0"),
+        (datasets.List(datasets.Value("int32")), [[0], [1]], "must have one class for each image"),
+    ],
+    ids=str,
+)
+def test_labels_of_a_dataset(feature, values, expected):
+    rows = datasets.Dataset.from_dict({"label": values}, features=datasets.Features({"label": feature}))
+    if isinstance(expected, list):
+        assert script.model_labels(rows, "label", config(["cat", "dog", "hen"])) == expected
+        return
+    with pytest.raises(ValueError) as error:
+        script.model_labels(rows, "label", config(["cat", "dog", "hen"]))
+    assert expected in str(error.value)
+
+
+def test_dataset(checkpoint, crops, labels, tmp_path):
+    """A local data set with other column names, its classes in another order, and a choice of its images."""
+    order = [3, 1, 0, 2, 6, 5, 4]
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=[CLASSES[idx] for idx in order])}
+    )
+    kinds = [order.index(label) for label in labels]
+    table = datasets.Dataset.from_dict({"picture": crops, "kind": kinds}, features=features)
+    table.to_parquet(tmp_path / "data" / "test.parquet")
+    data = {"dataset_name": tmp_path / "data", "split": "test"}
+    with pytest.raises(ValueError, match="has no column 'image'.*Name the right one with `--image_column_name`"):
+        run(checkpoint, tmp_path, **data)
+    with pytest.raises(ValueError, match=r"`--split validation` is not in .*, which has \['test'\]"):
+        run(checkpoint, tmp_path, **data | {"split": "validation"})
+    data |= {"image_column_name": "picture", "label_column_name": "kind"}
+    result = run(checkpoint, tmp_path, **data)
+    assert (result["num_images"], result["top_1"]["count"], result["top_5"]["count"]) == (11, 4, 9)
+    assert result["dataset"]["split"] == "test"
+
+    chosen = {seed: np.random.default_rng(seed).permutation(11)[:5] for seed in range(3)}
+    assert len({tuple(rows) for rows in chosen.values()}) == 3
+    for seed, rows in chosen.items():
+        result = run(checkpoint, tmp_path, **data, max_samples=5, seed=seed)
+        assert (result["num_images"], result["dataset"]["max_samples"]) == (5, 5)
+        assert result["top_1"]["count"] == sum(PLACES[row] == 0 for row in rows)
+        assert result["top_5"]["count"] == sum(PLACES[row] < 5 for row in rows)
+    _, metrics = model_index_to_eval_results(result["model_index"])
+    assert metrics[0].dataset_args == {"max_samples": 5, "seed": 2} and metrics[0].dataset_split == "test"
+    assert run(checkpoint, tmp_path, **data, max_samples=50)["num_images"] == 11
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype, checkpoint, image_folder, tmp_path):
+    """The model of this type, image by image in batches of the same shape."""
+    result = run(checkpoint, tmp_path, data_dir=image_folder, dtype=dtype)
+    assert (result["dtype"], result["num_images"]) == (dtype, 11)
+    model = InternImageForImageClassification.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    files = sorted(image_folder.rglob("*.PNG"))
+    with torch.inference_mode():
+        pixels = [processor(Image.open(file), return_tensors="pt")["pixel_values"] for file in files]
+        batches = [torch.cat(pixels[start : start + 4]).to(model.dtype) for start in (0, 4, 8)]
+        predictions = torch.cat([model(batch).logits for batch in batches]).argmax(dim=1).tolist()
+    labels = [CLASSES.index(file.parent.name) for file in files]
+    assert result["top_1"]["count"] == sum(one == other for one, other in zip(predictions, labels))
+
+
+def test_values_that_are_no_numbers(checkpoint, image_folder, tmp_path):
+    """float16 overflows in some models; their accuracy would be that of guessing."""
+    model = InternImageForImageClassification.from_pretrained(checkpoint)
+    model.classifier.bias.data[0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    create_image_processor(32).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="not numbers in torch.float16: choose another `--dtype`"):
+        run(str(tmp_path / "model"), tmp_path, data_dir=image_folder, dtype="float16")
+
+
+def test_fewer_than_five_classes(crops, tmp_path):
+    checkpoint = save_model(tmp_path / "model", ["astronaut", "coffee", "tea"])
+    for idx, name in enumerate(("astronaut", "coffee")):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        crops[idx].save(tmp_path / "val" / name / "0.jpg")
+    result = run(checkpoint, tmp_path, data_dir=tmp_path / "val")
+    assert result["top_5"] == {"percent": 100.0, "count": 2, "k": 3}
+    assert [metric["name"] for metric in result["model_index"][0]["results"][0]["metrics"]] == ["top-1", "top-3"]
+
+
+def test_use_kernels(checkpoint, image_folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(script, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
+    run(checkpoint, tmp_path, data_dir=image_folder, max_samples=1)
+    assert asked == []
+    run(checkpoint, tmp_path, "--use_kernels", data_dir=image_folder, max_samples=1)
+    assert asked == ["InternImageForImageClassification"]
+
+
+def test_untrained_classifier(image_folder, tmp_path):
+    """A backbone without classifier would load, with a random one."""
+    InternImageModel(InternImageConfig(**ARCHITECTURE, num_labels=7)).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="lacks trained weights of the classifier, such as 'classifier.bias'"):
+        run(str(tmp_path / "model"), tmp_path, data_dir=image_folder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"data_dir": "/does/not/exist"}, "`--data_dir /does/not/exist` is not a folder"),
+        ({"data_dir": "{val}/class_0"}, "class_0` has no folders in it, it must have one folder of images per class"),
+        ({"batch_size": 0}, "`--batch_size 0` must be at least 1"),
+        ({"max_samples": 0}, "`--max_samples 0` must be at least 1"),
+        ({"output": "{val}"}, "val` is a folder, name a file such as results.json in it"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(change, message, checkpoint, image_folder, tmp_path):
+    change = {name: str(value).format(val=image_folder) for name, value in change.items()}
+    options = {"data_dir": image_folder, "output": tmp_path / "accuracy.json"} | change
+    with pytest.raises(ValueError, match=message):
+        script.main(arguments(checkpoint, **options))
+
+
+def test_no_images(checkpoint, image_folder, tmp_path):
+    for file in image_folder.rglob("*.PNG"):
+        file.unlink()
+    with pytest.raises(ValueError, match="There are no images in .*val"):
+        run(checkpoint, tmp_path, data_dir=image_folder)
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "results.json"
+    script.write_json(file, {"images": 1})
+    with pytest.raises(TypeError):
+        script.write_json(file, {"images": object()})
+    assert json.loads(file.read_text()) == {"images": 1} and list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,77 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Learning rate and weight decay of every parameter, against the authors' rules applied to the authors' names."""
+
+import re
+
+import pytest
+import torch
+from conftest import MANIFESTS, rename
+from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
+
+from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_parameter_groups
+
+
+MODELS = ["internimage_t_1k_224", "internimage_l_22kto1k_384", "internimage_h_22kto1k_640"]
+
+
+def original_rate_and_decay(key: str, shape: list[int], depths: list[int], ratio: float, multiplier: float):
+    """From the description of the original's optimiser: the recipe's facts, by the names of its `.pth` files."""
+    blocks = [f"levels.{level}.blocks.{block}." for level in range(4) for block in range(depths[level])]
+    rates = {block: ratio**idx for idx, block in enumerate(reversed(blocks))}
+    rates["patch_embed"] = rates["levels.0.blocks.0."]
+    for level in range(3):
+        rates[f"levels.{level}.downsample"] = rates[f"levels.{level}.norm"] = rates[f"levels.{level + 1}.blocks.0."]
+    rate = next((rate for part, rate in rates.items() if part in key), 1.0)
+    if "offset" in key or "center_feature_scale_proj" in key:
+        rate *= multiplier
+    return rate, 0.0 if len(shape) == 1 or key.endswith(".bias") else 0.05
+
+
+@pytest.mark.parametrize("ratio, multiplier", [(1.0, 1.0), (0.9, 0.1), (0.9, 1.0), (1.0, 0.1)])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter(name, ratio, multiplier):
+    manifest = MANIFESTS[name]
+    with torch.device("meta"):
+        model = InternImageForImageClassification(InternImageConfig(**manifest["config"]))
+    groups = create_parameter_groups(model, 2e-5, 0.05, layer_decay=ratio, deformable_multiplier=multiplier)
+    actual = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    parameters = {name.removeprefix("internimage."): parameter for name, parameter in model.named_parameters()}
+    assert len(actual) == len(parameters) == sum(len(group["params"]) for group in groups)
+    for key, shape in manifest["keys"].items():
+        if re.search("running_|num_batches", key):
+            continue
+        rate, decay = original_rate_and_decay(key, shape, manifest["config"]["depths"], ratio, multiplier)
+        assert actual[id(parameters[rename(key)])] == (pytest.approx(2e-5 * rate), decay), key
+    assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups)
+
+
+def test_norms_inside_the_third_stage_train_at_the_full_rate():
+    """A quirk of the original: its list of names leaves `post_norms` out."""
+    key = "levels.2.post_norms.0.0.weight"
+    assert original_rate_and_decay(key, [1280], MANIFESTS[MODELS[2]]["config"]["depths"], 0.9, 0.1) == (1.0, 0.0)
+
+
+def test_backbone_in_another_model(tiny_config):
+    config = UperNetConfig(
+        backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
+        hidden_size=16, auxiliary_in_channels=64, auxiliary_channels=8, num_labels=3,
+    )  # fmt: skip
+    model = UperNetForSemanticSegmentation(config)
+    model.backbone.embeddings.requires_grad_(False)
+    groups = create_parameter_groups(model, 1.0, layer_decay=0.5)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert rates[id(named["backbone.encoder.stages.0.layers.0.norm1.weight"])] == 0.5**4
+    assert rates[id(named["decode_head.classifier.weight"])] == 1.0
+    assert not any(id(p) in rates for p in model.backbone.embeddings.parameters())
+    torch.optim.AdamW(groups)
+
+
+def test_other_models_and_values():
+    resnet = ResNetForImageClassification(ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8))
+    assert {group["lr"] for group in create_parameter_groups(resnet, 0.1)} == {0.1}
+    with pytest.raises(ValueError, match="without an InternImage"):
+        create_parameter_groups(resnet, 0.1, layer_decay=0.9)
+    for name in ("layer_decay", "deformable_multiplier"):
+        with pytest.raises(ValueError, match=f"`{name}` must be above 0 and at most 1, got 1.5"):
+            create_parameter_groups(resnet, 0.1, **{name: 1.5})

@@ -1,0 +1,222 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The Trainer with the authors' recipe: averaged weights, mixed images, resuming, gradient accumulation, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments
+from transformers.utils import is_torchvision_available
+
+from modeling_internimage import InternImageForImageClassification
+from modeling_internimage.training import InternImageTrainer, MixupCutmix, Recipe, WeightAverage
+
+
+class Images(torch.utils.data.Dataset):
+    """Random images whose mean brightness tells the class."""
+
+    def __init__(self, count=32, num_labels=3):
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.arange(count) % num_labels
+        self.images = torch.randn(count, 3, 32, 32, generator=generator) + self.labels.view(-1, 1, 1, 1) - 1
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, idx):
+        return {"pixel_values": self.images[idx], "labels": self.labels[idx].item()}
+
+
+@pytest.fixture
+def train(tiny_config, tmp_path):
+    def train(recipe=None, resume=None, model=None, **kwargs):
+        torch.manual_seed(0)
+        if model is None:
+            model = InternImageForImageClassification(tiny_config(num_labels=3, drop_path_rate=0.1))
+        defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1}
+        defaults |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 0}
+        arguments = TrainingArguments(str(tmp_path / "output"), **(defaults | kwargs))
+        trainer = InternImageTrainer(model, arguments, train_dataset=Images(), eval_dataset=Images(9), recipe=recipe)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return train
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_weight_average_follows_its_formula(tiny_config):
+    model = InternImageForImageClassification(tiny_config())
+    average = WeightAverage(model, decay=0.9)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for step in range(3):
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor += 1 + step
+        average.update()
+        for name, tensor in model.state_dict().items():
+            mixed = 0.9 * expected[name] + 0.1 * tensor if tensor.is_floating_point() else tensor.clone()
+            expected[name] = mixed
+    last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with average.applied():
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name])
+    assert all(torch.equal(tensor, last[name]) for name, tensor in model.state_dict().items())
+
+
+def test_average_is_evaluated_saved_and_resumed(train, tmp_path):
+    recipe = Recipe(ema_decay=0.5)
+    whole = train(recipe, max_steps=6, save_strategy="steps", save_steps=3)
+    whole.save_model(tmp_path / "final")
+    checkpoint = tmp_path / "output" / "checkpoint-6"
+    raw, averaged = (load_file(folder / "model.safetensors") for folder in (checkpoint, checkpoint / "ema"))
+    final = load_file(tmp_path / "final" / "model.safetensors")
+    name = "classifier.weight"
+    assert torch.equal(final[name], averaged[name]) and not torch.equal(final[name], raw[name])
+    assert torch.equal(whole.model.state_dict()[name], raw[name])  # training would go on with these
+    model = InternImageForImageClassification.from_pretrained(tmp_path / "final").eval()
+    logits = model(torch.stack([Images(9)[idx]["pixel_values"] for idx in range(9)])).logits
+    loss = nn.functional.cross_entropy(logits, Images(9).labels).item()
+    assert whole.evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-5)
+
+    resumed = train(recipe, max_steps=6, resume=str(tmp_path / "output" / "checkpoint-3"))
+    resumed.save_model(tmp_path / "resumed")
+    again = load_file(tmp_path / "resumed" / "model.safetensors")
+    assert all(torch.equal(again[key], tensor) for key, tensor in final.items())
+    assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="mixup and cutmix are torchvision's")
+@pytest.mark.parametrize("mixup, cutmix", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_mixed_batches(mixup, cutmix):
+    """Image k is k everywhere, so its mean tells the classes in a mixed image, and by which parts."""
+
+    def collate(examples):
+        return {"pixel_values": torch.stack([e["pixel_values"] for e in examples]), "labels": torch.arange(4)}
+
+    collator = MixupCutmix(collate, 4, mixup, cutmix)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    mixed = 0
+    for idx in range(20):
+        batch = collator([{"pixel_values": image + 1e-6 * idx} for image in images])
+        expected = batch["labels"] @ torch.arange(4.0)
+        torch.testing.assert_close(batch["pixel_values"].mean(dim=(1, 2, 3)), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(batch["labels"].sum(dim=1), torch.ones(4))
+        mixed += bool((batch["labels"].amax(dim=1) < 0.99).any())
+    assert mixed > 10
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="mixup and cutmix are torchvision's")
+def test_loss_is_the_original_s(train):
+    """Smoothed cross-entropy with probabilities in training, plain cross-entropy in evaluation."""
+    trainer = train(Recipe(mixup=0.8, cutmix=1.0), label_smoothing_factor=0.3)
+    logits, target = torch.randn(2, 3), torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    model = nn.Module()
+    model.forward = lambda **kwargs: type("Output", (), {"logits": logits})
+    smoothed = 0.7 * target + 0.3 / 3
+    expected = -(smoothed * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(trainer.compute_loss(model.train(), {"labels": target}), expected)
+    expected = -logits.log_softmax(-1)[[0, 1], [1, 2]].mean()
+    torch.testing.assert_close(trainer.compute_loss(model.eval(), {"labels": torch.tensor([1, 2])}), expected)
+    assert all(loss > 0 for loss in losses(trainer))
+
+
+def without_batch_statistics(model):
+    """Batch norm makes a small batch another function than a large one: use its running statistics."""
+    model.eval()
+    model.train = lambda mode=True: model
+    return model
+
+
+def test_gradient_accumulation_equals_the_large_batch(train, tiny_config):
+    def run(**kwargs):
+        torch.manual_seed(0)
+        model = without_batch_statistics(InternImageForImageClassification(tiny_config(num_labels=3)))
+        return train(model=model, **kwargs)
+
+    large = run(per_device_train_batch_size=8)
+    small = run(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    torch.testing.assert_close(torch.tensor(losses(small)), torch.tensor(losses(large)), rtol=1e-4, atol=1e-5)
+    for key, tensor in large.model.state_dict().items():
+        torch.testing.assert_close(small.model.state_dict()[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_trains(train):
+    trainer = train(Recipe(ema_decay=0.9), bf16=True, max_steps=6)
+    assert trainer.model.dtype == torch.float32 and losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_loss_that_is_not_finite_stops(train, tiny_config, tmp_path):
+    train(max_steps=2, save_strategy="steps", save_steps=2)
+    model = InternImageForImageClassification(tiny_config(num_labels=3))
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    before = (tmp_path / "output" / "checkpoint-2" / "model.safetensors").read_bytes()
+    with pytest.raises(FloatingPointError, match=r"loss at step 1 is nan; the last good checkpoint is .*checkpoint-2"):
+        train(model=model)
+    assert (tmp_path / "output" / "checkpoint-2" / "model.safetensors").read_bytes() == before
+
+
+SCRIPT = Path(__file__).parent / "train_in_processes.py"
+
+
+def run_processes(count: int, output: Path, *options: str) -> dict:
+    """Losses and the folder of the final model of a short run in `count` processes (gloo, on the CPU)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([*command, SCRIPT, output, *options], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads((output / "losses.json").read_text())
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    one = run_processes(1, tmp_path / "one", "--batch_size", "8")
+    two = run_processes(2, tmp_path / "two", "--batch_size", "4")
+    assert len(one) == 4 and one == pytest.approx(two, rel=1e-4)
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_fsdp_saves_a_whole_checkpoint(tmp_path):
+    """FSDP2 in two processes: sharded parameters and averages; what is saved loads without FSDP."""
+    ddp = run_processes(2, tmp_path / "ddp", "--batch_size", "4")
+    fsdp = run_processes(2, tmp_path / "fsdp", "--batch_size", "4", "--fsdp")
+    assert ddp == pytest.approx(fsdp, rel=1e-3)
+    model, info = InternImageForImageClassification.from_pretrained(
+        tmp_path / "fsdp" / "final", output_loading_info=True
+    )
+    assert not any(info.values()) and model.dtype == torch.float32
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("ddp", "fsdp")]
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_killed_run_continues_to_the_same_result(tmp_path):
+    """kill -9 between checkpoints; the same command again ends with the weights of a run that was not interrupted."""
+    options = ["--batch_size", "4", "--steps", "10", "--save_steps", "3", "--slow"]
+    whole = run_processes(1, tmp_path / "whole", *options)
+    command = [sys.executable, SCRIPT, tmp_path / "killed", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "final").exists()
+    assert run_processes(1, tmp_path / "killed", *options) == whole
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(weights[1][key], tensor) for key, tensor in weights[0].items())
