@@ -26,7 +26,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from digits import load_digits_dataset
 from huggingface_hub import EvalResult
@@ -396,7 +396,6 @@ def main(argv: list[str] | None = None):
     start = time.perf_counter()
     places, errors = evaluate_model(model, accelerator.prepare(loader), accelerator, args.skip_corrupt)
     seconds = time.perf_counter() - start
-    accelerator.end_training()
     places = places[places != CORRUPT]
     if len(places) == 0:
         raise ValueError(f"All {len(errors)} images are corrupt. The first: {next(iter(errors.values()))}")
@@ -416,3 +415,4 @@ def main(argv: list[str] | None = None):
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()

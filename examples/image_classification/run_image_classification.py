@@ -47,6 +47,7 @@ from modeling_internimage.training import InternImageTrainer, Recipe
 logger = logging.getLogger(__name__)
 
 ACCURACY_METRIC = Path(__file__).parent / "metrics" / "accuracy"
+RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass

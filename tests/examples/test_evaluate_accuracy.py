@@ -17,7 +17,7 @@ from conftest import REPOSITORY, randomize
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_internimage import (
     InternImageConfig,
@@ -135,8 +135,6 @@ DRIVER = """
 import json
 import sys
 
-from accelerate.state import AcceleratorState
-
 sys.path.insert(0, sys.argv[1])
 import evaluate_accuracy
 
@@ -145,7 +143,6 @@ for arguments in json.loads(sys.argv[2]):
         evaluate_accuracy.main(arguments)
     except ValueError as error:
         print(f"ValueError: {error}")
-    AcceleratorState._reset_state(reset_partial_state=True)
 """
 
 
@@ -400,6 +397,23 @@ def test_fewer_than_five_classes(crops, tmp_path):
     result = run(checkpoint, tmp_path, data_dir=tmp_path / "val")
     assert result["top_5"] == {"percent": 100.0, "count": 2, "k": 3}
     assert [metric["name"] for metric in result["model_index"][0]["results"][0]["metrics"]] == ["top-1", "top-3"]
+
+
+def test_another_architecture(crops, tmp_path):
+    """Any model with an image processor, here one that does not crop; kernels are for InternImage."""
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    (tmp_path / "val" / "LABEL_1").mkdir(parents=True)
+    for idx, crop in enumerate(crops[:3]):
+        crop.save(tmp_path / "val" / "LABEL_1" / f"{idx}.jpg")
+    result = run(str(tmp_path / "model"), tmp_path, data_dir=tmp_path / "val")
+    assert result["num_images"] == 3 and result["top_5"] == {"percent": 100.0, "count": 3, "k": 2}
+    assert result["dcnv3"] == [] and result["preprocessing"]["crop_size"] is None
+    with pytest.raises(ValueError, match="`model` must contain an InternImage"):
+        run(str(tmp_path / "model"), tmp_path, "--use_kernels", data_dir=tmp_path / "val")
 
 
 def test_use_kernels(checkpoint, image_folder, tmp_path, monkeypatch):

@@ -8,13 +8,20 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import get_scheduler
+
+from conversion.checkpoints import CHECKPOINTS
+from modeling_internimage import InternImageConfig
 
 
 sys.path.insert(0, str(REPOSITORY / "examples" / "image_classification"))
 script = importlib.import_module("run_image_classification")
 digits = importlib.import_module("digits")
+photographs = importlib.import_module("photographs")
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8], "image_size": 32}'
 
@@ -137,18 +144,160 @@ def test_corrupt_image_names_its_file(damage, image_folder, tmp_path):
     assert not (tmp_path / "output" / "model.safetensors").exists()
 
 
+def test_skip_corrupt(image_folder, tmp_path, caplog):
+    (image_folder / "train" / "coffee" / "3.png").write_bytes(b"no image at all")
+    run(image_folder, tmp_path / "output", skip_corrupt=True, num_train_epochs=1)
+    assert "coffee/3.png is corrupt" in caplog.text and "1 of 12 train images were left out" in caplog.text
+    assert (tmp_path / "output" / "model.safetensors").is_file()
+
+
+def test_output_of_another_architecture_is_kept(image_folder, tmp_path):
+    output = tmp_path / "output"
+    run(image_folder, output, num_train_epochs=1)
+    before = (output / "model.safetensors").read_bytes()
+    wider = json.dumps(json.loads(ARCHITECTURE) | {"embed_dim": 32})
+    with pytest.raises(ValueError, match=r"checkpoint-3 is of another model: .* Name another `--output_dir`"):
+        run(image_folder, output, config_overrides=wider)
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_disk_full_while_saving(image_folder, tmp_path, monkeypatch):
+    """The checkpoint before stays whole, and the next run goes on from it."""
+    output = tmp_path / "output"
+    save = script.InternImageTrainer._save_checkpoint
+    calls = []
+
+    def full_at_the_second(self, *args):
+        calls.append(self.state.global_step)
+        if len(calls) == 2:
+            (output / f"checkpoint-{calls[-1]}").mkdir()
+            raise OSError(28, "No space left on device")
+        return save(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.InternImageTrainer, "_save_checkpoint", full_at_the_second)
+        with pytest.raises(OSError, match="No space left"):
+            run(image_folder, output)
+    assert script.last_complete_checkpoint(str(output)) == str(output / f"checkpoint-{calls[0]}")
+    run(image_folder, output)
+    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == calls[1]
+
+
+def test_frozen_stages_stay(image_folder, tmp_path):
+    run(image_folder, tmp_path / "first", num_train_epochs=1)
+    base = {"config_overrides": None, "model_name_or_path": str(tmp_path / "first"), "num_train_epochs": 1}
+    run(image_folder, tmp_path / "second", **base, freeze_stages=2, layer_decay=0.9, drop_path_rate=0.1)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    frozen = ("internimage.embeddings.", "internimage.encoder.stages.0.", "internimage.encoder.stages.1.")
+    for name, tensor in first.items():
+        if name.endswith("weight") and tensor.ndim > 1:
+            assert torch.equal(second[name], tensor) == name.startswith(frozen), name
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["drop_path_rate"] == 0.1
+    with pytest.raises(ValueError, match="`--freeze_stages 5` must be between 0 and 4"):
+        run(image_folder, tmp_path / "third", **base, freeze_stages=5)
+
+
+# The table of the authors' configurations: epochs, warm-up epochs, pixels, rate, lowest and first rate, smoothing,
+# mixup, cutmix, erasing, stochastic depth, decay of the average, checkpointing.
+AUTHORS = {
+    "internimage_t_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.1, 0.9999, False),
+    "internimage_s_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.4, 0.9999, False),
+    "internimage_b_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.5, 0.9999, False),
+    "internimage_l_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.1, 0.9999, True),
+    "internimage_xl_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.2, 0.9999, True),
+    "internimage_h_22kto1k_640": (20, 2, 640, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.2, 0.9999, True),
+    "internimage_g_22kto1k_512": (20, 2, 512, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.4, 0.9999, True),
+    "internimage_h_22ktoinat18_384": (100, 0, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.6, None, True),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = json.loads((script.RECIPES / f"{name}.json").read_text()) | {"bf16": False, "use_cpu": True}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    model_args, data_args, recipe, training = script.parse_arguments([str(tmp_path / "recipe.json")])
+    architecture = json.loads(model_args.config_overrides or "{}")
+    schedule = training.lr_scheduler_kwargs
+    actual = (
+        training.num_train_epochs,
+        pytest.approx(training.warmup_steps * training.num_train_epochs),
+        architecture.get("image_size", data_args.image_size),
+        recipe.base_learning_rate,
+        pytest.approx(schedule["min_lr_rate"] * recipe.base_learning_rate),
+        pytest.approx(schedule["warmup_lr_rate"] * recipe.base_learning_rate),
+        training.label_smoothing_factor,
+        recipe.mixup,
+        recipe.cutmix,
+        data_args.random_erasing,
+        architecture.get("drop_path_rate", model_args.drop_path_rate),
+        recipe.ema_decay,
+        training.gradient_checkpointing,
+    )
+    assert actual == AUTHORS[name]
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (training.weight_decay, training.max_grad_norm, recipe.layer_decay) == (0.05, 5.0, 1.0)
+    assert data_args.auto_augment == "rand-m9-mstd0.5-inc1" and data_args.color_jitter == 0.4
+    if architecture:
+        letter = name.split("_")[1].upper()
+        built, registered = InternImageConfig(**architecture), CHECKPOINTS[name].config()
+        assert built.hidden_sizes == registered.hidden_sizes and built.depths == registered.depths, letter
+        assert (built.post_norm, built.layer_scale_init_value) == (
+            registered.post_norm,
+            registered.layer_scale_init_value,
+        )
+
+
+def test_learning_rate_follows_the_batch_size(image_folder, tmp_path):
+    """5e-4 for 512 images per step, so 5e-4 * 8 / 512 for 4 images in 2 accumulated steps."""
+    run(image_folder, tmp_path / "output", base_learning_rate=5e-4, gradient_accumulation_steps=2, warmup_steps=0,
+        lr_scheduler_type="constant", num_train_epochs=1)  # fmt: skip
+    log = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["learning_rate"] == pytest.approx(5e-4 * 8 / 512)
+
+
+def test_schedule_warms_up_and_ends_as_the_authors_do():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=5e-4)
+    schedule = get_scheduler(
+        "cosine_warmup_with_min_lr", optimizer, 20, 300, {"min_lr_rate": 0.01, "warmup_lr_rate": 0.001}
+    )
+    rates = []
+    for _ in range(300):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(5e-7) and max(rates) == pytest.approx(5e-4)
+    assert rates[-1] == pytest.approx(5e-6) and rates.index(max(rates)) == 19
+
+
+def test_photographs_do_not_overlap(tmp_path):
+    photographs.write_image_folder(tmp_path)
+    train, validation = ({path.relative_to(tmp_path / split) for path in (tmp_path / split).glob("*/*.png")}
+                         for split in ("train", "validation"))  # fmt: skip
+    assert len(train) > 300 and len(validation) > 100 and not train & validation
+    assert {path.parent for path in train} == {path.parent for path in validation} and len(
+        {p.parent for p in train}
+    ) == 10
+    arguments = script.parse_arguments([str(script.RECIPES.parent / "photographs.json")])
+    assert (arguments[2].mixup > 0, arguments[2].ema_decay is not None, arguments[2].layer_decay < 1) == (True,) * 3
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"train_dir": None, "validation_dir": None}, "No images: give `--dataset_name`"),
         ({"train_dir": "/does/not/exist"}, "`--train_dir /does/not/exist` is not a folder"),
         ({"image_column_name": "picture"}, "have no column 'picture'"),
+        ({"train_dir": "EMPTY_CLASS"}, "The class folder .*zebra is empty"),
         ({"validation_dir": None, "train_val_split": 0.0}, "There are no validation images, which `--do_eval` needs"),
         ({"model_name_or_path": "somewhere"}, "`--config_overrides` describes a new model"),
     ],
     ids=str,
 )
 def test_bad_arguments(change, message, image_folder, tmp_path):
+    if change.get("train_dir") == "EMPTY_CLASS":
+        (image_folder / "train" / "zebra").mkdir()
+        change = {}
     with pytest.raises(ValueError, match=message):
         run(image_folder, tmp_path / "output", **change)
 
