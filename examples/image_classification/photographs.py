@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-A small image folder of real photographs, without a download: which of ten photographs is this piece of?
+A small image folder of real photographs, without a download: which of nine photographs is this piece of?
 
     python examples/image_classification/photographs.py --output_dir outputs/photographs
 
@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 
 
 SKIMAGE_NAMES = (
-    "astronaut", "brick", "cat", "coffee", "coins", "grass", "gravel", "immunohistochemistry", "rocket",
+    "astronaut", "brick", "cat", "coffee", "coins", "gravel", "immunohistochemistry", "rocket",
 )  # fmt: skip
 PIECE = 128
 SHORT_SIDE = 768

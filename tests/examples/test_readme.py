@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import MANIFESTS, REPOSITORY, original_state_dict, randomize, write_official_checkpoint
 from PIL import Image
 from transformers import pipeline
@@ -25,6 +26,11 @@ OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 # Appended to training commands: enough to run every part of the script.
 SHORT_RUN = ["--max_steps", "1", "--max_train_samples", "4", "--max_eval_samples", "2", "--report_to", "none"]
 SHORT_RUN += ["--per_device_train_batch_size", "2"]
+SHORT_JSON = {
+    "max_steps": 1, "max_train_samples": 4, "max_eval_samples": 2, "report_to": "none", "bf16": False,
+    "per_device_train_batch_size": 2, "dataloader_num_workers": 0,
+    "train_dir": "images/train", "validation_dir": "images/validation",
+}  # fmt: skip
 
 
 def blocks(language: str) -> list:
@@ -110,6 +116,10 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
     if words[-1].endswith("digits.json"):  # `make demo` runs it, at full length
         assert "run_image_classification.py $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
         return
+    if words[:2] == ["accelerate", "launch"]:  # eight GPUs
+        assert load_config_from_file(REPOSITORY / words[3]).num_processes == 8
+        assert all((REPOSITORY / word).is_file() for word in words[4:])
+        return
     if words[:2] == ["pip", "install"]:
         options = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(workplace / "site")]
         subprocess.run([sys.executable, "-m", "pip", *words[1:], *options], check=True, cwd=REPOSITORY)
@@ -119,11 +129,22 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
     assert words[0] == "python", f"unknown kind of command: {command}"
     words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
     if "run_image_classification.py" in command:
-        words += SHORT_RUN
+        if words[-1].endswith(".json"):
+            arguments = json.loads((REPOSITORY / words[-1]).read_text()) | SHORT_JSON
+            if "model_name_or_path" in arguments:
+                arguments["model_name_or_path"] = str(official_checkpoint)
+            (workplace / "short.json").write_text(json.dumps(arguments))
+            words[-1] = "short.json"
+        else:
+            words += SHORT_RUN
     if "conversion.convert_internimage_to_hf" in words:
         monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # as if this were the checkout
         if "internimage_t_1k_224" in words:
             words += ["--source", str(original_checkpoint)]
+        if "internimage_l_22k_192to384" in words:  # a gigabyte: plan it only, from a file without data
+            keys = MANIFESTS["internimage_l_22k_192to384"]["keys"]
+            torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys.items()}}, "large.pth")
+            words += ["--source", "large.pth", "--dry-run"]
         if "--verify" in words:  # what an earlier command has made
             assert main([*words[3:5], "--source", str(original_checkpoint), "--output-dir", words[-3]]) == 0
         (workplace / "my.yaml").write_text("MODEL: {INTERN_IMAGE: {CHANNELS: 64, DEPTHS: [4, 4, 18, 4]}}")
