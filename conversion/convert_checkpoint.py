@@ -352,11 +352,12 @@ def read_report(folder: Path) -> dict | None:
         raise ConversionError(f"{folder / REPORT_FILE} is damaged: {error}. Delete the folder.") from error
 
 
-def is_finished(folder: Path, checkpoint: Checkpoint, options: ConversionOptions) -> bool:
-    """Whether `folder` is a conversion of `checkpoint` with these options, all files in place."""
+def is_finished(folder: Path, checkpoint: Checkpoint, options: ConversionOptions, source: Path | None) -> bool:
+    """Whether `folder` is a conversion of `checkpoint`, of the file `source`, with these options and whole."""
     report = read_report(folder)
     return (
         report is not None
+        and (source is None or not source.is_file() or file_sha256(source) == report["source"]["sha256"])
         and (report["checkpoint"], report["options"]) == (checkpoint.name, asdict(options))
         and all(
             (folder / name).is_file() and (folder / name).stat().st_size == recorded["bytes"]

@@ -139,7 +139,7 @@ def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | N
     if checkpoint.file is not None and checkpoint.status != "convertible":
         raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.method} here yet.")
     options = options_of(parsed)
-    if folder and is_finished(folder, checkpoint, options):
+    if folder and is_finished(folder, checkpoint, options, parsed.source):
         print(f"{checkpoint.name}: finished earlier in {folder}")
     elif parsed.dry_run and parsed.source is None:
         print(f"{checkpoint.name}: would download {checkpoint.file} and convert it to {folder or 'a folder'}")

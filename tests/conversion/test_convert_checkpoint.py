@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 from conftest import FULLSIZE_MODELS, MANIFESTS, REDUCED_MODELS, REPOSITORY, original_state_dict
 from golden_numbers import assert_full_size_model, assert_reduced_model
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from conversion import convert_checkpoint, convert_internimage_to_hf
@@ -308,21 +309,116 @@ def test_verify(converted_t, tmp_path, capsys):
     assert "SHA-256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["changed", "changed-and-recorded"])
-def test_verify_finds_one_changed_bit(hidden, write_original, tmp_path, capsys):
-    arguments = write_original()
-    folder = tmp_path / "converted"
-    assert main([*arguments, "--output-dir", str(folder)]) == 0
+def change_one_bit(folder):
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-100] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    if hidden:
+
+
+def change_tensors(change):
+    def tamper(folder):
+        state_dict = load_file(folder / "model.safetensors")
+        change(state_dict)
+        save_file(state_dict, folder / "model.safetensors", {"format": "pt"})
+
+    return tamper
+
+
+def change_configuration(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"offset_scale": 2.0}))
+
+
+@pytest.mark.parametrize(
+    "tamper, recorded, message",
+    [
+        (change_one_bit, False, "was changed since the conversion"),
+        (lambda folder: (folder / "model.safetensors").unlink(), False, "model.safetensors is missing"),
+        (change_one_bit, True, "differs from"),
+        (change_tensors(lambda tensors: tensors.pop("classifier.bias")), True, "classifier.bias in .* differs from"),
+        (change_tensors(lambda tensors: tensors.update(extra=torch.ones(1))), True, "tensors that are not in .*extra"),
+        (
+            change_tensors(lambda tensors: tensors.update({"classifier.bias": tensors["classifier.bias"].double()})),
+            True,
+            "classifier.bias in .* differs from",
+        ),
+        (change_configuration, True, "computes other logits"),
+    ],
+    ids=[
+        "bit",
+        "file",
+        "recorded-bit",
+        "recorded-missing",
+        "recorded-extra",
+        "recorded-dtype",
+        "recorded-configuration",
+    ],
+)
+def test_verify_finds_every_change(tamper, recorded, message, write_original, tmp_path, capsys):
+    """Also one whose SHA-256 was recorded, as somebody who publishes something else would do."""
+    arguments = write_original()
+    folder = tmp_path / "converted"
+    assert main([*arguments, "--output-dir", str(folder)]) == 0
+    tamper(folder)
+    if recorded:
         report = json.loads((folder / "conversion_report.json").read_text())
-        report["files"]["model.safetensors"]["sha256"] = convert_checkpoint.file_sha256(folder / "model.safetensors")
+        for name in report["files"]:
+            report["files"][name]["sha256"] = convert_checkpoint.file_sha256(folder / name)
         (folder / "conversion_report.json").write_text(json.dumps(report))
     capsys.readouterr()
     assert main([*arguments, "--verify", str(folder)]) == 1
-    assert ("differs from" if hidden else "was changed since the conversion") in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_finished_means_the_same_conversion(write_original, tmp_path, capsys):
+    """A folder is finished if checkpoint, source, options and files are those asked for; else it is kept and named."""
+    arguments = [*write_original(), "--output-dir", str(tmp_path / "converted")]
+    assert main(arguments) == 0
+    assert main(arguments) == 0 and "finished earlier" in capsys.readouterr().out
+    assert main([*arguments, "--dtype", "float16"]) == 1 and "is not empty" in capsys.readouterr().err
+    (tmp_path / "tiny_t.pth").rename(tmp_path / "other.pth")
+    other = [*arguments[:3], str(tmp_path / "other.pth"), *arguments[4:]]
+    assert main(other) == 1 and "is not empty" in capsys.readouterr().err
+    write_original(epoch=300)
+    assert main(arguments) == 1 and "is not empty" in capsys.readouterr().err
+    write_original()
+    assert main(arguments) == 0
+    with open(tmp_path / "converted" / "model.safetensors", "ab") as file:
+        file.write(b"more")
+    assert main(arguments) == 1 and "is not empty" in capsys.readouterr().err
+
+
+def test_left_out_keys_are_reported(write_original, tmp_path, monkeypatch):
+    arguments = write_original(change=lambda state_dict: state_dict.update({"teacher.head": torch.ones(1)}))
+    create = convert_internimage_to_hf.checkpoint_from_config
+
+    def with_dropped(*arguments):
+        return dataclasses.replace(create(*arguments), dropped={"teacher.": "weights of another model"})
+
+    monkeypatch.setattr(convert_internimage_to_hf, "checkpoint_from_config", with_dropped)
+    folder = tmp_path / "new" / "parents" / "converted"
+    assert main([*arguments, "--output-dir", str(folder)]) == 0
+    report = json.loads((folder / "conversion_report.json").read_text())
+    assert report["keys"]["dropped"] == {"teacher.head": "weights of another model"}
+    assert (
+        "1 tensors were left out (teacher.head, ...): weights of another model" in (folder / "README.md").read_text()
+    )
+
+
+def test_mixed_precision_and_double_names(write_original, tmp_path, capsys):
+    """The widest type of a source is kept for all; a parameter under two names is refused."""
+
+    def one_wide(state_dict):
+        for key, tensor in state_dict.items():
+            state_dict[key] = tensor.half() if tensor.is_floating_point() else tensor
+        state_dict["head.bias"] = state_dict["head.bias"].float()
+
+    assert main([*write_original(change=one_wide), "--output-dir", str(tmp_path / "mixed")]) == 0
+    assert load_file(tmp_path / "mixed" / "model.safetensors")["classifier.weight"].dtype == torch.float32
+    twice = write_original(change=lambda state_dict: state_dict.update({"classifier.bias": state_dict["head.bias"]}))
+    capsys.readouterr()
+    assert main([*twice, "--dry-run"]) == 1
+    assert "1 keys are of no parameter (classifier.bias)" in capsys.readouterr().err
 
 
 def test_output_directory_with_files_is_kept(write_original, tmp_path, capsys):
@@ -332,6 +428,9 @@ def test_output_directory_with_files_is_kept(write_original, tmp_path, capsys):
     assert main(arguments) == 1
     assert "is not empty" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "converted").iterdir()] == ["thesis.tex"]
+    assert main([*arguments[:-1], str(tmp_path / "converted" / "thesis.tex")]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert (tmp_path / "converted" / "thesis.tex").read_text() == "precious"
 
 
 def no_space(*arguments, **kwargs):
