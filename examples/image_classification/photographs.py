@@ -21,7 +21,7 @@ SKIMAGE_NAMES = (
     "astronaut", "brick", "cat", "coffee", "coins", "gravel", "immunohistochemistry", "rocket",
 )  # fmt: skip
 PIECE = 128
-SHORT_SIDE = 512
+SHORT_SIDE = 768
 
 
 def photographs() -> dict[str, Image.Image]:
