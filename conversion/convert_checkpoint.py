@@ -122,7 +122,8 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             f"classes; {checkpoint.name} has {config.num_labels}."
         )
     dtypes = {tensor.dtype for tensor in original.values() if tensor.is_floating_point()}
-    config.dtype = getattr(torch, options.dtype) if options.dtype else functools.reduce(torch.promote_types, dtypes)
+    widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+    config.dtype = getattr(torch, options.dtype) if options.dtype else widest
     config.architectures = [InternImageForImageClassification.__name__]
 
     expected = empty_model(config).state_dict()
@@ -138,11 +139,13 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             names[name] = key
             if tensor.shape != expected[name].shape:
                 shapes.append(f"{key} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
+            elif tensor.is_floating_point() != expected[name].is_floating_point():
+                shapes.append(f"{key} of {tensor.dtype} instead of {expected[name].dtype}")
     missing = [name for name in expected if name not in names]
     problems = {
         "keys are of no parameter": superfluous,
-        "parameters have no key": missing,
-        "keys have another shape": shapes,
+        "parameters, in the names they have here, have no key": missing,
+        "keys have another shape or type": shapes,
     }
     if any(problems.values()):
         raise ConversionError(_explain(checkpoint, source, problems, original))
@@ -150,7 +153,12 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         id2label = imagenet_labels(1000)
         config.id2label, config.label2id = id2label, {label: idx for idx, label in id2label.items()}
         expected = empty_model(config).state_dict()
-    shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
+    try:
+        shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
+    except ValueError as error:
+        raise ConversionError(
+            f"`--max-shard-size {options.max_shard_size}` is no size: write '500MB' or '2GB'."
+        ) from error
     return Plan(checkpoint, source, options, config, names, dropped, shards)
 
 

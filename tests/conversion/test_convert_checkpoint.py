@@ -113,7 +113,7 @@ def rename_one(state_dict):
             ["levels.0.norm.0.bias", "(7,)"],
         ),
     ],
-    ids=["renamed", "missing", "extra", "shape"],
+    ids=["renamed", "missing", "extra", "shape", "type"],
 )
 def test_wrong_keys_are_named(change, named, write_original, tmp_path, capsys):
     assert main([*write_original(change=change), "--output-dir", str(tmp_path / "converted")]) == 1
@@ -239,6 +239,14 @@ def test_imagenet_1k_head(imagenet_22k_checkpoint, tmp_path):
     assert different == [850]
     card = (tmp_path / "1k" / "README.md").read_text()
     assert "start for fine-tuning" in card and "1000 classes" in card
+
+
+@pytest.mark.parametrize("size", ["abc", "-1", "5"])
+def test_max_shard_size(size, write_original, capsys):
+    """Something that is no size is refused; one smaller than every tensor gives each a file of its own."""
+    status = main([*write_original(), f"--max-shard-size={size}", "--dry-run"])
+    output = capsys.readouterr()
+    assert (status, "is no size" in output.err) == ((0, False) if size == "5" else (1, True)), output
 
 
 def test_imagenet_1k_head_of_another_classifier(write_original, tmp_path, capsys):
