@@ -85,8 +85,9 @@ def workplace(photographs, tiny_config, tmp_path, monkeypatch):
     data = Dataset.from_dict({"image": images, "labels": [idx % 2 for idx in range(len(images))]}, features=features)
     data.to_parquet(tmp_path / "beans" / "train.parquet")
     digits = {idx: str(idx) for idx in range(10)}
-    for name in ("digits", "my_model"):
-        model = InternImageForImageClassification(tiny_config(depths=[1, 1, 2, 1], id2label=digits))
+    for name, labels in (("digits", digits), ("my_model", {0: "astronaut", 1: "coffee"})):
+        label2id = {label: idx for idx, label in labels.items()}
+        model = InternImageForImageClassification(tiny_config(id2label=labels, label2id=label2id))
         randomize(model).save_pretrained(tmp_path / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(tmp_path / "outputs" / name)
     monkeypatch.chdir(tmp_path)
@@ -117,7 +118,7 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
         assert "run_image_classification.py $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
         return
     if words[:2] == ["accelerate", "launch"]:  # eight GPUs
-        assert load_config_from_file(REPOSITORY / words[3]).num_processes == 8
+        assert load_config_from_file(str(REPOSITORY / words[3])).num_processes == 8
         assert all((REPOSITORY / word).is_file() for word in words[4:])
         return
     if words[:2] == ["pip", "install"]:
