@@ -112,6 +112,10 @@ def rename_one(state_dict):
             lambda state_dict: state_dict.update({"levels.0.norm.0.bias": torch.ones(7)}),
             ["levels.0.norm.0.bias", "(7,)"],
         ),
+        (
+            lambda state_dict: state_dict.update({"head.bias": state_dict["head.bias"].int()}),
+            ["head.bias of torch.int32"],
+        ),
     ],
     ids=["renamed", "missing", "extra", "shape", "type"],
 )
@@ -241,12 +245,12 @@ def test_imagenet_1k_head(imagenet_22k_checkpoint, tmp_path):
     assert "start for fine-tuning" in card and "1000 classes" in card
 
 
-@pytest.mark.parametrize("size", ["abc", "-1", "5"])
+@pytest.mark.parametrize("size", ["abc", "-1", "5", "1KB"])
 def test_max_shard_size(size, write_original, capsys):
     """Something that is no size is refused; one smaller than every tensor gives each a file of its own."""
     status = main([*write_original(), f"--max-shard-size={size}", "--dry-run"])
     output = capsys.readouterr()
-    assert (status, "is no size" in output.err) == ((0, False) if size == "5" else (1, True)), output
+    assert (status, "is no size" in output.err) == ((0, False) if size == "1KB" else (1, True)), output
 
 
 def test_imagenet_1k_head_of_another_classifier(write_original, tmp_path, capsys):
