@@ -57,6 +57,13 @@ def original_state_dict(keys: dict, seed: int) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(array) for key, array in seeded_weights.seeded_state_dict(keys, seed).items()}
 
 
+def write_without_data(name: str, file: Path):
+    """A full-size original checkpoint as a file of kilobytes: every tensor is a broadcast zero."""
+    keys = MANIFESTS[name]["keys"]
+    integer = {key: torch.zeros((), dtype=torch.int64) for key in keys if key.endswith("num_batches_tracked")}
+    torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys.items()} | integer}, file)
+
+
 def rename(key: str) -> str:
     """Original key -> ours, without the prefix of the base model."""
     for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():

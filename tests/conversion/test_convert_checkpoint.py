@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import FULLSIZE_MODELS, MANIFESTS, REDUCED_MODELS, REPOSITORY, original_state_dict
+from conftest import FULLSIZE_MODELS, MANIFESTS, REDUCED_MODELS, REPOSITORY, original_state_dict, write_without_data
 from golden_numbers import assert_full_size_model, assert_reduced_model
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -43,13 +43,6 @@ def write_original(tmp_path):
         return ["--config", str(tmp_path / "config.json"), "--source", str(tmp_path / f"{name}.pth")]
 
     return write
-
-
-def write_without_data(name: str, file):
-    """A full-size original checkpoint as a file of kilobytes: every tensor is a broadcast zero."""
-    keys = MANIFESTS[name]["keys"]
-    integer = {key: torch.zeros((), dtype=torch.int64) for key in keys if key.endswith("num_batches_tracked")}
-    torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys.items()} | integer}, file)
 
 
 def leftovers(folder) -> set[str]:
