@@ -3,7 +3,13 @@
 
 from .auto_registration import register_auto_classes
 from .configuration_internimage import InternImageConfig
+from .configuration_segformer_head import SegformerHeadConfig
 from .image_processing import create_image_processor
+from .image_processing_segmentation import (
+    SEGMENTATION_IMAGE_PROCESSOR_CLASSES,
+    InternImageSegmentationImageProcessorPil,
+    semantic_scores,
+)
 from .kernel_integration import (
     KernelNotAvailableError,
     dcnv3_implementations,
@@ -17,7 +23,9 @@ from .modeling_internimage import (
     InternImageModel,
     InternImagePreTrainedModel,
 )
+from .modeling_segformer_head import SegformerHeadForSemanticSegmentation
 from .optimization import create_parameter_groups
+from .semantic_segmentation import segment_image, window_scores
 
 
 __version__ = "0.1.0"
@@ -29,14 +37,24 @@ __all__ = [
     "InternImageForImageClassification",
     "InternImageModel",
     "InternImagePreTrainedModel",
+    "InternImageSegmentationImageProcessorPil",
     "KernelNotAvailableError",
+    "SegformerHeadConfig",
+    "SegformerHeadForSemanticSegmentation",
     "create_image_processor",
     "create_parameter_groups",
     "dcnv3_implementations",
     "register_auto_classes",
     "register_dcnv3_kernel",
+    "segment_image",
+    "semantic_scores",
     "use_dcnv3_kernel",
+    "window_scores",
 ]
+
+if "torchvision" in SEGMENTATION_IMAGE_PROCESSOR_CLASSES:
+    InternImageSegmentationImageProcessor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES["torchvision"]
+    __all__ += ["InternImageSegmentationImageProcessor"]
 
 register_auto_classes()
 register_dcnv3_kernel()

@@ -7,16 +7,23 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    Mask2FormerConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_internimage import InternImageConfig
+from .configuration_segformer_head import SegformerHeadConfig
 from .image_processing import IMAGE_PROCESSOR_CLASSES
+from .image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
+from .modeling_segformer_head import SegformerHeadForSemanticSegmentation
 
 
 def register_auto_classes():
     """
     Register InternImage with `AutoConfig`, `AutoModel`, `AutoModelForImageClassification`, `AutoBackbone` and
+    `AutoImageProcessor`, the SegFormer head with `AutoConfig`, `AutoModelForSemanticSegmentation` and
     `AutoImageProcessor`. Importing the package does it; doing it again is harmless.
     """
     AutoConfig.register(InternImageConfig.model_type, InternImageConfig, exist_ok=True)
@@ -24,3 +31,15 @@ def register_auto_classes():
     AutoModelForImageClassification.register(InternImageConfig, InternImageForImageClassification, exist_ok=True)
     AutoBackbone.register(InternImageConfig, InternImageBackbone, exist_ok=True)
     AutoImageProcessor.register(InternImageConfig, image_processor_classes=IMAGE_PROCESSOR_CLASSES, exist_ok=True)
+
+    AutoConfig.register(SegformerHeadConfig.model_type, SegformerHeadConfig, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(SegformerHeadConfig, SegformerHeadForSemanticSegmentation, exist_ok=True)
+    # (Models of transformers with an InternImage in them, as UperNet, find this image processor by its name.)
+    AutoImageProcessor.register(
+        SegformerHeadConfig, image_processor_classes=SEGMENTATION_IMAGE_PROCESSOR_CLASSES, exist_ok=True
+    )
+    # Models that `pipeline` finds only through the architecture in their configuration fail in transformers 5.22. (By
+    # name, not by `register`, which would import the model.)
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault("mask2former", "Mask2FormerForUniversalSegmentation")
+    if InternImageConfig.model_type not in Mask2FormerConfig.backbones_supported:  # else it warns
+        Mask2FormerConfig.backbones_supported = [*Mask2FormerConfig.backbones_supported, InternImageConfig.model_type]

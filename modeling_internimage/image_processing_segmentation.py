@@ -1,0 +1,143 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Image processors of the official segmentation models."""
+
+import math
+
+import numpy as np
+import torch
+from transformers import SegformerImageProcessorPil
+from transformers.image_utils import PILImageResampling
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
+
+from .resizing import keep_ratio_size, resize_bilinear
+
+
+class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*):
+        Resize a second time, to the next multiples of this number. (Nothing is padded.)
+    do_reduce_labels (`bool`, *optional*):
+        Segmentation maps have 0 for unlabelled pixels: it becomes 255, and all other values one less.
+    window_size (`dict[str, int]`, *optional*):
+        `height` and `width` of the windows that [`segment_image`] moves over an image. `None`: the whole image.
+    window_stride (`dict[str, int]`, *optional*):
+        `height` and `width` of its steps.
+    """
+
+    size_divisor: int | None
+    do_reduce_labels: bool
+    window_size: dict[str, int] | None
+    window_stride: dict[str, int] | None
+
+
+class _OfficialSegmentationProcessing:
+    """What both backends have in common, on top of the image processor of SegFormer."""
+
+    valid_kwargs = InternImageSegmentationImageProcessorKwargs
+    size = {"shortest_edge": 512, "longest_edge": 2048}
+    default_to_square = False
+    size_divisor = None
+    window_size = None
+    window_stride = None
+
+    def _preprocess(self, images, do_resize, size, resample, size_divisor=None, **kwargs):
+        if do_resize:
+            is_map = resample not in (None, PILImageResampling.BILINEAR)
+            images = [_resize(image, size, size_divisor, is_map) for image in images]
+        return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None, return_segmentation_scores: bool = False
+    ):
+        """
+        Class of every pixel, in the order of operations of the original: scores at the size of the input, resized to
+        `target_sizes`, then the largest. (transformers' own post-processing of Mask2Former resizes the masks to
+        384x384 pixels first, which gives slightly different maps.)
+
+        Args:
+            outputs:
+                Of a semantic segmentation model (`logits`) or of Mask2Former (`class_queries_logits` and
+                `masks_queries_logits`).
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Height and width for each image, usually of the original. Defaults to the size of the input.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Return for each image an output with `segmentation` and `segmentation_scores` (num_labels, height,
+                width): logits, or Mask2Former's sums of probabilities.
+
+        Returns:
+            `list[torch.Tensor]`: a map (height, width) of class indices for each image.
+        """
+        outputs = SemanticSegmenterOutput(logits=semantic_scores(outputs))
+        return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
+
+
+def semantic_scores(outputs) -> torch.Tensor:
+    """
+    (batch_size, num_labels, height, width) at the size of the model's input: the logits of a semantic segmentation
+    model; for Mask2Former, over all queries, the sum of class probability times mask probability (`semantic_inference`
+    of its paper's code), taken at a quarter of the size and then enlarged. (The input of Mask2Former has to be a
+    multiple of 4 in size.)
+    """
+    if "class_queries_logits" not in outputs:
+        return outputs.logits
+    classes = outputs.class_queries_logits.softmax(dim=-1)[..., :-1]  # the last stands for no object
+    masks = outputs.masks_queries_logits.sigmoid()
+    scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
+    size = (4 * masks.shape[-2], 4 * masks.shape[-1])
+    return torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+
+
+def _resize(image, size, size_divisor: int | None, is_map: bool):
+    """A tensor or array (channels, height, width) at the processor's size."""
+    is_array = isinstance(image, np.ndarray)
+    if is_array:
+        image = torch.from_numpy(np.ascontiguousarray(image))
+    if size.shortest_edge and size.longest_edge:
+        height, width = keep_ratio_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+    elif size.height and size.width:
+        height, width = size.height, size.width
+    else:
+        raise ValueError(
+            f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
+        )
+    sizes = [(height, width)]
+    if size_divisor is not None:
+        sizes.append(tuple(math.ceil(side / size_divisor) * size_divisor for side in sizes[0]))
+    if is_map:
+        # In floating point, which has nearest neighbours and holds every class index.
+        resized = torch.nn.functional.interpolate(image[None].double(), size=sizes[-1], mode="nearest-exact")[0]
+        image = resized.to(image.dtype)
+    else:
+        for height, width in sizes:
+            image = resize_bilinear(image, height, width)
+    return image.numpy() if is_array else image
+
+
+class InternImageSegmentationImageProcessorPil(_OfficialSegmentationProcessing, SegformerImageProcessorPil):
+    """As [`InternImageSegmentationImageProcessor`], without torchvision."""
+
+
+SEGMENTATION_IMAGE_PROCESSOR_CLASSES = {"pil": InternImageSegmentationImageProcessorPil}
+
+if is_torchvision_available():  # else importing the class warns
+    from transformers import SegformerImageProcessor
+
+    class InternImageSegmentationImageProcessor(_OfficialSegmentationProcessing, SegformerImageProcessor):
+        """
+        Preprocessing of the official segmentation models (`segmentation/configs` of the original): bilinear resizing
+        of bytes as OpenCV does it, keeping the proportions within `size` (`shortest_edge`, `longest_edge`), then to
+        multiples of `size_divisor` if given; ImageNet mean and standard deviation. Segmentation maps are resized to
+        the same size, taking the nearest pixel.
+
+        Images of a batch must have the same size after resizing; [`segment_image`] takes any.
+
+        Args:
+            size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`):
+                Or `height` and `width`.
+            size_divisor, do_reduce_labels, window_size, window_stride:
+                See [`InternImageSegmentationImageProcessorKwargs`].
+        """
+
+    SEGMENTATION_IMAGE_PROCESSOR_CLASSES["torchvision"] = InternImageSegmentationImageProcessor

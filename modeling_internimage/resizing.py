@@ -1,0 +1,56 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The resizing of the original segmentation and detection pipelines (OpenCV's, through mmcv)."""
+
+import torch
+
+
+# Weights of the bilinear interpolation are integers, in units of 2**-11.
+WEIGHT_BITS = 11
+
+
+def keep_ratio_size(height: int, width: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:
+    """
+    Height and width of the largest image of the same proportions whose shorter side is at most `shortest_edge` and
+    longer side at most `longest_edge` pixels (`mmcv.rescale_size`). Never below 1.
+    """
+    factor = min(longest_edge / max(height, width), shortest_edge / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """
+    Bilinear resizing without antialiasing. Bytes are computed in the integer arithmetic of OpenCV's `INTER_LINEAR`, to
+    the last bit: rows first, in units of 2**-11, then columns with rounding.
+
+    Args:
+        image (`torch.Tensor` of shape `(..., height, width)`):
+            uint8 or floating point.
+        height, width (`int`):
+            Of the result, in pixels.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    if image.is_floating_point():
+        batch = image.reshape(-1, 1, *image.shape[-2:])
+        batch = torch.nn.functional.interpolate(batch, size=(height, width), mode="bilinear", align_corners=False)
+        return batch.reshape(*image.shape[:-2], height, width)
+    left, right, right_weight = _neighbours(image.shape[-1], width, image.device)
+    above, below, below_weight = _neighbours(image.shape[-2], height, image.device)
+    one = 1 << WEIGHT_BITS
+    rows = image[..., left].int() * (one - right_weight) + image[..., right].int() * right_weight
+    rows = rows >> 4
+    below_weight = below_weight[:, None]
+    upper = (rows[..., above, :] * (one - below_weight)) >> 16
+    lower = (rows[..., below, :] * below_weight) >> 16
+    return ((upper + lower + 2) >> 2).to(torch.uint8)
+
+
+def _neighbours(size: int, new_size: int, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each new pixel, the two old ones it lies between and the integer weight of the second."""
+    # float32 of float64 positions, as OpenCV has them.
+    position = ((torch.arange(new_size, dtype=torch.float64) + 0.5) * (1 / (new_size / size)) - 0.5).float()
+    first = position.floor()
+    weight = ((position - first) * (1 << WEIGHT_BITS)).round().int()  # to even, as `cvRound`
+    first = first.long()
+    # Outside, both are the same pixel. (Their weights still matter: each product is rounded down.)
+    return first.clamp(0, size - 1).to(device), (first + 1).clamp(0, size - 1).to(device), weight.to(device)
