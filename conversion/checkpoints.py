@@ -8,13 +8,18 @@ Its sources are the README files and configurations of `SOURCE_CODE`; the weight
 
 import csv
 import difflib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from conversion.errors import ConversionError
+from conversion.methods import ALL_STAGES, METHODS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
 SOURCE_REPOSITORY = "OpenGVLab/InternImage"
@@ -56,7 +61,33 @@ REPORTS = {
     "object-detection": f"{SOURCE_CODE}/tree/master/detection",
 }
 
-CONVERTIBLE_TASKS = ("image-classification",)
+# Arguments of the configuration of each segmentation head.
+_MASK2FORMER = {
+    "encoder_layers": 6,
+    "decoder_layers": 10,  # transformers counts the prediction before the 9 layers too
+    "dropout": 0.0,
+    "pre_norm": False,
+    "enforce_input_projection": False,
+    "common_stride": 4,
+    "feature_strides": [4, 8, 16, 32],
+}
+_WIDE_MASK2FORMER = {"feature_size": 1024, "mask_feature_size": 1024, "hidden_dim": 1024} | {
+    "num_attention_heads": 32, "num_queries": 200, "encoder_feedforward_dim": 4096, "dim_feedforward": 4096,
+}  # fmt: skip
+_NARROW_MASK2FORMER = {"feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256} | {
+    "num_attention_heads": 8, "num_queries": 100, "encoder_feedforward_dim": 1024, "dim_feedforward": 2048,
+}  # fmt: skip
+
+# Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
+SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
+# Those of Mapillary Vistas were merged into Cityscapes' for the training.
+_CLASSES_OF = {
+    "Mapillary Vistas": "Cityscapes",
+    "COCO-Stuff-164K": "COCO-Stuff",
+    "COCO-Stuff-10K": "COCO-Stuff",
+}
+# Classes in the classifier of some checkpoints with Cityscapes' 19: the others have no meaning and are left out.
+_CITYSCAPES_CLASSIFIER = 150
 
 
 @dataclass(frozen=True)
@@ -80,8 +111,15 @@ class Checkpoint:
         reported: Metrics reported by the authors, keys of `METRICS`.
         file: In `SOURCE_REPOSITORY`; `None` if no weights were published.
         hub_name: Repository of the authors on the Hub with the same weights.
-        labels: Whether the classes are those of ImageNet-1k or -22k, whose names are known.
+        labels: Class names, where they are known.
         dropped: Prefix of original keys -> why those are not converted.
+        head: Arguments of the configuration beside the backbone's, for segmentation and detection.
+        palette: Colour (red, green, blue) of each class in pictures.
+        reduce_labels: Whether 0 means unlabelled in the label maps of the data set, and k the class k - 1.
+        num_original_labels: Rows of the original's classifier, where they are more than the classes.
+        test_scale: Longer and shorter side in pixels that test images are fitted into.
+        size_divisor: Of the height and width of test images.
+        window: Side and stride in pixels of the windows that are moved over test images.
         license: Of the weights.
     """
 
@@ -98,26 +136,56 @@ class Checkpoint:
     reported: dict[str, float]
     file: str | None
     hub_name: str | None
-    labels: bool
+    labels: list[str] | None
     dropped: dict[str, str]
+    head: dict[str, Any] = field(default_factory=dict)
+    palette: list[list[int]] | None = None
+    reduce_labels: bool = False
+    num_original_labels: int | None = None
+    test_scale: tuple[int, int] | None = None
+    size_divisor: int | None = None
+    window: tuple[int, int] | None = None
     license: str = "mit"
 
     @property
     def status(self) -> str:
         if self.file is None:
             return "no weights published"
-        return "convertible" if self.task in CONVERTIBLE_TASKS else "not yet convertible"
+        return "convertible" if self.method in METHODS else "not yet convertible"
 
-    def config(self) -> InternImageConfig:
-        """Configuration of the classifier. (Dropout and stochastic depth are 0, as in the official repositories.)"""
+    def backbone_config(self, **kwargs) -> InternImageConfig:
+        return InternImageConfig(**self.architecture, image_size=self.image_size[0], **kwargs)
+
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model. (Dropout and stochastic depth are 0, as in the official repositories.)"""
         labels = {"num_labels": self.num_labels}
-        if self.labels and (id2label := imagenet_labels(self.num_labels)):
+        if self.labels:
+            id2label = dict(enumerate(self.labels))
             labels = {"id2label": id2label, "label2id": {label: idx for idx, label in id2label.items()}}
-        return InternImageConfig(**self.architecture, image_size=self.image_size[0], **labels)
+        if self.task == "image-classification":
+            return self.backbone_config(**labels)
+        palette = {"palette": self.palette} if self.palette else {}
+        backbone_config = self.backbone_config(out_features=ALL_STAGES)
+        return METHODS[self.method].config_class(backbone_config=backbone_config, **self.head, **labels, **palette)
 
     def image_processor(self):
         """The official preprocessing."""
-        return create_image_processor(self.image_size[0])
+        if self.task == "image-classification":
+            return create_image_processor(self.image_size[0])
+        windows = {}
+        if self.window:
+            windows = {
+                name: {"height": side, "width": side}
+                for name, side in zip(("window_size", "window_stride"), self.window)
+            }
+        longest_edge, shortest_edge = self.test_scale
+        backend = "torchvision" if "torchvision" in SEGMENTATION_IMAGE_PROCESSOR_CLASSES else "pil"
+        return SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](
+            size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
+            size_divisor=self.size_divisor,
+            do_reduce_labels=self.reduce_labels,
+            **windows,
+        )
 
     def reported_text(self) -> str:
         return ", ".join(f"{METRICS[metric][0]} {value}" for metric, value in self.reported.items())
@@ -131,6 +199,14 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     dropped = {}
     if row["dataset"] == "iNaturalist 2018":
         dropped = {"meta_": "the branch that takes date and place, no part of an image classifier"}
+    num_labels = int(row["num_labels"])
+    classes = SEGMENTATION_CLASSES.get(_CLASSES_OF.get(row["dataset"], row["dataset"]))
+    if classes is not None:
+        labels = [name for name, *_ in classes["classes"]]
+    elif row["dataset"].startswith("ImageNet"):
+        labels = list(imagenet_labels(num_labels).values())
+    else:
+        labels = None
     reported = (metric.split("=") for metric in row["reported"].split())
     return Checkpoint(
         name=row["name"],
@@ -141,14 +217,40 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
         image_size=(int(row["height"]), int(row["width"])),
         num_parameters=int(row["num_parameters"]),
         dataset=row["dataset"],
-        num_labels=int(row["num_labels"]),
+        num_labels=num_labels,
         pretraining=row["pretraining"] or None,
         reported={metric: float(value) for metric, value in reported},
         file=row["file"] or None,
         hub_name=row["hub_name"] or None,
-        labels=row["dataset"].startswith("ImageNet"),
+        labels=labels,
         dropped=dropped,
+        head=_head(row, architecture),
+        palette=classes and [colour for _, *colour in classes["classes"]],
+        reduce_labels=bool(classes and classes["reduce_zero_label"]),
+        num_original_labels=(
+            _CITYSCAPES_CLASSIFIER if num_labels == 19 and row["method"] in ("UperNet", "SegFormer head") else None
+        ),
+        test_scale=_numbers(row["test_scale"], "x"),
+        size_divisor=int(row["size_divisor"]) if row["size_divisor"] else None,
+        window=_numbers(row["window"], "/"),
     )
+
+
+def _head(row: dict[str, str], architecture: dict[str, Any]) -> dict[str, Any]:
+    if row["method"] == "UperNet":
+        return {
+            "hidden_size": 512, "auxiliary_channels": 256, "auxiliary_in_channels": 4 * architecture["embed_dim"]
+        }  # fmt: skip
+    if row["method"] == "SegFormer head":
+        return {"hidden_size": 256}
+    if row["method"] == "Mask2Former":
+        wide = row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K")
+        return _MASK2FORMER | (_WIDE_MASK2FORMER if wide else _NARROW_MASK2FORMER)
+    return {}
+
+
+def _numbers(text: str, separator: str) -> tuple[int, ...] | None:
+    return tuple(map(int, text.split(separator))) if text else None
 
 
 def _read_registry() -> dict[str, Checkpoint]:

@@ -12,7 +12,6 @@ import gc
 import hashlib
 import json
 import platform
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,17 +23,17 @@ import torch
 import transformers
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageClassification
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import modeling_internimage
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
 from conversion.errors import ConversionError
 from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
+from conversion.methods import METHODS, Method
 from conversion.model_card import create_model_card
 from conversion.original_checkpoint import read_original_checkpoint
-from modeling_internimage import InternImageConfig, InternImageForImageClassification
+from modeling_internimage import semantic_scores
 from modeling_internimage.configuration_internimage import imagenet_labels
-from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
 
 REPORT_FILE = "conversion_report.json"
@@ -65,6 +64,15 @@ class ConversionOptions:
     remote_code: bool = False
 
 
+@dataclass(frozen=True)
+class Origin:
+    """An original tensor, or the rows of it from `start` to `stop`."""
+
+    key: str
+    start: int | None = None
+    stop: int | None = None
+
+
 @dataclass
 class Plan:
     """A conversion whose every key is accounted for, and of which nothing is written yet."""
@@ -72,8 +80,9 @@ class Plan:
     checkpoint: Checkpoint
     source: Path
     options: ConversionOptions
-    config: InternImageConfig
-    names: dict[str, str]  # of a parameter or buffer here -> original key
+    config: PreTrainedConfig
+    origins: dict[str, Origin]  # of a parameter or buffer here
+    computed: dict[str, torch.Tensor]  # buffers that follow from the configuration
     dropped: dict[str, str]  # original key -> why it is left out
     shards: StateDictSplit
 
@@ -81,29 +90,35 @@ class Plan:
     def num_bytes(self) -> int:
         return self.shards.metadata["total_size"]
 
+    @property
+    def method(self) -> Method:
+        return METHODS[self.checkpoint.method]
+
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """The converted tensors of these names, made from a fresh mapping of the source."""
         original = read_original_checkpoint(self.source, self.options.ema)
         for name in names:
-            tensor = original[self.names[name]]
+            if name in self.computed:
+                tensor = self.computed[name]
+            else:
+                origin = self.origins[name]
+                tensor = original[origin.key]
+                if origin.stop is not None:
+                    tensor = tensor[origin.start : origin.stop]
             if self.options.imagenet_1k_head and name.startswith("classifier."):
                 tensor = imagenet_1k_rows(tensor)
             if tensor.is_floating_point():
                 tensor = tensor.to(self.config.dtype)
             yield name, tensor.contiguous()
 
-    def model(self) -> InternImageForImageClassification:
+    def names(self) -> list[str]:
+        return [*self.origins, *self.computed]
+
+    def model(self) -> PreTrainedModel:
         """The model with the source's weights, which never were in the format that is written."""
-        model = empty_model(self.config)
-        model.load_state_dict(dict(self.tensors(self.names)), assign=True)
+        model = empty_model(self.method.model_class, self.config)
+        model.load_state_dict(dict(self.tensors(self.names())), assign=True)
         return model.eval()
-
-
-def rename_key(key: str) -> str:
-    """Original name of a parameter or buffer -> that in [`InternImageForImageClassification`]."""
-    for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
-        key = re.sub(pattern, replacement, key)
-    return key if key.startswith("classifier.") else f"internimage.{key}"
 
 
 def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOptions) -> Plan:
@@ -114,34 +129,51 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         `ConversionError`: if one is missing, superfluous or of another shape, naming them, and as
         [`read_original_checkpoint`].
     """
+    method = METHODS[checkpoint.method]
     original = read_original_checkpoint(source, options.ema)
     config = checkpoint.config()
-    if options.imagenet_1k_head and config.num_labels != NUM_IMAGENET_22K_CLASSES:
+    if options.imagenet_1k_head and (
+        checkpoint.task != "image-classification" or config.num_labels != NUM_IMAGENET_22K_CLASSES
+    ):
         raise ConversionError(
             f"`--imagenet-1k-head` selects rows of an ImageNet-22k classifier, with {NUM_IMAGENET_22K_CLASSES} "
             f"classes; {checkpoint.name} has {config.num_labels}."
         )
+    if options.remote_code and checkpoint.task != "image-classification":
+        raise ConversionError(
+            f"`--remote-code` is for image classifiers: {checkpoint.name} has its backbone inside a model of "
+            "transformers, which does not load remote code. Its users need this package."
+        )
     dtypes = {tensor.dtype for tensor in original.values() if tensor.is_floating_point()}
     widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
     config.dtype = getattr(torch, options.dtype) if options.dtype else widest
-    config.architectures = [InternImageForImageClassification.__name__]
+    config.architectures = [method.model_class.__name__]
 
-    expected = empty_model(config).state_dict()
-    names, dropped, superfluous, shapes = {}, {}, [], []
+    expected = empty_model(method.model_class, config).state_dict()
+    computed = {name: compute(config) for name, compute in method.computed.items()}
+    origins, dropped, superfluous, shapes = {}, {}, [], []
     for key, tensor in original.items():
-        name = rename_key(key)
+        names = method.rename_key(key)
         reason = next((reason for prefix, reason in checkpoint.dropped.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
-        elif name not in expected or name in names:
+            continue
+        if any(name not in expected or name in origins for name in names):
             superfluous.append(key)
-        else:
-            names[name] = key
-            if tensor.shape != expected[name].shape:
-                shapes.append(f"{key} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
-            elif tensor.is_floating_point() != expected[name].is_floating_point():
-                shapes.append(f"{key} of {tensor.dtype} instead of {expected[name].dtype}")
-    missing = [name for name in expected if name not in names]
+            continue
+        parts = [expected[name].shape for name in names]
+        shape = parts[0] if len(parts) == 1 else (sum(part[0] for part in parts), *parts[0][1:])
+        if checkpoint.num_original_labels and ".classifier." in names[0]:
+            shape = (checkpoint.num_original_labels, *shape[1:])
+        start = 0
+        for name, part in zip(names, parts):
+            origins[name] = Origin(key) if part == shape else Origin(key, start, start + part[0])
+            start += part[0] if part else 0
+        if tensor.shape != shape:
+            shapes.append(f"{key} {tuple(tensor.shape)} instead of {tuple(shape)}")
+        elif tensor.is_floating_point() != expected[names[0]].is_floating_point():
+            shapes.append(f"{key} of {tensor.dtype} instead of {expected[names[0]].dtype}")
+    missing = [name for name in expected if name not in origins and name not in computed]
     problems = {
         "keys are of no parameter": superfluous,
         "parameters, in the names they have here, have no key": missing,
@@ -152,20 +184,20 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     if options.imagenet_1k_head:
         id2label = imagenet_labels(1000)
         config.id2label, config.label2id = id2label, {label: idx for idx, label in id2label.items()}
-        expected = empty_model(config).state_dict()
+        expected = empty_model(method.model_class, config).state_dict()
     try:
         shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
     except ValueError as error:
         raise ConversionError(
             f"`--max-shard-size {options.max_shard_size}` is no size: write '500MB' or '2GB'."
         ) from error
-    return Plan(checkpoint, source, options, config, names, dropped, shards)
+    return Plan(checkpoint, source, options, config, origins, computed, dropped, shards)
 
 
-def empty_model(config: InternImageConfig) -> InternImageForImageClassification:
+def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """On the meta device, in `config.dtype`: shapes and names without memory."""
     with torch.device("meta"):
-        return InternImageForImageClassification(config).to(config.dtype)
+        return model_class(config).to(config.dtype)
 
 
 def _explain(checkpoint: Checkpoint, source: Path, problems: dict[str, list[str]], original: dict) -> str:
@@ -215,7 +247,7 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
             "checkpoint": plan.checkpoint.name,
             "options": asdict(plan.options),
             **provenance,
-            "keys": {"converted": len(plan.names), "dropped": plan.dropped},
+            "keys": {"converted": len({origin.key for origin in plan.origins.values()}), "dropped": plan.dropped},
             "checks": checks,
             "files": {
                 file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
@@ -277,12 +309,11 @@ def check_tensors(plan: Plan, folder: Path) -> dict:
             for name, expected in plan.tensors(names):
                 tensor = saved.get_tensor(name) if name in saved.keys() else None
                 if tensor is None or tensor.dtype != expected.dtype or not _same_bits(tensor, expected):
-                    raise ConversionError(
-                        f"{name} in {folder / file} differs from {plan.names[name]} in {plan.source}."
-                    )
-    if found != set(plan.names):
+                    origin = plan.origins[name].key if name in plan.origins else "what follows from the configuration"
+                    raise ConversionError(f"{name} in {folder / file} differs from {origin} in {plan.source}.")
+    if found != set(plan.names()):
         raise ConversionError(
-            f"{folder} has tensors that are not in {plan.source}: {sorted(found - set(plan.names))}."
+            f"{folder} has tensors that are not in {plan.source}: {sorted(found - set(plan.names()))}."
         )
     return {"compared": len(found), "equal": len(found)}
 
@@ -296,19 +327,20 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 @torch.inference_mode()
 def check_logits(plan: Plan, folder: Path) -> dict:
     """
-    Compare the logits of the model that `from_pretrained` makes of `folder` with those of a model that got the
-    source's weights directly, on an image of standard normal numbers. Raises `ConversionError` if they differ.
+    Compare the logits (of Mask2Former: the scores of the classes) of the model that `from_pretrained` makes of
+    `folder` with those of a model that got the source's weights directly, on an image of standard normal numbers.
+    Raises `ConversionError` if they differ.
     """
     # (Whatever the image size of the checkpoint: it proves the same, and takes seconds for the largest model.)
     pixel_values = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(plan.config.dtype)
     model = plan.model()
-    expected = model(pixel_values).logits.float()
+    expected = semantic_scores(model(pixel_values)).float()
     del model
     gc.collect()
-    model, info = AutoModelForImageClassification.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, info = plan.method.auto_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if any(info.values()):
         raise ConversionError(f"{folder} does not load cleanly: {info}.")
-    logits = model(pixel_values).logits.float()
+    logits = semantic_scores(model(pixel_values)).float()
     difference = (logits - expected).abs().max().item()
     # The same numbers in the same order, but not always at the same alignment in memory: a last bit may differ.
     tolerance = 100 * torch.finfo(plan.config.dtype).eps * expected.abs().max().item()
@@ -317,7 +349,7 @@ def check_logits(plan: Plan, folder: Path) -> dict:
     return {
         "input": "torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))",
         "max_abs_difference": difference,
-        "first": [round(value, 6) for value in logits[0, :8].tolist()],
+        "first": [round(value, 6) for value in logits[0].flatten()[:8].tolist()],
     }
 
 

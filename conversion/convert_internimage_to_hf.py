@@ -175,7 +175,7 @@ def print_plan(plan: Plan, folder: Path | None):
     size = f"{plan.num_bytes / 1e6:.1f} MB in {str(plan.config.dtype).removeprefix('torch.')}"
     files = len(plan.shards.filename_to_tensors)
     print(
-        f"{plan.checkpoint.name}: {len(plan.names)} tensors of {plan.source} ({size}) to {folder or 'a folder'}, "
+        f"{plan.checkpoint.name}: {len(plan.names())} tensors of {plan.source} ({size}) to {folder or 'a folder'}, "
         f"{files} file{'s' if files > 1 else ''}; {len(plan.dropped)} left out"
     )
     for reason in dict.fromkeys(plan.dropped.values()):

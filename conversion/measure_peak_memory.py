@@ -23,6 +23,7 @@ import transformers
 
 from conversion.checkpoints import find_checkpoint
 from conversion.convert_checkpoint import empty_model
+from modeling_internimage import InternImageForImageClassification
 
 
 RESULTS = Path(__file__).parent / "results" / "peak_memory.json"
@@ -38,7 +39,7 @@ def write_source(config, file: Path):
     """Random weights. (Under names that need no translation: it makes no difference to memory.)"""
     generator = torch.Generator().manual_seed(0)
     state_dict = {}
-    for name, parameter in empty_model(config).state_dict().items():
+    for name, parameter in empty_model(InternImageForImageClassification, config).state_dict().items():
         tensor = torch.zeros(parameter.shape, dtype=parameter.dtype)
         if tensor.is_floating_point():
             tensor.normal_(std=0.02, generator=generator)

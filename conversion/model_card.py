@@ -5,9 +5,10 @@ from pathlib import Path
 from string import Template
 
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import PreTrainedConfig
 
 from conversion.checkpoints import METRICS, REPORTS, SOURCE_CODE, SOURCE_REPOSITORY, Checkpoint
-from modeling_internimage import InternImageConfig
+from conversion.methods import METHODS
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -16,11 +17,35 @@ HUB_DATASETS = {
     "ImageNet-1k": "imagenet-1k",
     "ImageNet-22k": "imagenet-22k",
     "iNaturalist 2018": "inaturalist-2018",
+    "ADE20K": "ade20k",
+    "Cityscapes": "cityscapes",
+}
+USES = {
+    "image-classification": """```python
+import modeling_internimage  # registers InternImage with transformers
+from transformers import pipeline
+
+classifier = pipeline("image-classification", model="$name")  # this repository or folder
+print(classifier("photo.jpg"))
+```
+
+`AutoModel`, `AutoModelForImageClassification`, `InternImageBackbone` and `AutoImageProcessor` load it too.""",
+    "image-segmentation": """```python
+import modeling_internimage  # registers InternImage with transformers
+from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model="$name")  # this repository or folder
+for segment in segmenter("photo.jpg"):
+    print(segment["label"], segment["mask"])
+```
+
+`$auto_class` and `AutoImageProcessor` load it too. `modeling_internimage.segment_image` gives the probabilities of
+every pixel as the original's evaluation computes them, ${windows}on request with several scales and mirror images.""",
 }
 REPORTED = "Reported by the authors, not measured again here"
 
 
-def create_model_card(checkpoint: Checkpoint, config: InternImageConfig, options, dropped, provenance) -> str:
+def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped, provenance) -> str:
     """
     The text of a `README.md` with its metadata.
 
@@ -36,6 +61,9 @@ def create_model_card(checkpoint: Checkpoint, config: InternImageConfig, options
     values = {
         "name": checkpoint.name,
         "backbone": checkpoint.backbone,
+        "task": _task(checkpoint),
+        "use": _use(checkpoint),
+        "classes": _classes(config),
         "dataset": checkpoint.dataset,
         "pretraining": f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else "",
         "num_labels": config.num_labels,
@@ -80,6 +108,38 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
     )
 
 
+def _task(checkpoint: Checkpoint) -> str:
+    if checkpoint.task == "image-classification":
+        return "image classification"
+    return f"semantic segmentation with a {checkpoint.method.removesuffix(' head')} head"
+
+
+def _use(checkpoint: Checkpoint) -> str:
+    windows = ""
+    if checkpoint.window:
+        side, stride = checkpoint.window
+        windows = f"in windows of {side} pixels at steps of {stride} (the pipeline takes the image as a whole), "
+    values = {
+        "name": checkpoint.name,
+        "auto_class": METHODS[checkpoint.method].auto_class.__name__,
+        "windows": windows,
+    }
+    return Template(USES[checkpoint.task]).substitute(values)
+
+
+def _classes(config: PreTrainedConfig) -> str:
+    """A section with the classes and colours of a segmentation model."""
+    palette = getattr(config, "palette", None)
+    if palette is None:
+        return ""
+    rows = [
+        f"| {idx} | {config.id2label[idx]} | `#{red:02x}{green:02x}{blue:02x}` |"
+        for idx, (red, green, blue) in enumerate(palette)
+    ]
+    table = "\n".join(["| index | class | colour |", "|---|---|---|", *rows])
+    return f"## Classes\n\nThe colours are also `model.config.palette`.\n\n{table}\n\n"
+
+
 def _source(checkpoint: Checkpoint, file: str) -> str:
     if checkpoint.file is None:
         return f"`{file}`"
@@ -97,7 +157,7 @@ def _results(checkpoint: Checkpoint, options) -> str:
     return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n{table}"
 
 
-def _changes(checkpoint: Checkpoint, config: InternImageConfig, options, dropped) -> list[str]:
+def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped) -> list[str]:
     dtype = str(config.dtype).removeprefix("torch.")
     changes = ["The parameters have the names of `modeling_internimage`; their values are those of the original file"]
     changes[0] += f", rounded to {dtype}." if options.dtype else f", bit for bit ({dtype})."
@@ -117,6 +177,11 @@ def _changes(checkpoint: Checkpoint, config: InternImageConfig, options, dropped
         changes.append("Class names are not known: the labels are numbers.")
     else:
         changes.append("Class names were added to the configuration.")
+    if checkpoint.num_original_labels:
+        changes.append(
+            f"The original's classifiers have {checkpoint.num_original_labels} rows, of which only the first "
+            f"{checkpoint.num_labels} stand for a class: the others were left out."
+        )
     changes.append("`config.json` and `preprocessor_config.json` were written anew; preprocessing is the authors'.")
     if options.remote_code:
         changes.append("Two source files were added for `trust_remote_code=True`.")

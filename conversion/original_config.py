@@ -64,7 +64,7 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
         reported={},
         file=None,
         hub_name=None,
-        labels=False,
+        labels=None,
         dropped={},
     )
 

@@ -492,7 +492,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
             name=name,
             architecture=architecture,
             num_labels=config["num_classes"],
-            labels=False,
+            labels=None,
             image_size=(64, 64),
         )
 
@@ -502,7 +502,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
         for name in ("tiny_t", "tiny_h")
     )
     records = [record("damaged", tiny_t), record("tiny_t", tiny_t), record("tiny_h", tiny_h)]
-    records.append(CHECKPOINTS["upernet_internimage_t_512_160k_ade20k"])
+    records.append(CHECKPOINTS["mask_rcnn_internimage_t_fpn_1x_coco"])
     monkeypatch.setattr(convert_internimage_to_hf, "CHECKPOINTS", {record.name: record for record in records})
     monkeypatch.setattr(
         convert_internimage_to_hf, "download_original", lambda checkpoint: tmp_path / f"{checkpoint.name}.pth"
@@ -510,7 +510,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
     arguments = ["--checkpoint", "all", "--output-dir", str(tmp_path / "all")]
     assert main(arguments) == 1
     output = capsys.readouterr()
-    assert "1 failed: damaged" in output.err and "ade20k: not yet convertible" in output.out
+    assert "1 failed: damaged" in output.err and "coco: not yet convertible" in output.out
     assert {folder.name for folder in (tmp_path / "all").iterdir()} == {"tiny_t", "tiny_h"}
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")}
     (tmp_path / "all" / "tiny_h" / "config.json").unlink()
@@ -525,7 +525,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
     assert main(arguments) == 0
 
 
-@pytest.mark.parametrize("name", ["upernet_internimage_t_512_160k_ade20k", "mask_rcnn_internimage_t_fpn_1x_coco"])
+@pytest.mark.parametrize("name", ["dino_4scale_internimage_t_1x_coco", "mask_rcnn_internimage_t_fpn_1x_coco"])
 def test_not_yet_convertible(name, tmp_path, capsys):
     torch.save({}, tmp_path / "source.pth")
     arguments = ["--checkpoint", name, "--source", str(tmp_path / "source.pth"), "--output-dir", str(tmp_path / "out")]

@@ -1,0 +1,162 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+What the models of each method (the head on top of the backbone) are here: their class, their configuration, and where
+the parameters of the original go.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from modeling_internimage import (
+    InternImageConfig,
+    InternImageForImageClassification,
+    SegformerHeadConfig,
+    SegformerHeadForSemanticSegmentation,
+)
+from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
+
+
+ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+UPERNET_KEY_MAPPING = {
+    r"\.bn\.": ".batch_norm.",
+    r"\.conv_seg\.": ".classifier.",
+}
+SEGFORMER_HEAD_KEY_MAPPING = {
+    r"\.convs\.(\d)\.": r".projections.\1.",
+    r"\.fusion_conv\.": ".fusion.",
+    r"\.conv\.": ".convolution.",
+    r"\.bn\.": ".batch_norm.",
+    r"\.conv_seg\.": ".classifier.",
+}
+MASK2FORMER_KEY_MAPPING = {
+    r"^decode_head\.pixel_decoder\.": "model.pixel_level_module.decoder.",
+    r"\.input_convs\.(\d)\.conv\.": r".input_projections.\1.0.",
+    r"\.input_convs\.(\d)\.gn\.": r".input_projections.\1.1.",
+    r"\.lateral_convs\.0\.conv\.": ".adapter_1.0.",
+    r"\.lateral_convs\.0\.gn\.": ".adapter_1.1.",
+    r"\.output_convs\.0\.conv\.": ".layer_1.0.",
+    r"\.output_convs\.0\.gn\.": ".layer_1.1.",
+    r"\.mask_feature\.": ".mask_projection.",
+    r"\.level_encoding\.weight$": ".level_embed",
+    r"(decoder\.encoder\.layers\.\d\.)attentions\.0\.": r"\1self_attn.",
+    r"(decoder\.encoder\.layers\.\d\.)norms\.0\.": r"\1self_attn_layer_norm.",
+    r"(decoder\.encoder\.layers\.\d\.)norms\.1\.": r"\1final_layer_norm.",
+    r"^decode_head\.transformer_decoder\.": "model.transformer_module.decoder.",
+    r"\.attentions\.0\.attn\.": ".cross_attn.",
+    r"\.attentions\.1\.attn\.": ".self_attn.",
+    r"\.norms\.0\.": ".cross_attn_layer_norm.",
+    r"\.norms\.1\.": ".self_attn_layer_norm.",
+    r"\.norms\.2\.": ".final_layer_norm.",
+    r"\.ffns\.0\.layers\.0\.0\.": ".fc1.",
+    r"\.ffns\.0\.layers\.1\.": ".fc2.",
+    r"\.decoder\.post_norm\.": ".decoder.layernorm.",
+    r"^decode_head\.query_embed\.": "model.transformer_module.queries_embedder.",
+    r"^decode_head\.query_feat\.": "model.transformer_module.queries_features.",
+    r"^decode_head\.level_embed\.": "model.transformer_module.level_embed.",
+    r"^decode_head\.cls_embed\.": "class_predictor.",
+    r"^decode_head\.mask_embed\.0\.": "model.transformer_module.decoder.mask_predictor.mask_embedder.0.0.",
+    r"^decode_head\.mask_embed\.2\.": "model.transformer_module.decoder.mask_predictor.mask_embedder.1.0.",
+    r"^decode_head\.mask_embed\.4\.": "model.transformer_module.decoder.mask_predictor.mask_embedder.2.0.",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Args:
+        model_class: Of the converted checkpoint.
+        auto_class: That loads it.
+        config_class: Of its configuration.
+        backbone_prefix: Of the names of the backbone's parameters.
+        heads: Prefixes of the original keys that are not the backbone's.
+        key_mapping: Original names -> those of `model_class`, in order, for the keys of the heads.
+        split: Pattern of a renamed parameter -> names of the equal parts into which its rows are split there.
+        computed: Buffers that `model_class` saves and the original does not have, from a configuration.
+    """
+
+    model_class: type[PreTrainedModel]
+    auto_class: type
+    config_class: type[PreTrainedConfig]
+    backbone_prefix: str
+    heads: tuple[str, ...] = ()
+    key_mapping: dict[str, str] = field(default_factory=dict)
+    split: dict[str, list[str]] = field(default_factory=dict)
+    computed: dict[str, Callable[[Any], torch.Tensor]] = field(default_factory=dict)
+
+    def rename_key(self, key: str) -> list[str]:
+        """
+        Names here of what an original key holds: one, or several for equal parts of its rows, in order. The prefix
+        `backbone.` is already taken off.
+        """
+        if not key.startswith(self.heads):
+            for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
+                key = re.sub(pattern, replacement, key)
+            return [key if key.startswith("classifier.") else self.backbone_prefix + key]
+        for pattern, replacement in self.key_mapping.items():
+            key = re.sub(pattern, replacement, key)
+        for pattern, parts in self.split.items():
+            if re.search(pattern, key):
+                return [re.sub(pattern, part, key) for part in parts]
+        return [key]
+
+
+def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
+    weights = torch.ones(config.num_labels + 1)
+    weights[-1] = config.no_object_weight
+    return weights
+
+
+METHODS: dict[str, Method] = {
+    "linear classifier": Method(
+        model_class=InternImageForImageClassification,
+        auto_class=AutoModelForImageClassification,
+        config_class=InternImageConfig,
+        backbone_prefix="internimage.",
+    ),
+    "UperNet": Method(
+        model_class=UperNetForSemanticSegmentation,
+        auto_class=AutoModelForSemanticSegmentation,
+        config_class=UperNetConfig,
+        backbone_prefix="backbone.",
+        heads=("decode_head.", "auxiliary_head."),
+        key_mapping=UPERNET_KEY_MAPPING,
+    ),
+    "SegFormer head": Method(
+        model_class=SegformerHeadForSemanticSegmentation,
+        auto_class=AutoModelForSemanticSegmentation,
+        config_class=SegformerHeadConfig,
+        backbone_prefix="backbone.",
+        heads=("decode_head.",),
+        key_mapping=SEGFORMER_HEAD_KEY_MAPPING,
+    ),
+    "Mask2Former": Method(
+        model_class=Mask2FormerForUniversalSegmentation,
+        auto_class=AutoModelForUniversalSegmentation,
+        config_class=Mask2FormerConfig,
+        backbone_prefix="model.pixel_level_module.encoder.",
+        heads=("decode_head.",),
+        key_mapping=MASK2FORMER_KEY_MAPPING,
+        split={
+            r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [
+                rf"\1{projection}_proj.\2" for projection in "qkv"
+            ]
+        },
+        computed={"criterion.empty_weight": _no_object_weights},
+    ),
+}

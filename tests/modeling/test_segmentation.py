@@ -1,0 +1,224 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Segmentation: image processing, inference, the SegFormer head. Numbers of whole models: tests/conversion."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, randomize
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    Mask2FormerConfig,
+    ResNetConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
+
+from modeling_internimage import (
+    SegformerHeadConfig,
+    SegformerHeadForSemanticSegmentation,
+    segment_image,
+    semantic_scores,
+    window_scores,
+)
+from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
+from modeling_internimage.resizing import resize_bilinear
+
+
+PREPROCESS = json.loads((GOLDEN / "segmentation" / "preprocess.json").read_text())["description"]
+BACKENDS = sorted(SEGMENTATION_IMAGE_PROCESSOR_CLASSES)
+INPUTS = {"ade": ([451, 0], (37, 53, 3)), "ade_tall": ([451, 1], (70, 30, 3)), "city": ([451, 2], (32, 64, 3))}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_golden_preprocessing(name, backend):
+    """Bytes equal OpenCV's, the normalised numbers the original's; label maps come out at the same size."""
+    arrays, description = np.load(GOLDEN / "segmentation" / "preprocess.npz"), PREPROCESS[name]
+    seed, shape = INPUTS[name]
+    image = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, shape, np.uint8)
+    longest_edge, shortest_edge = description["img_scale"]
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](
+        size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
+        size_divisor=description["resize_to_multiple"],
+    )
+    resized = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(resized.transpose(1, 2, 0), arrays[f"{name}.resized_uint8_rgb"])
+    batch = image_processor(Image.fromarray(image), segmentation_maps=image[..., 0], return_tensors="pt")
+    expected = torch.from_numpy(arrays[f"{name}.normalised_hwc"]).permute(2, 0, 1)[None]
+    torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=2e-6)
+    assert batch["labels"].shape == batch["pixel_values"].shape[:1] + batch["pixel_values"].shape[2:]
+    assert batch["labels"].dtype == torch.int64 and set(batch["labels"].unique().tolist()) <= set(range(256))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (5, 4), (40, 33)])
+def test_resizing_of_floats_and_bytes_agree(size):
+    """To one byte, but for rounding."""
+    image = torch.randint(0, 256, (3, 10, 13), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    difference = resize_bilinear(image, *size).float() - resize_bilinear(image.double(), *size)
+    assert difference.abs().max() <= 1
+    assert resize_bilinear(image, 10, 13) is image
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_label_maps(backend):
+    """Nearest pixels; with `do_reduce_labels` 0 becomes 255 and the others one less."""
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](size={"height": 64, "width": 32})
+    labels = np.array([[0, 1], [150, 255]], dtype=np.uint8)
+    image = np.zeros((2, 2, 3), np.uint8)
+    corners = np.s_[..., ::63, ::31]
+    for reduce, expected in ((False, [[0, 1], [150, 255]]), (True, [[255, 0], [149, 255]])):
+        batch = image_processor(image, segmentation_maps=labels.copy(), do_reduce_labels=reduce, return_tensors="pt")
+        assert batch["labels"][0][corners].tolist() == expected and set(batch["labels"].unique().tolist()) == {
+            value for row in expected for value in row
+        }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_processor_round_trip(backend, tmp_path):
+    windows = {"window_size": {"height": 64, "width": 64}, "window_stride": {"height": 32, "width": 48}}
+    size = {"shortest_edge": 64, "longest_edge": 256}
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](size=size, size_divisor=32, **windows)
+    image_processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert type(loaded) is type(image_processor) and loaded.to_dict() == image_processor.to_dict()
+    assert loaded.window_stride == windows["window_stride"] and loaded.size_divisor == 32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_of_one_pixel_and_wrong_size(backend):
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](size={"shortest_edge": 32, "longest_edge": 128})
+    pixel = Image.new("RGB", (1, 1), (1, 2, 3))
+    assert image_processor(pixel, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="`size` must have `shortest_edge` and `longest_edge`"):
+        image_processor(pixel, size={"shortest_edge": 32})
+
+
+class Stripes(nn.Module):
+    """Logits that depend on the place in the input and on the input: class 0 counts columns, class 1 is the red."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.sizes = []
+
+    def forward(self, pixel_values):
+        self.sizes.append(tuple(pixel_values.shape[-2:]))
+        columns = torch.arange(pixel_values.shape[-1]).expand(pixel_values[:, 0].shape)
+        return SemanticSegmenterOutput(logits=torch.stack((columns * self.scale, pixel_values[:, 0]), dim=1))
+
+
+def test_windows():
+    """Their places, and that every pixel is the mean over the windows that cover it."""
+    model = Stripes()
+    pixel_values = torch.randn(1, 3, 5, 11)
+    side = {"height": 4, "width": 6}
+    scores = window_scores(model, pixel_values, side, {"height": 3, "width": 4})
+    assert model.sizes == [(4, 6)] * 6  # rows at 0 and 1, columns at 0, 4 and 5
+    torch.testing.assert_close(scores[0, 1], pixel_values[0, 0])
+    starts = [[start for start in (0, 4, 5) if start <= column < start + 6] for column in range(11)]
+    expected = [sum(0.1 * (column - start) for start in own) / len(own) for column, own in enumerate(starts)]
+    torch.testing.assert_close(scores[0, 0], torch.tensor(expected).expand(5, 11))
+    model.sizes.clear()
+    window_scores(model, pixel_values, {"height": 8, "width": 32}, {"height": 8, "width": 8})
+    assert model.sizes == [(5, 11)]  # never beyond the image
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scales_and_mirror_images(backend, photographs):
+    """The mean of the probabilities of single runs, at the size of the image."""
+    model = Stripes()
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](
+        size={"shortest_edge": 30, "longest_edge": 64}, size_divisor=16
+    )
+    image = photographs[1][:40, :60]
+    probabilities = segment_image(model, image_processor, Image.fromarray(image), scales=(1.0, 1.5), flip=True)
+    assert model.sizes == [(32, 48)] * 2 + [(48, 80)] * 2  # 30x45 and 45x68 pixels, up to multiples of 16
+    runs = [segment_image(model, image_processor, image, scales=(scale,)) for scale in (1.0, 1.5)]
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    runs += [segment_image(model, image_processor, mirrored, scales=(scale,)).flip(-1) for scale in (1.0, 1.5)]
+    assert probabilities.shape == (2, 40, 60)
+    # (Resizing bytes of a mirror image is not quite the mirror image of resized bytes.)
+    torch.testing.assert_close(probabilities, torch.stack(runs).mean(dim=0), rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match="`scales` must be one or more factors above 0"):
+        segment_image(model, image_processor, image, scales=())
+
+
+def test_scores_of_mask2former():
+    """Two queries by hand: probabilities of classes times those of masks; the class `no object` counts for nothing."""
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
+    masks = torch.logit(torch.tensor([0.5, 0.9])).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+    outputs = Mask2FormerForUniversalSegmentationOutput(class_queries_logits=logits, masks_queries_logits=masks)
+    scores = semantic_scores(outputs)
+    assert scores.shape == (1, 2, 8, 12)
+    torch.testing.assert_close(scores[0, :, 0, 0], torch.tensor([0.5 * 0.5 + 0.1 * 0.9, 0.25 * 0.5 + 0.1 * 0.9]))
+
+
+@pytest.fixture
+def segformer_head(tiny_config):
+    backbone_config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = SegformerHeadConfig(backbone_config=backbone_config, hidden_size=16, num_labels=5)
+    return randomize(SegformerHeadForSemanticSegmentation(config))
+
+
+@torch.no_grad()
+def test_segformer_head_round_trip(segformer_head, tmp_path):
+    segformer_head.save_pretrained(tmp_path)
+    loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and type(loaded) is SegformerHeadForSemanticSegmentation
+    pixel_values = torch.randn(2, 3, 37, 70)
+    logits = segformer_head(pixel_values).logits
+    assert logits.shape == (2, 5, 37, 70)
+    torch.testing.assert_close(loaded(pixel_values).logits, logits)
+    (only,) = loaded(pixel_values, return_dict=False)
+    torch.testing.assert_close(only, logits)
+    assert len(loaded(pixel_values, output_hidden_states=True).hidden_states) == 5
+
+
+def test_segformer_head_training(segformer_head):
+    """The loss ignores 255, and gradient checkpointing changes no gradient."""
+    segformer_head.train()
+    segformer_head.decode_head.dropout.p = 0.0
+    pixel_values, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 5, (2, 64, 64))
+    labels[:, :, 32:] = 255
+    outputs = segformer_head(pixel_values, labels=labels)
+    expected = nn.functional.cross_entropy(outputs.logits[..., :32], labels[..., :32])
+    torch.testing.assert_close(outputs.loss, expected)
+    gradients = torch.autograd.grad(outputs.loss, list(segformer_head.parameters()))
+    segformer_head.gradient_checkpointing_enable()
+    loss = segformer_head(pixel_values, labels=labels).loss
+    again = torch.autograd.grad(loss, list(segformer_head.parameters()))
+    for gradient, other in zip(gradients, again):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+
+
+def test_segformer_head_on_another_backbone():
+    backbone_config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    model = SegformerHeadForSemanticSegmentation(SegformerHeadConfig(backbone_config=backbone_config, num_labels=3))
+    assert model(torch.randn(1, 3, 64, 96)).logits.shape == (1, 3, 64, 96)
+
+
+def test_mask2former_knows_the_backbone():
+    """Else its configuration warns."""
+    assert {"internimage", "swin"} <= set(Mask2FormerConfig.backbones_supported)
+
+
+def test_upernet_trains_with_its_auxiliary_head(tiny_config):
+    backbone_config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+    model = UperNetForSemanticSegmentation(
+        UperNetConfig(backbone_config=backbone_config, hidden_size=8, auxiliary_channels=8, num_labels=3)
+    )
+    loss = model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss
+    loss.backward()
+    assert model.backbone.embeddings.convolution1.weight.grad.abs().sum() > 0
+    assert model.auxiliary_head.classifier.weight.grad is not None
