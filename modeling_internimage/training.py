@@ -57,7 +57,13 @@ class WeightAverage:
             )
         self.model = model
         self.decay = decay
-        self.average = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        # In float32 at least: DeepSpeed's bfloat16 weights would never move by a ten thousandth.
+        self.average = {
+            name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            if tensor.is_floating_point()
+            else tensor.detach().clone()
+            for name, tensor in self._tensors()
+        }
 
     def _tensors(self):
         yield from self.model.named_parameters()
@@ -67,25 +73,28 @@ class WeightAverage:
     def update(self):
         for name, tensor in self._tensors():
             if tensor.is_floating_point():
-                self.average[name].lerp_(tensor, 1 - self.decay)
+                average = self.average[name]
+                average.lerp_(tensor.to(average.dtype), 1 - self.decay)
             else:
                 self.average[name].copy_(tensor)
 
-    @torch.no_grad()
-    def _swap(self):
-        for name, tensor in self._tensors():
-            current = tensor.detach().clone()
-            tensor.data.copy_(self.average[name])
-            self.average[name].copy_(current)
-
     @contextlib.contextmanager
     def applied(self):
-        """The model has the averaged weights inside the `with` block."""
-        self._swap()
+        """
+        The model has the averaged weights inside the `with` block, also if it is inside another one. Its own wait in
+        memory, about where the gradients were.
+        """
+        own = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        self._set(self.average)
         try:
             yield
         finally:
-            self._swap()
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]):
+        for name, tensor in self._tensors():
+            tensor.data.copy_(values[name])
 
     @torch.no_grad()
     def load(self, folder: str):
@@ -265,8 +274,8 @@ class InternImageTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir=None, _internal_call=False):
-        if self.average is None or not _internal_call:
-            with self._averaged():
+        if self.average is None or output_dir is None or not _internal_call:
+            with self._averaged():  # a call without a folder is that of `push_to_hub`
                 return super().save_model(output_dir, _internal_call=_internal_call)
         super().save_model(output_dir, _internal_call=True)  # of a checkpoint, from which training goes on
         with self._averaged():

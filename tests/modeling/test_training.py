@@ -75,6 +75,20 @@ def test_weight_average_follows_its_formula(tiny_config):
     assert all(torch.equal(tensor, last[name]) for name, tensor in model.state_dict().items())
 
 
+def test_average_of_a_bfloat16_model_moves():
+    """Steps that bfloat16, DeepSpeed's type of the weights, cannot hold."""
+    model = nn.Linear(1, 1, dtype=torch.bfloat16)
+    nn.init.ones_(model.weight)
+    average = WeightAverage(model, decay=0.9999)
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(100):
+        average.update()
+    assert average.average["weight"].item() == pytest.approx(2 - 0.9999**100, rel=1e-5)
+    with average.applied():
+        assert model.weight.item() == pytest.approx(2 - 0.9999**100, rel=2**-8)
+    assert model.weight.item() == 2 and average.average["weight"].item() == pytest.approx(2 - 0.9999**100, rel=1e-5)
+
+
 def test_average_is_evaluated_saved_and_resumed(train, tmp_path):
     recipe = Recipe(ema_decay=0.5)
     whole = train(recipe, max_steps=6, save_strategy="steps", save_steps=3)
@@ -95,6 +109,29 @@ def test_average_is_evaluated_saved_and_resumed(train, tmp_path):
     again = load_file(tmp_path / "resumed" / "model.safetensors")
     assert all(torch.equal(again[key], tensor) for key, tensor in final.items())
     assert losses(resumed) == losses(whole)
+
+
+def test_best_checkpoint_s_average_is_saved(train, tmp_path):
+    """`load_best_model_at_end`: evaluated, saved and pushed is the average in that checkpoint, here not the last."""
+    trainer = train(
+        Recipe(ema_decay=0.5), max_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True,
+    )  # fmt: skip
+    best = tmp_path / "output" / "checkpoint-2"
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_model_checkpoint == str(best) and evaluated[0] == max(evaluated) > min(evaluated)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[0], rel=1e-6)
+
+    raw, averaged = (load_file(folder / "model.safetensors") for folder in (best, best / "ema"))
+    assert not torch.equal(raw["classifier.weight"], averaged["classifier.weight"])
+    trainer.push_to_hub = lambda **kwargs: trainer.save_model(_internal_call=True)  # what it does before it uploads
+    trainer.args.push_to_hub = True
+    for push in (trainer.save_model, trainer.push_to_hub):
+        (tmp_path / "output" / "model.safetensors").unlink(missing_ok=True)
+        push()
+        saved = load_file(tmp_path / "output" / "model.safetensors")
+        assert saved.keys() == averaged.keys() and all(torch.equal(saved[key], averaged[key]) for key in saved)
+    assert all(torch.equal(tensor, raw[key]) for key, tensor in trainer.model.state_dict().items())
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="mixup and cutmix are torchvision's")
