@@ -66,6 +66,9 @@ class WeightAverage:
         }
 
     def _tensors(self):
+        for module in self.model.modules():
+            if hasattr(module, "reshard"):  # FSDP2: the outermost keeps whole parameters after a forward pass
+                module.reshard()
         yield from self.model.named_parameters()
         yield from self.model.named_buffers()
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,27 +218,38 @@ def run_processes(count: int, output: Path, *options: str) -> dict:
     return json.loads((output / "losses.json").read_text())
 
 
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
-    one = run_processes(1, tmp_path / "one", "--batch_size", "8")
-    two = run_processes(2, tmp_path / "two", "--batch_size", "4")
-    assert len(one) == 4 and one == pytest.approx(two, rel=1e-4)
-    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory):
+    """The folder and the losses of a run in two processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    return folder, run_processes(2, folder, "--batch_size", "4")
+
+
+def assert_same_model(folders, **tolerance):
+    weights = [load_file(folder / "final" / "model.safetensors") for folder in folders]
     for key, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights[1][key], tensor, **tolerance)
 
 
-def test_fsdp_saves_a_whole_checkpoint(tmp_path):
-    """FSDP2 in two processes: sharded parameters and averages; what is saved loads without FSDP."""
-    ddp = run_processes(2, tmp_path / "ddp", "--batch_size", "4")
-    fsdp = run_processes(2, tmp_path / "fsdp", "--batch_size", "4", "--fsdp")
-    assert ddp == pytest.approx(fsdp, rel=1e-3)
-    model, info = InternImageForImageClassification.from_pretrained(
-        tmp_path / "fsdp" / "final", output_loading_info=True
-    )
+def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
+    one = run_processes(1, tmp_path, "--batch_size", "8")
+    assert len(one) == 5 and one == pytest.approx(ddp[1], rel=1e-4)
+    assert_same_model([tmp_path, ddp[0]], rtol=1e-3, atol=1e-4)
+
+
+def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
+    """FSDP2 in two processes: sharded parameters and averages; what is saved loads without FSDP, and resumes with it."""
+    options = ["--batch_size", "4", "--fsdp", "--save_steps", "2"]
+    losses = run_processes(2, tmp_path, *options)
+    assert losses == pytest.approx(ddp[1], rel=1e-3)
+    model, info = InternImageForImageClassification.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(info.values()) and model.dtype == torch.float32
-    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("ddp", "fsdp")]
-    for key, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4)
+    assert_same_model([ddp[0], tmp_path], rtol=1e-3, atol=1e-4)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    (tmp_path / "whole").mkdir()
+    shutil.move(tmp_path / "final", tmp_path / "whole" / "final")
+    assert run_processes(2, tmp_path, *options) == losses
+    assert_same_model([tmp_path / "whole", tmp_path], rtol=0, atol=0)
 
 
 def test_killed_run_continues_to_the_same_result(tmp_path):
@@ -255,5 +267,4 @@ def test_killed_run_continues_to_the_same_result(tmp_path):
     process.wait()
     assert not (tmp_path / "killed" / "final").exists()
     assert run_processes(1, tmp_path / "killed", *options) == whole
-    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "killed")]
-    assert all(torch.equal(weights[1][key], tensor) for key, tensor in weights[0].items())
+    assert_same_model([tmp_path / "whole", tmp_path / "killed"], rtol=0, atol=0)

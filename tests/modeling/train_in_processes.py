@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType, PartialState
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from test_training import Images, without_batch_statistics  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import TrainingArguments, set_seed  # noqa: E402
 from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 
@@ -60,19 +62,25 @@ def main():
         seed=0,
         **(fsdp if args.fsdp else {}),
     )
+    if args.fsdp:  # which accelerate leaves out on a CPU, without a word; torch has it
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     data = NoisyImages() if args.slow else Images()
     recipe = Recipe(ema_decay=0.5, layer_decay=0.9, deformable_multiplier=0.1)
-    trainer = InternImageTrainer(model, arguments, train_dataset=data, recipe=recipe)
+    trainer = InternImageTrainer(model, arguments, train_dataset=data, eval_dataset=Images(8), recipe=recipe)
     if args.slow:
         step = trainer.training_step
         trainer.training_step = lambda *a, **k: (time.sleep(0.1), step(*a, **k))[1]
     last = get_last_checkpoint(args.output) if args.output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
+    assert args.fsdp == all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    evaluated = trainer.evaluate()
     trainer.save_model(str(args.output / "final"))
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        losses.append(evaluated["eval_loss"])
         (args.output / "losses.json").write_text(json.dumps([float(loss) for loss in losses]))
 
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()
