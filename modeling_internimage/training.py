@@ -199,8 +199,9 @@ class InternImageTrainer(Trainer):
     """
     A `Trainer` for image classifiers with the authors' recipe. Evaluation and what `save_model` writes use the
     averaged weights if there are any; checkpoints hold both, the averaged ones in the folder `ema`, as a model of its
-    own. Label smoothing (`label_smoothing_factor`) is for training only. A loss that is not finite ends the training.
-    A run that is resumed from a checkpoint continues exactly as it would have without the interruption.
+    own. Label smoothing (`label_smoothing_factor`) is for training only. A loss that is not finite in one process ends
+    the training in all. A run that is resumed from a checkpoint continues exactly as it would have without the
+    interruption.
 
     Args:
         recipe ([`Recipe`], *optional*):
@@ -251,11 +252,12 @@ class InternImageTrainer(Trainer):
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        loss_of_all = self.accelerator.reduce(loss, "sum")  # or else one process stops and the others wait for it
+        if not torch.isfinite(loss_of_all):
             last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
             raise FloatingPointError(
-                f"The loss at step {self.state.global_step + 1} is {loss.item()}; the last good checkpoint is {last}. "
-                "Lower the learning rate, or look at the images and labels of that step."
+                f"The loss at step {self.state.global_step + 1} is {loss_of_all.item()}; the last good checkpoint is "
+                f"{last}. Lower the learning rate, or look at the images and labels of that step."
             )
         return loss
 

@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
 from digits import load_digits_dataset
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -466,3 +467,4 @@ def main(argv: list[str] | None = None):
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()

@@ -213,7 +213,8 @@ def run_processes(count: int, output: Path, *options: str) -> dict:
     """Losses and the folder of the final model of a short run in `count` processes (gloo, on the CPU)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run([*command, SCRIPT, output, *options], env=environment, capture_output=True, text=True)
+    command += [SCRIPT, output, *options]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((output / "losses.json").read_text())
 
@@ -237,8 +238,16 @@ def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
     assert_same_model([tmp_path, ddp[0]], rtol=1e-3, atol=1e-4)
 
 
+def test_loss_that_is_not_finite_stops_all_processes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="losses.json"):
+        run_processes(2, tmp_path, "--batch_size", "4", "--save_steps", "1", "--nan_rank", "1")
+    errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
+    assert errors[0] == errors[1] and "The loss at step 2 is nan; the last good checkpoint is" in errors[0]
+    assert str(tmp_path / "checkpoint-1") in errors[0] and not (tmp_path / "checkpoint-2").exists()
+
+
 def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
-    """FSDP2 in two processes: sharded parameters and averages; what is saved loads without FSDP, and resumes with it."""
+    """FSDP2 in two processes: sharded parameters and averages; what is saved loads without it and resumes with it."""
     options = ["--batch_size", "4", "--fsdp", "--save_steps", "2"]
     losses = run_processes(2, tmp_path, *options)
     assert losses == pytest.approx(ddp[1], rel=1e-3)

@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--save_steps", type=int, default=0)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--slow", action="store_true", help="time to be killed in, random augmentation")
+    parser.add_argument("--nan_rank", type=int, help="the loss of this process is not a number in the second step")
     args = parser.parse_args()
 
     set_seed(0)
@@ -70,8 +71,16 @@ def main():
     if args.slow:
         step = trainer.training_step
         trainer.training_step = lambda *a, **k: (time.sleep(0.1), step(*a, **k))[1]
+    if args.nan_rank == arguments.process_index:
+        compute_loss = trainer.compute_loss
+        factors = iter([1.0, float("nan")])
+        trainer.compute_loss = lambda *a, **k: compute_loss(*a, **k) * next(factors)
     last = get_last_checkpoint(args.output) if args.output.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except FloatingPointError as error:
+        (args.output / f"error_{arguments.process_index}").write_text(str(error))
+        return
     assert args.fsdp == all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     evaluated = trainer.evaluate()
     trainer.save_model(str(args.output / "final"))
