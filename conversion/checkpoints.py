@@ -299,3 +299,25 @@ def text_table(checkpoints) -> str:
 def markdown_table(checkpoints) -> str:
     header, *rows = table_rows(checkpoints)
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+
+
+def accuracy_commands(checkpoints) -> str:
+    """The commands that repeat the accuracies reported for image classifiers."""
+    lines = []
+    for checkpoint in checkpoints:
+        if "accuracy" not in checkpoint.reported:
+            continue
+        lines.append(f"# {checkpoint.reported_text()}")
+        model = checkpoint.hub_name
+        if model is None:
+            model = f"converted/{checkpoint.name}"
+            lines.append(
+                f"python -m conversion.convert_internimage_to_hf --checkpoint {checkpoint.name} \\\n"
+                f"    --output-dir {model}"
+            )
+        folder = "imagenet/val" if checkpoint.dataset.startswith("ImageNet") else "inat2018/val"
+        lines.append(
+            "accelerate launch examples/image_classification/evaluate_accuracy.py \\\n"
+            f"    --model_name_or_path {model} --data_dir {folder}"
+        )
+    return "\n".join(lines)

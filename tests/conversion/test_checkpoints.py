@@ -8,7 +8,14 @@ import re
 import pytest
 from conftest import GOLDEN, REPOSITORY
 
-from conversion.checkpoints import CHECKPOINTS, ConversionError, find_checkpoint, markdown_table, text_table
+from conversion.checkpoints import (
+    CHECKPOINTS,
+    ConversionError,
+    accuracy_commands,
+    find_checkpoint,
+    markdown_table,
+    text_table,
+)
 from modeling_internimage import InternImageConfig
 
 
@@ -91,6 +98,14 @@ def test_unknown_name_suggests_the_nearest(wrong, nearest):
 def test_readme_tables_are_generated(readme, task):
     checkpoints = [checkpoint for checkpoint in CHECKPOINTS.values() if task in (None, checkpoint.task)]
     assert markdown_table(checkpoints) in (REPOSITORY / readme).read_text()
+
+
+def test_readme_commands_are_generated():
+    """One for each accuracy of the authors."""
+    readme = (REPOSITORY / "examples" / "image_classification" / "README.md").read_text()
+    assert f"```bash\n{accuracy_commands(CHECKPOINTS.values())}\n```" in readme
+    accuracies = [checkpoint for checkpoint in CHECKPOINTS.values() if "accuracy" in checkpoint.reported]
+    assert len(accuracies) == readme.count("\n# top-1 ") == 8
 
 
 def test_text_table():

@@ -52,7 +52,7 @@ def blocks(language: str) -> list:
 def commands() -> list[str]:
     text = "\n".join(param.values[0] for param in blocks("bash"))
     lines = text.replace("\\\n", " ").splitlines()
-    return list(dict.fromkeys(re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()))
+    return list(dict.fromkeys(filter(None, (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines))))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,11 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
     if words[-1].endswith("digits.json"):  # `make demo` runs it, at full length
         assert "run_image_classification.py $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
         return
+    if words[:3] == ["accelerate", "launch", "examples/image_classification/evaluate_accuracy.py"]:  # ImageNet
+        monkeypatch.syspath_prepend(REPOSITORY / "examples" / "image_classification")
+        args = importlib.import_module("evaluate_accuracy").parse_arguments(words[3:])
+        assert (REPOSITORY / words[2]).is_file() and args.data_dir in ("imagenet/val", "inat2018/val")
+        return
     if words[:2] == ["accelerate", "launch"]:  # eight GPUs
         assert load_config_from_file(str(REPOSITORY / words[3])).num_processes == 8
         assert all((REPOSITORY / word).is_file() for word in words[4:])
@@ -149,8 +154,9 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
         monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # as if this were the checkout
         if "internimage_t_1k_224" in words:
             words += ["--source", str(original_checkpoint)]
-        if "internimage_l_22k_192to384" in words:  # a gigabyte: plan it only, from a file without data
-            write_without_data("internimage_l_22k_192to384", workplace / "large.pth")
+        large = {"internimage_l_22k_192to384", "internimage_h_22ktoinat18_384"} & set(words)
+        for name in large:  # gigabytes: plan it only, from a file without data
+            write_without_data(name, workplace / "large.pth")
             words += ["--source", "large.pth", "--dry-run"]
         if "--verify" in words:  # what an earlier command has made
             assert main([*words[3:5], "--source", str(original_checkpoint), "--output-dir", words[-3]]) == 0
