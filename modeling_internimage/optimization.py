@@ -1,8 +1,10 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""The authors' parameter groups: `set_weight_decay_and_lr` and `lr_decay_keywards` of the original."""
+"""The authors' parameter groups, `set_weight_decay_and_lr` and `lr_decay_keywards` of the original, and schedule."""
 
+import math
 import re
 
+import torch
 from torch import nn
 
 from .configuration_internimage import InternImageConfig
@@ -80,6 +82,24 @@ def create_parameter_groups(
         group = {"params": [], "lr": learning_rate * scale, "weight_decay": decay}
         groups.setdefault((group["lr"], decay), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def create_cosine_schedule(
+    optimizer: torch.optim.Optimizer, num_warmup_steps: int, num_training_steps: int, min_lr: float, warmup_lr: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """
+    The authors' schedule (timm's `CosineLRScheduler`): every group rises from `warmup_lr` to its own rate, then
+    follows the cosine that began at step 0 down to `min_lr`. Both are rates, the same for all groups, not factors.
+    """
+
+    def factor(step: int, lr: float) -> float:
+        if step < num_warmup_steps:
+            return (warmup_lr + (lr - warmup_lr) * step / num_warmup_steps) / lr
+        progress = min(step / num_training_steps, 1)
+        return (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2) / lr
+
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step, lr=lr: factor(step, lr) for lr in rates])
 
 
 def _learning_rate_scales(model: nn.Module, layer_decay: float):

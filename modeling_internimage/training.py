@@ -16,12 +16,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available, logging
 
-from .optimization import create_parameter_groups
+from .optimization import create_cosine_schedule, create_parameter_groups
 
 
 logger = logging.get_logger(__name__)
 
 AVERAGED_WEIGHTS_FOLDER = "ema"
+SCHEDULE_FACTORS = {"min_lr_rate", "warmup_lr_rate"}  # of the full learning rate
 
 
 @dataclass
@@ -230,6 +231,20 @@ class InternImageTrainer(Trainer):
             )
             self.optimizer = optimizer_class(groups, lr=self.args.learning_rate, **arguments)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """The authors' schedule, if `lr_scheduler_kwargs` has what their recipes have."""
+        name, factors = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs or {}
+        if self.lr_scheduler is None and name == "cosine_warmup_with_min_lr" and factors.keys() == SCHEDULE_FACTORS:
+            self.lr_scheduler = create_cosine_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                self.args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                min_lr=factors["min_lr_rate"] * self.args.learning_rate,
+                warmup_lr=factors["warmup_lr_rate"] * self.args.learning_rate,
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def get_train_dataloader(self):
         dataset, collate = self.train_dataset, self.data_collator

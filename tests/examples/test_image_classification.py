@@ -12,7 +12,6 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import get_scheduler
 
 from conversion.checkpoints import CHECKPOINTS
 from modeling_internimage import InternImageConfig
@@ -254,20 +253,6 @@ def test_learning_rate_follows_the_batch_size(image_folder, tmp_path):
         lr_scheduler_type="constant", num_train_epochs=1)  # fmt: skip
     log = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
     assert log[0]["learning_rate"] == pytest.approx(5e-4 * 8 / 512)
-
-
-def test_schedule_warms_up_and_ends_as_the_authors_do():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=5e-4)
-    schedule = get_scheduler(
-        "cosine_warmup_with_min_lr", optimizer, 20, 300, {"min_lr_rate": 0.01, "warmup_lr_rate": 0.001}
-    )
-    rates = []
-    for _ in range(300):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(5e-7) and max(rates) == pytest.approx(5e-4)
-    assert rates[-1] == pytest.approx(5e-6) and rates.index(max(rates)) == 19
 
 
 def test_photographs_do_not_overlap(tmp_path):

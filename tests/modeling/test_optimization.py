@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Learning rate and weight decay of every parameter, against the authors' rules applied to the authors' names."""
+"""Learning rate and weight decay of every parameter, against the authors' rules and names; their schedule."""
 
+import math
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import MANIFESTS, rename
 from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_parameter_groups
+from modeling_internimage.optimization import create_cosine_schedule
 
 
 MODELS = ["internimage_t_1k_224", "internimage_l_22kto1k_384", "internimage_h_22kto1k_640"]
@@ -75,3 +77,21 @@ def test_other_models_and_values():
     for name in ("layer_decay", "deformable_multiplier"):
         with pytest.raises(ValueError, match=f"`{name}` must be above 0 and at most 1, got 1.5"):
             create_parameter_groups(resnet, 0.1, **{name: 1.5})
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_schedule_has_one_lowest_and_first_rate(warmup):
+    """The formula of the original's scheduler, for the full rate, a tenth of it and one below the lowest."""
+    rates, min_lr, warmup_lr = [5e-4, 5e-5, 1e-6], 5e-6, 5e-7
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates]
+    optimizer = torch.optim.SGD(groups)
+    schedule = create_cosine_schedule(optimizer, warmup, 300, min_lr, warmup_lr)
+    for step in range(301):
+        for group, rate in zip(optimizer.param_groups, rates):
+            if step < warmup:
+                expected = warmup_lr + step * (rate - warmup_lr) / warmup
+            else:
+                expected = min_lr + 0.5 * (rate - min_lr) * (1 + math.cos(math.pi * step / 300))
+            assert group["lr"] == pytest.approx(expected)
+        optimizer.step()
+        schedule.step()

@@ -76,6 +76,22 @@ def test_weight_average_follows_its_formula(tiny_config):
     assert all(torch.equal(tensor, last[name]) for name, tensor in model.state_dict().items())
 
 
+def test_recipes_schedule_is_the_trainer_s(train, tmp_path):
+    """Layers with different rates start and end at the same, also after resuming."""
+    arguments = {
+        "lr_scheduler_type": "cosine_warmup_with_min_lr", "warmup_steps": 1, "max_steps": 3, "save_strategy": "steps",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2}, "save_steps": 2,
+    }  # fmt: skip
+    for resume in (None, str(tmp_path / "output" / "checkpoint-2")):
+        trainer = train(Recipe(layer_decay=0.5), resume, **arguments)
+        logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+        groups = trainer.optimizer.param_groups
+        assert len({group["initial_lr"] for group in groups}) > 3
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4] * len(groups))
+        difference = groups[0]["initial_lr"] - 1e-4
+        assert logged == pytest.approx([2e-4, 1e-4 + 0.75 * difference, 1e-4 + 0.25 * difference])
+
+
 def test_average_of_a_bfloat16_model_moves():
     """Steps that bfloat16, DeepSpeed's type of the weights, cannot hold."""
     model = nn.Linear(1, 1, dtype=torch.bfloat16)
