@@ -78,7 +78,8 @@ def create_parameter_groups(
         scale = 1.0 if scales is None else scales(name)
         if any(part in name for part in DEFORMABLE_PARAMETERS):
             scale *= deformable_multiplier
-        decay = 0.0 if parameter.ndim == 1 or name.endswith(".bias") else weight_decay
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed ZeRO-3 leaves them empty, (0,)
+        decay = 0.0 if len(shape) == 1 or name.endswith(".bias") else weight_decay
         group = {"params": [], "lr": learning_rate * scale, "weight_decay": decay}
         groups.setdefault((group["lr"], decay), group)["params"].append(parameter)
     return list(groups.values())

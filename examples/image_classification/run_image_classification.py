@@ -41,7 +41,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, is_timm_available, is_torchvision_available
 
-from modeling_internimage import InternImageConfig, create_image_processor
+from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_image_processor
 from modeling_internimage.training import InternImageTrainer, Recipe
 
 
@@ -361,7 +361,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, labels: lis
         if data_args.image_size is not None:
             overrides["image_size"] = data_args.image_size
         config = InternImageConfig(**overrides, **names)
-        return AutoModelForImageClassification.from_config(config), create_image_processor(config.image_size)
+        # Not `from_config`, which with DeepSpeed ZeRO-3 leaves the weights as PyTorch's modules start, not as ours.
+        return InternImageForImageClassification(config), create_image_processor(config.image_size)
     if model_args.config_overrides is not None:
         raise ValueError("`--config_overrides` describes a new model: leave out `--model_name_or_path`.")
     if model_args.drop_path_rate is not None:

@@ -69,6 +69,15 @@ def test_backbone_in_another_model(tiny_config):
     torch.optim.AdamW(groups)
 
 
+def test_weight_decay_with_zero_3(tiny_config):
+    """DeepSpeed empties the parameters and keeps their shapes in `ds_shape`."""
+    model = InternImageForImageClassification(tiny_config())
+    expected = [len(group["params"]) for group in create_parameter_groups(model, 1.0)]
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert [len(group["params"]) for group in create_parameter_groups(model, 1.0)] == expected and len(expected) == 2
+
+
 def test_other_models_and_values():
     resnet = ResNetForImageClassification(ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8))
     assert {group["lr"] for group in create_parameter_groups(resnet, 0.1)} == {0.1}
