@@ -485,6 +485,20 @@ class InternImageEncoder(nn.Module):
         return all_hidden_states
 
 
+class InternImageBatchNorm(nn.BatchNorm2d):
+    """DeepSpeed and FSDP make the parameters bfloat16 but not the statistics. PyTorch wants both in float32."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.weight.dtype == self.running_mean.dtype:
+            return super().forward(hidden_states)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        statistics, parameters = (self.running_mean, self.running_var), (self.weight.float(), self.bias.float())
+        return nn.functional.batch_norm(
+            hidden_states, *statistics, *parameters, self.training, self.momentum, self.eps
+        )
+
+
 class InternImageConvPooler(nn.Module):
     """Pooling of InternImage-T to -XL: 1x1 convolution, batch norm, activation, mean (the original's `conv_head`)."""
 
@@ -492,7 +506,7 @@ class InternImageConvPooler(nn.Module):
         super().__init__()
         self.output_size = int(config.hidden_sizes[-1] * config.cls_scale)
         self.convolution = nn.Conv2d(config.hidden_sizes[-1], self.output_size, kernel_size=1, bias=False)
-        self.batch_norm = nn.BatchNorm2d(self.output_size)
+        self.batch_norm = InternImageBatchNorm(self.output_size)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, previous_stage: torch.Tensor, last_stage: torch.Tensor) -> torch.Tensor:

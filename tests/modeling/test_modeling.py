@@ -431,3 +431,18 @@ def test_module_names_are_stable(clip_config, tiny_config):
     pieces = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names}
     expected = json.loads((Path(__file__).parent / "parameter_names.json").read_text())
     assert sorted(pieces) == expected
+
+
+def test_bfloat16_parameters_with_float32_statistics(tiny_config):
+    """What DeepSpeed and FSDP make of a model."""
+    model = randomize(InternImageForImageClassification(tiny_config())).train()
+    pixel_values = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = model(pixel_values).logits
+    batch_norm = copy.deepcopy(model.internimage.pooler.batch_norm)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    logits = model(pixel_values.bfloat16()).logits
+    torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
+    again = model.internimage.pooler.batch_norm
+    assert again.running_mean.dtype == torch.float32 and again.num_batches_tracked == 2
+    assert batch_norm.num_batches_tracked == 1 and not torch.equal(again.running_mean, batch_norm.running_mean)
