@@ -212,12 +212,26 @@ def encode_labels(splits: datasets.DatasetDict, column: str) -> datasets.Dataset
             for label in split.unique(column):
                 if label is None or not 0 <= label < len(names):
                     raise ValueError(f"The {name} images have the label {label}, outside of [0, {len(names)}).")
+        check_classes_are_trained(splits, column, names)
         return splits
     values = [value for split in splits.values() for value in split.unique(column)]
     if any(value is None or value != value for value in values):
         raise ValueError(f"Column '{column}' has missing labels (NaN or null). Remove those images.")
     classes = datasets.ClassLabel(names=[str(value) for value in sorted(set(values))])
-    return splits.map(lambda row: {column: str(row[column])}).cast_column(column, classes)
+    splits = splits.map(lambda row: {column: str(row[column])}).cast_column(column, classes)
+    check_classes_are_trained(splits, column, classes.names)
+    return splits
+
+
+def check_classes_are_trained(splits: datasets.DatasetDict, column: str, names: list[str]):
+    """Raise a `ValueError` for classes that only the validation images have: folders of another name, usually."""
+    if len(splits) == 2:
+        unknown = sorted(set(splits["validation"].unique(column)) - set(splits["train"].unique(column)))
+        if unknown:
+            raise ValueError(
+                f"The validation images have classes without a training image: {[names[label] for label in unknown]}. "
+                "Training and evaluation need the same classes (folders)."
+            )
 
 
 def decode_image(row: dict) -> Image.Image:

@@ -69,7 +69,8 @@ def run(folder, output_dir, **kwargs):
 def test_train_save_resume(image_folder, tmp_path, caplog):
     """A run leaves model, processor, metrics, card and curves; running again resumes, also after a killed save."""
     output = tmp_path / "output"
-    run(image_folder, output, max_train_samples=8)
+    run(image_folder, output, max_train_samples=8, report_to="tensorboard")
+    assert any((output / "runs").rglob("events.out.tfevents.*"))
     for name in ("model.safetensors", "preprocessor_config.json", "all_results.json", "trainer_state.json"):
         assert (output / name).is_file(), name
     with Image.open(output / "training_curves.png") as picture:
@@ -285,6 +286,13 @@ def test_bad_arguments(change, message, image_folder, tmp_path):
         change = {}
     with pytest.raises(ValueError, match=message):
         run(image_folder, tmp_path / "output", **change)
+
+
+def test_classes_differ_between_splits(image_folder, tmp_path):
+    shutil.move(image_folder / "validation" / "coffee", image_folder / "validation" / "cofee")
+    with pytest.raises(ValueError, match=r"classes without a training image: \['cofee'\]"):
+        run(image_folder, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_missing_labels():
