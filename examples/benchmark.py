@@ -13,8 +13,8 @@ median of the ratios of neighbouring runs, which the drift of a busy machine har
 
 import argparse
 import copy
-import ctypes
 import datetime
+import itertools
 import json
 import platform
 import statistics
@@ -174,26 +174,21 @@ def time_in_turn(
     return seconds
 
 
-def peak_memory_mib(function, device: str) -> float | None:
-    """Highest memory above the starting point while `function` runs. `None` where the system does not tell."""
+def peak_memory_mib(function, device: str) -> float:
+    """
+    Highest memory of tensors, above those at the start, while `function` runs. (The process may take more: what the
+    C library keeps back of freed memory depends on its settings and on what ran before.)
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not status.exists():
-        return None
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # give freed memory back, or using it again would not count
-    clear.write_text("5")  # resets the high-water mark
-
-    def read(field):
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1]) / 1024
-
-    before = read("VmRSS")
-    function()
-    return read("VmHWM") - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(changes), default=0) / 2**20
 
 
 def build_models(architecture: str, implementations: list[str], device: str) -> dict[str, nn.Module]:
@@ -227,7 +222,7 @@ def measure(models: dict[str, nn.Module], images: torch.Tensor, min_runs: int, s
         results[name] = {"relative_difference": difference}
     for name, function in functions.items():
         memory = peak_memory_mib(function, device)
-        results[name]["peak_mib"] = None if memory is None else round(memory, 1)
+        results[name]["peak_mib"] = round(memory, 1)
     runs = time_in_turn(functions, device, min_runs, seconds)
     for name, times in runs.items():
         speedup = statistics.median(literal / ours for ours, literal in zip(times, runs["literal"]))
@@ -298,7 +293,7 @@ def markdown_table(result: dict) -> str:
 
     def cell(entry, speedup):
         text = f"{entry['ms']:.0f} ms" + (f" ({entry['speedup']:.2f}x)" if speedup else "")
-        return text + ("" if entry["peak_mib"] is None else f", {entry['peak_mib']:.0f} MiB")
+        return f"{text}, {entry['peak_mib']:.0f} MiB"
 
     for case in result["cases"]:
         cells = [cell(case["results"][name], name != "literal") for name in ["literal", *names]]
@@ -307,7 +302,7 @@ def markdown_table(result: dict) -> str:
     lines += operator_table(result.get("operator"))
     lines.append(
         f"\nInternImage-{result['architecture']} on {machine['device']}, {machine['threads']} threads, torch "
-        f"{machine['torch']}, {machine['date']}. Memory is the peak above the loaded model."
+        f"{machine['torch']}, {machine['date']}. Memory is the peak of tensors above the loaded model."
     )
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -383,7 +383,13 @@ class InternImageMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+        hidden_states = self.fc1(hidden_states)
+        is_observed = torch.is_grad_enabled() or self.fc1._forward_hooks or self.activation._forward_hooks
+        if is_observed or not isinstance(self.activation, GELUActivation):
+            hidden_states = self.activation(hidden_states)
+        else:  # in place: this is the largest tensor of the network, and one is enough
+            hidden_states = torch.ops.aten.gelu_(hidden_states)
+        return self.dropout(self.fc2(self.dropout(hidden_states)))
 
 
 class InternImageLayer(GradientCheckpointingLayer):

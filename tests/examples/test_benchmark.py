@@ -39,6 +39,16 @@ def test_baseline_with_gate():
     torch.testing.assert_close(benchmark.LiteralDCNv3()(*arguments), DCNv3()(*arguments), rtol=1e-4, atol=1e-5)
 
 
+def test_peak_memory():
+    """What is freed does not count, what is there before neither."""
+    there = torch.ones(1024, 1024)  # 4 MiB
+    assert benchmark.peak_memory_mib(lambda: (there + 1) * 2, "cpu") == pytest.approx(8, rel=1e-3)
+    assert benchmark.peak_memory_mib(lambda: [there + 1 for _ in range(3)] and None, "cpu") == pytest.approx(
+        12, rel=1e-3
+    )
+    assert benchmark.peak_memory_mib(lambda: None, "cpu") == 0
+
+
 def test_command(tmp_path):
     output = tmp_path / "results.json"
     command = [sys.executable, str(REPOSITORY / "examples" / "benchmark.py"), "--sizes", "64x96", "--batch-sizes", "1"]

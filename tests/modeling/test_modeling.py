@@ -446,3 +446,18 @@ def test_bfloat16_parameters_with_float32_statistics(tiny_config):
     again = model.internimage.pooler.batch_norm
     assert again.running_mean.dtype == torch.float32 and again.num_batches_tracked == 2
     assert batch_norm.num_batches_tracked == 1 and not torch.equal(again.running_mean, batch_norm.running_mean)
+
+
+@torch.no_grad()
+def test_activation_in_place_is_not_observed(tiny_config):
+    """Without gradients the feed-forward network works in place, but not under the eyes of a hook."""
+    mlp = randomize(InternImageForImageClassification(tiny_config())).base_model.encoder.stages[0].layers[0].mlp
+    inputs, seen = torch.randn(1, 4, 4, 16), []
+    hidden = mlp.fc1(inputs)
+    expected = mlp.fc2(torch.nn.functional.gelu(hidden))
+    torch.testing.assert_close(mlp(inputs), expected)
+    mlp.fc1.register_forward_hook(lambda module, args, output: seen.append(output))
+    mlp.activation.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(mlp(inputs), expected)
+    torch.testing.assert_close(seen[0], hidden)
+    torch.testing.assert_close(seen[1], torch.nn.functional.gelu(hidden))
