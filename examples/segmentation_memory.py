@@ -1,0 +1,96 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Memory of inference with the official segmentation models: weights, and the peak of tensors for one image of the size
+that the checkpoint was trained on.
+
+    LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 \\
+        python -m examples.segmentation_memory --output examples/results/segmentation_memory.json
+    python -m examples.segmentation_memory --table examples/results/segmentation_memory.json
+
+The peak is that of the tensors a real forward pass on the CPU allocates; they are as large on a GPU. Each stage of the
+backbone has one layer there: layers come one after the other, so their number does not matter to the peak.
+Workspaces and the allocator's reserve come on top.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from conversion.checkpoints import CHECKPOINTS, find_checkpoint
+from conversion.convert_checkpoint import empty_model
+from conversion.methods import METHODS
+from examples.benchmark import machine_description, peak_memory_mib
+from modeling_internimage import use_dcnv3_kernel
+
+
+MODELS = [
+    "upernet_internimage_t_512_160k_ade20k",
+    "upernet_internimage_s_512_160k_ade20k",
+    "upernet_internimage_b_512_160k_ade20k",
+    "upernet_internimage_l_640_160k_ade20k",
+    "upernet_internimage_xl_640_160k_ade20k",
+    "upernet_internimage_h_896_160k_ade20k",
+    "segformer_internimage_l_512x1024_80k_mapillary",
+    "mask2former_internimage_h_896_80k_cocostuff2ade20k",
+    "mask2former_internimage_h_480_40k_nyu",
+]
+SETTINGS = {  # dtype, whether DCNv3 is the compiled kernel
+    "float32": (torch.float32, False),
+    "bfloat16": (torch.bfloat16, False),
+    "bfloat16, kernel": (torch.bfloat16, True),
+}
+
+
+def measure(name: str, dtype: torch.dtype, with_kernel: bool) -> float:
+    """Peak in MiB above weights and input, for one image."""
+    checkpoint = find_checkpoint(name)
+    config = checkpoint.config()
+    config.dtype = dtype
+    config.backbone_config.depths = [1, 1, 1, 1]
+    config.backbone_config.level2_post_norm_block_ids = None
+    model = empty_model(METHODS[checkpoint.method].model_class, config).to_empty(device="cpu").eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(0.01)  # neither NaN nor denormal: those are slow
+    if with_kernel:
+        use_dcnv3_kernel(model, strict=True)
+    pixel_values = torch.zeros(1, 3, *checkpoint.image_size, dtype=dtype)
+    with torch.inference_mode():
+        return peak_memory_mib(lambda: model(pixel_values), "cpu")
+
+
+def markdown_table(result: dict) -> str:
+    lines = ["| checkpoint | pixels | weights, float32 | " + " | ".join(SETTINGS) + " |", "|---" * 6 + "|"]
+    for name, row in result["models"].items():
+        cells = [f"{row['peak_mib'][setting] / 1024:.2f} GiB" for setting in SETTINGS]
+        weights = f"{4 * row['num_parameters'] / 2**30:.2f} GiB"
+        lines.append(f"| {name} | {row['pixels']} | {weights} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=CHECKPOINTS, default=MODELS, metavar="NAME")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--table", type=Path, help="print an earlier JSON file as Markdown, measure nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(markdown_table(json.loads(args.table.read_text())))
+        return
+    models = {}
+    for name in args.models:
+        checkpoint = find_checkpoint(name)
+        models[name] = {
+            "pixels": "x".join(map(str, checkpoint.image_size)),
+            "num_parameters": checkpoint.num_parameters,
+            "peak_mib": {setting: round(measure(name, *options), 1) for setting, options in SETTINGS.items()},
+        }
+        print(json.dumps({name: models[name]}), flush=True)
+    if args.output:
+        result = {"machine": machine_description("cpu"), "models": models}
+        args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
