@@ -3,6 +3,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ def create_parameter_groups(
     weight_decay: float = 0.05,
     layer_decay: float = 1.0,
     deformable_multiplier: float = 1.0,
+    layer_counting: str = "classification",
 ) -> list[dict]:
     """
     Parameter groups for an optimizer, with the rates and decays of the authors' recipes.
@@ -44,13 +46,19 @@ def create_parameter_groups(
             Ratio of the rates of neighbouring layers, 0.9 in the authors' second set of configurations; 1: all equal.
         deformable_multiplier (`float`, *optional*, defaults to 1.0):
             Further factor on the rate of what steers DCNv3: offset projections and gates, not the masks.
+        layer_counting (`str`, *optional*, defaults to `"classification"`):
+            `"downstream"`, as in the authors' segmentation and detection code (whose published results do use
+            `layer_decay`), counts the heads as a layer after the last and the stem as one before the first: k is one
+            greater, for the stem two. There the last stage's norm goes with that stage's first layer, and the norms
+            between layers of the third stage, the n-th, with its n-th layer.
 
     Returns:
         `list[dict]`: groups with `params`, `lr` and `weight_decay`, for example for `torch.optim.AdamW`. Frozen
         parameters are left out.
 
     Raises:
-        `ValueError`: if a factor is not in (0, 1], or is not 1 and there is no InternImage in `model`.
+        `ValueError`: if a factor is not in (0, 1], or is not 1 and there is no InternImage in `model`, or for another
+        `layer_counting`.
 
     Example:
 
@@ -65,8 +73,10 @@ def create_parameter_groups(
     for name, factor in (("layer_decay", layer_decay), ("deformable_multiplier", deformable_multiplier)):
         if not 0 < factor <= 1:
             raise ValueError(f"`{name}` must be above 0 and at most 1, got {factor}.")
+    if layer_counting not in LAYER_COUNTINGS:
+        raise ValueError(f"`layer_counting` must be one of {list(LAYER_COUNTINGS)}, got {layer_counting!r}.")
     groups = {}
-    scales = _learning_rate_scales(model, layer_decay)
+    scales = _learning_rate_scales(model, layer_decay, LAYER_COUNTINGS[layer_counting])
     if scales is None and (layer_decay, deformable_multiplier) != (1, 1):
         raise ValueError(
             f"`model` is a `{type(model).__name__}` without an InternImage in it: it has no layers for "
@@ -103,7 +113,7 @@ def create_cosine_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step, lr=lr: factor(step, lr) for lr in rates])
 
 
-def _learning_rate_scales(model: nn.Module, layer_decay: float):
+def _learning_rate_scales(model: nn.Module, layer_decay: float, layer_of: Callable[[str, list[int]], int | None]):
     """From the name of a parameter to the factor on its rate. `None` if there is no InternImage in `model`."""
     prefixes = {
         f"{name}." if name else "": module.config.depths
@@ -115,24 +125,40 @@ def _learning_rate_scales(model: nn.Module, layer_decay: float):
 
     def scale(name: str) -> float:
         for prefix, depths in prefixes.items():
-            if name.startswith(prefix) and (exponent := _exponent(name.removeprefix(prefix), depths)) is not None:
+            if name.startswith(prefix) and (exponent := layer_of(name.removeprefix(prefix), depths)) is not None:
                 return layer_decay**exponent
         return 1.0
 
     return scale
 
 
-def _exponent(name: str, depths: list[int]) -> int | None:
+def _classification_exponent(name: str, depths: list[int]) -> int | None:
     """Number of layers after the one that the parameter `name` of an InternImage goes with; `None`: full rate."""
-    layer = None
     if name.startswith("embeddings."):
-        layer = 0
-    elif match := re.match(r"encoder\.stages\.(\d+)\.(layers\.(\d+)|downsampling|norm)\.", name):
-        stage = int(match[1])
-        if match[3] is not None:
-            layer = sum(depths[:stage]) + int(match[3])
-        elif match[2] == "downsampling":
-            layer = sum(depths[:stage])
-        elif stage < len(depths) - 1:
-            layer = sum(depths[: stage + 1])
-    return None if layer is None else sum(depths) - 1 - layer
+        return sum(depths) - 1
+    if (match := _PART_OF_STAGE.match(name)) is None:
+        return None
+    stage, part, idx = int(match[1]), match[2], match[3]
+    if part == "post_norms" or (part == "norm" and stage == len(depths) - 1):
+        return None
+    layer = sum(depths[:stage]) if part == "downsampling" else sum(depths[: stage + 1])
+    if part == "layers":
+        layer = sum(depths[:stage]) + int(idx)
+    return sum(depths) - 1 - layer
+
+
+def _downstream_exponent(name: str, depths: list[int]) -> int | None:
+    """As `_classification_exponent`, as the authors' segmentation and detection code counts."""
+    if name.startswith("embeddings."):
+        return sum(depths) + 1
+    if (match := _PART_OF_STAGE.match(name)) is None:
+        return None
+    stage, part, idx = int(match[1]), match[2], match[3]
+    if part in ("layers", "post_norms"):
+        return sum(depths[stage:]) - int(idx)
+    first_stage = stage if part == "downsampling" else min(stage + 1, len(depths) - 1)
+    return sum(depths[first_stage:])
+
+
+_PART_OF_STAGE = re.compile(r"encoder\.stages\.(\d+)\.(layers|post_norms|downsampling|norm)\.(\d+)?")
+LAYER_COUNTINGS = {"classification": _classification_exponent, "downstream": _downstream_exponent}

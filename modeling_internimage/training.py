@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available, logging
 
-from .optimization import create_cosine_schedule, create_parameter_groups
+from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parameter_groups
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +34,14 @@ class Recipe:
     )
     deformable_multiplier: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate of DCNv3's offsets and gates."}
+    )
+    layer_counting: str = field(
+        default="classification",
+        metadata={
+            "help": "How `layer_decay` counts layers: as the authors do in classification, or in segmentation and "
+            "detection ('downstream').",
+            "choices": list(LAYER_COUNTINGS),
+        },
     )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Average the weights with this decay per step, 0.9999 for the authors."}
@@ -198,11 +206,11 @@ class _UpdateAverage(TrainerCallback):
 
 class InternImageTrainer(Trainer):
     """
-    A `Trainer` for image classifiers with the authors' recipe. Evaluation and what `save_model` writes use the
-    averaged weights if there are any; checkpoints hold both, the averaged ones in the folder `ema`, as a model of its
-    own. Label smoothing (`label_smoothing_factor`) is for training only. A loss that is not finite in one process ends
-    the training in all. A run that is resumed from a checkpoint continues exactly as it would have without the
-    interruption.
+    A `Trainer` for image classifiers and segmentation models with the authors' recipe. Evaluation and what
+    `save_model` writes use the averaged weights if there are any; checkpoints hold both, the averaged ones in the
+    folder `ema`, as a model of its own. Label smoothing (`label_smoothing_factor`), for classifiers, is for training
+    only. A loss that is not finite in one process ends the training in all. A run that is resumed from a checkpoint
+    continues exactly as it would have without the interruption.
 
     Args:
         recipe ([`Recipe`], *optional*):
@@ -228,6 +236,7 @@ class InternImageTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 layer_decay=self.recipe.layer_decay,
                 deformable_multiplier=self.recipe.deformable_multiplier,
+                layer_counting=self.recipe.layer_counting,
             )
             self.optimizer = optimizer_class(groups, lr=self.args.learning_rate, **arguments)
         return self.optimizer
@@ -258,8 +267,11 @@ class InternImageTrainer(Trainer):
             self.train_dataset, self.data_collator = dataset, collate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy with class indices or, after mixup, probabilities as labels."""
+        """Cross-entropy with class indices or, after mixup, probabilities as labels. Label maps: the model's own."""
         labels = inputs["labels"]
+        if labels.ndim > 2:
+            outputs = model(**inputs)
+            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         loss = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)

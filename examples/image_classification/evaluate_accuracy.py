@@ -11,13 +11,11 @@ also on a CPU). Preprocessing is that of the checkpoint's image processor.
 """
 
 import argparse
-import datetime
 import glob
-import json
 import logging
 import os
-import platform
 import re
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,14 +27,26 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from digits import load_digits_dataset
-from huggingface_hub import EvalResult
-from huggingface_hub.repocard_data import eval_results_to_model_index
 from PIL import Image
-from run_image_classification import decode_image
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from modeling_internimage import dcnv3_implementations, use_dcnv3_kernel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from example_helpers import (
+    check_numbers_and_output,
+    check_trained,
+    create_model_index,
+    decode_image,
+    describe_data,
+    describe_preprocessing,
+    describe_run,
+    load_split,
+    named_split,
+    write_json,
+)
+
+from modeling_internimage import use_dcnv3_kernel
 
 
 logger = logging.getLogger(__name__)
@@ -63,14 +73,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
-    for name, minimum in (("batch_size", 1), ("num_workers", 0), ("max_samples", 1)):
-        value = getattr(args, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"`--{name} {value}` must be at least {minimum}.")
-    if args.output is not None:  # said now, not after hours
-        if args.output.is_dir():
-            raise ValueError(f"`--output {args.output}` is a folder, name a file such as results.json in it.")
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+    check_numbers_and_output(args, {"batch_size": 1, "num_workers": 0, "max_samples": 1})
     return args
 
 
@@ -102,19 +105,8 @@ def load_rows(args: argparse.Namespace) -> datasets.Dataset:
     if args.data_dir is not None:
         rows = list_image_folder(args.data_dir, args.image_column_name, args.label_column_name)
     else:
-        if args.dataset_name == "digits":
-            splits = load_digits_dataset()
-        else:
-            splits = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
-        if args.split not in splits:
-            raise ValueError(f"`--split {args.split}` is not in {args.dataset_name}, which has {list(splits)}.")
-        rows = splits[args.split]
-        for column in (args.image_column_name, args.label_column_name):
-            if column not in rows.column_names:
-                raise ValueError(
-                    f"{args.dataset_name} has no column '{column}', only {rows.column_names}. Name the right one with "
-                    "`--image_column_name` or `--label_column_name`."
-                )
+        is_digits = args.dataset_name == "digits"
+        rows = named_split(load_digits_dataset(), args) if is_digits else load_split(args)
         rows = rows.cast_column(args.image_column_name, datasets.Image(decode=False))
     if len(rows) == 0:
         raise ValueError(f"There are no images in {args.data_dir or f'{args.dataset_name}, split {args.split}'}.")
@@ -262,54 +254,11 @@ def load_model(args: argparse.Namespace, device: torch.device):
     model, info = AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path, dtype=getattr(torch, args.dtype), output_loading_info=True
     )
-    if info["missing_keys"]:
-        raise ValueError(
-            f"`--model_name_or_path {args.model_name_or_path}` lacks trained weights of the classifier, such as "
-            f"'{sorted(info['missing_keys'])[0]}': fine-tune it first."
-        )
+    check_trained(info, args.model_name_or_path, "classifier")
     model = model.to(device).eval()
     if args.use_kernels:
         model = use_dcnv3_kernel(model)  # which needs to know the device
     return model, AutoImageProcessor.from_pretrained(args.model_name_or_path)
-
-
-def describe_preprocessing(image_processor) -> dict:
-    settings = image_processor.to_dict()
-    resample = settings.get("resample")
-    return {
-        "image_processor": type(image_processor).__name__,
-        "size": settings.get("size"),
-        "crop_size": settings.get("crop_size") if settings.get("do_center_crop") else None,
-        "resample": None if resample is None else Image.Resampling(resample).name.lower(),
-        "mean": settings.get("image_mean"),
-        "std": settings.get("image_std"),
-    }
-
-
-def create_model_index(args: argparse.Namespace, accuracies: dict[str, float], num_skipped: int) -> list[dict]:
-    """The `model-index` of a model card. Data that is not complete says so."""
-    model = args.model_name_or_path
-    if os.path.isdir(model):
-        model = Path(model).resolve().name
-    sample = {} if args.max_samples is None else {"max_samples": args.max_samples, "seed": args.seed}
-    skipped = {"skipped_images": num_skipped} if num_skipped else {}
-    folder = None if args.data_dir is None else "/".join(Path(args.data_dir).resolve().parts[-2:])
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=args.dataset_name or "imagefolder",
-            dataset_name=args.dataset_name or folder,
-            dataset_config=args.dataset_config_name,
-            dataset_split=args.split if args.data_dir is None else None,
-            dataset_args=sample | skipped or None,
-            metric_type="accuracy",
-            metric_name=name,
-            metric_value=accuracy,
-        )
-        for name, accuracy in accuracies.items()
-    ]
-    return eval_results_to_model_index(model, results)
 
 
 def describe_results(
@@ -326,46 +275,20 @@ def describe_results(
     num_images = len(places)
     counts = {f"top-{best}": int((places < best).sum()) for best in (1, k)}
     accuracies = {name: round(100 * count / num_images, 4) for name, count in counts.items()}
+    skipped = {"skipped_images": len(errors)} if errors else {}
     return {
         "model": args.model_name_or_path,
-        "dataset": {
-            "name": args.data_dir or args.dataset_name,
-            "config": args.dataset_config_name,
-            "split": args.split if args.data_dir is None else None,
-            "max_samples": args.max_samples,
-            "seed": args.seed if args.max_samples is not None else None,
-        },
+        "dataset": describe_data(args),
         "num_images": num_images,
         "num_skipped": len(errors),
         "skipped": list(errors.values()),
         "top_1": {"percent": accuracies["top-1"], "count": counts["top-1"]},
         "top_5": {"percent": accuracies[f"top-{k}"], "count": counts[f"top-{k}"], "k": k},
-        "dtype": args.dtype,
-        "dcnv3": sorted(set(dcnv3_implementations(model).values())),
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
-        "processes": accelerator.num_processes,
         "batch_size": args.batch_size,
         "preprocessing": describe_preprocessing(image_processor),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(num_images / seconds, 2),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "date": datetime.date.today().isoformat(),
-        "model_index": create_model_index(args, accuracies, len(errors)),
+        **describe_run(args, accelerator, model, num_images, seconds),
+        "model_index": create_model_index(args, "image-classification", "accuracy", accuracies, skipped),
     }
-
-
-def write_json(path: Path, content: dict):
-    """Whole or not at all: a file of this name is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None):

@@ -8,7 +8,6 @@ Fine-tune InternImage, or any model of `AutoModelForImageClassification`, with t
 The shape is that of transformers' own example of this name. README.md beside this file has complete commands.
 """
 
-import io
 import json
 import logging
 import os
@@ -18,28 +17,32 @@ from pathlib import Path
 
 import datasets
 import evaluate
-import matplotlib
-
-
-matplotlib.use("Agg")
 import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
 from digits import load_digits_dataset
-from matplotlib import pyplot as plt
-from PIL import Image
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    HfArgumentParser,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME, is_timm_available, is_torchvision_available
+from transformers.utils import is_timm_available, is_torchvision_available
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from example_helpers import (
+    CheckpointArguments,
+    DatasetArguments,
+    decode_image,
+    freeze_stages,
+    parse_dataclasses,
+    select_samples,
+    train_and_evaluate,
+    train_and_validation,
+)
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_image_processor
 from modeling_internimage.training import InternImageTrainer, Recipe
@@ -52,48 +55,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
-class ModelArguments:
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint to fine-tune: a folder or a Hub id. Without it: train from scratch."},
-    )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={"help": 'Architecture to train from scratch, a JSON object: \'{"embed_dim": 80, "depths": ...}\'.'},
-    )
-    image_processor_name: str | None = field(
-        default=None, metadata={"help": "Image processor, if not that of the checkpoint."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=True, metadata={"help": "Replace the classifier of the checkpoint if it has other classes."}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded checkpoints are kept."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    token: str | None = field(default=None, metadata={"help": "Hub token, if the checkpoint needs one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
-    drop_path_rate: float | None = field(
-        default=None, metadata={"help": "Stochastic depth rate, if not that of the checkpoint."}
-    )
-    freeze_stages: int = field(
-        default=0, metadata={"help": "Keep the stem and this many stages as they are: faster, for small data sets."}
-    )
-
-
-@dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     dataset_name: str | None = field(
         default=None, metadata={"help": "A dataset of the Hub or a local folder of one; 'digits' is built in."}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_dir: str | None = field(default=None, metadata={"help": "Folder with one folder of images per class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Fraction of the training images to evaluate on if there are no others."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, to try out."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images."})
-    image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column with the labels."})
     image_size: int | None = field(
         default=None, metadata={"help": "Side in pixels, if not that of the image processor or the configuration."}
     )
@@ -129,15 +95,12 @@ class RecipeArguments(Recipe):
     )
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, RecipeArguments, TrainingArguments]:
+def parse_arguments(argv: list[str]) -> tuple[CheckpointArguments, DataArguments, RecipeArguments, TrainingArguments]:
     """Command line arguments, or one JSON file with all of them."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, RecipeArguments, TrainingArguments))
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_dataclasses((CheckpointArguments, DataArguments, RecipeArguments, TrainingArguments), argv)
 
 
-def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int) -> datasets.DatasetDict:
+def load_images(data_args: DataArguments, model_args: CheckpointArguments, seed: int) -> datasets.DatasetDict:
     """
     The splits `train` and `validation`, as far as there are images for them, with undecoded images: what cannot be
     decoded is reported later, by name.
@@ -161,19 +124,8 @@ def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int)
                     raise ValueError(f"The class folder {class_folder} is empty. Add images, or remove it.")
         files = {name: os.path.join(folder, "**") for name, folder in folders.items() if folder is not None}
         splits = datasets.load_dataset("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
-    for column in (data_args.image_column_name, data_args.label_column_name):
-        for name, split in splits.items():
-            if column not in split.column_names:
-                raise ValueError(
-                    f"The {name} images have no column '{column}', only {split.column_names}. Name the right one with "
-                    "`--image_column_name` or `--label_column_name`; a folder of images needs one folder per class."
-                )
-    evaluation = next((name for name in ("validation", "test", "valid") if name in splits), None)
-    if evaluation is None and data_args.train_val_split > 0:
-        splits = splits["train"].train_test_split(data_args.train_val_split, seed=seed)
-        evaluation = "test"
-    names = {"train": "train", "validation": evaluation}
-    splits = datasets.DatasetDict({name: splits[source] for name, source in names.items() if source in splits})
+    needed = "; a folder of images needs one folder per class"
+    splits = train_and_validation(splits, data_args, seed, needed)
     splits = splits.cast_column(data_args.image_column_name, datasets.Image(decode=False))
     if data_args.skip_corrupt:
         splits = leave_out_corrupt_images(splits, data_args.image_column_name)
@@ -234,16 +186,6 @@ def check_classes_are_trained(splits: datasets.DatasetDict, column: str, names: 
             )
 
 
-def decode_image(row: dict) -> Image.Image:
-    """A row of an undecoded image column as an RGB image. Errors name the file."""
-    try:
-        image = Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = row["path"] or "embedded in the dataset"
-        raise ValueError(f"The image file {name} is corrupt or truncated ({error}). Replace or remove it.") from error
-
-
 class TrainTransform:
     """timm's augmentation, as the authors use it; without timm the image processor's own preprocessing."""
 
@@ -295,81 +237,13 @@ class EvalTransform:
         return batch
 
 
-def last_complete_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint to resume from. A run that was killed while saving leaves one without its last file."""
-    if not os.path.isdir(output_dir):
-        return None
-    last = get_last_checkpoint(output_dir)
-    if last is None or os.path.isfile(os.path.join(last, "trainer_state.json")):
-        return last
-    complete = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    logger.warning(f"{last} is incomplete, as a killed run leaves it: resuming from the one before.")
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
-
-
-def check_same_architecture(model, checkpoint: str):
-    """Raise a `ValueError` if `checkpoint` is of another model than the one that is to be trained on."""
-    file = Path(checkpoint) / SAFE_WEIGHTS_NAME
-    if not file.is_file():  # of a sharded model, which reports it itself
-        return
-    with safe_open(file, "pt") as saved:
-        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}
-    for name, tensor in model.state_dict().items():
-        if shapes.get(name) != list(tensor.shape):
-            raise ValueError(
-                f"{checkpoint} is of another model: {name} has the shape {shapes.get(name)} there and "
-                f"{list(tensor.shape)} here. Name another `--output_dir`, or delete that one."
-            )
-
-
-def freeze_stages(model, num_stages: int):
-    """Exclude the stem and the first stages of an InternImage from training."""
-    if num_stages == 0:
-        return
-    stages = model.base_model.encoder.stages
-    if not 0 <= num_stages <= len(stages):
-        raise ValueError(f"`--freeze_stages {num_stages}` must be between 0 and {len(stages)}, the number of stages.")
-    for module in (model.base_model.embeddings, *stages[:num_stages]):
-        module.requires_grad_(False)
-
-
-def save_curves(log_history: list[dict], path: Path):
-    """A picture of the training loss and, by epoch, of evaluation loss and accuracy."""
-
-    def curve(key):
-        return zip(*((entry["epoch"], entry[key]) for entry in log_history if key in entry))
-
-    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, key, label in (
-        (loss_axes, "loss", "training"),
-        (loss_axes, "eval_loss", "evaluation"),
-        (accuracy_axes, "eval_accuracy", "evaluation"),
-    ):
-        points = list(curve(key))
-        if points:
-            axes.plot(*points, label=label, marker="." if key.startswith("eval") else None)
-    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, 1.0))
-    for axes in (loss_axes, accuracy_axes):
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def load_model(model_args: ModelArguments, data_args: DataArguments, labels: list[str]):
+def load_model(model_args: CheckpointArguments, data_args: DataArguments, labels: list[str]):
     """The model and its image processor: of a checkpoint, or new ones of the architecture asked for."""
     names = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: idx for idx, label in enumerate(labels)},
     }
-    hub = {
-        "cache_dir": model_args.cache_dir,
-        "revision": model_args.model_revision,
-        "token": model_args.token,
-        "trust_remote_code": model_args.trust_remote_code,
-    }
+    hub = model_args.hub_arguments()
     if model_args.model_name_or_path is None:
         overrides = json.loads(model_args.config_overrides or "{}")
         if data_args.image_size is not None:
@@ -412,17 +286,7 @@ def main(argv: list[str] | None = None):
     set_seed(training_args.seed)
 
     splits = load_images(data_args, model_args, training_args.seed)
-    for name, do, limit in (
-        ("train", training_args.do_train, data_args.max_train_samples),
-        ("validation", training_args.do_eval, data_args.max_eval_samples),
-    ):
-        if do and name not in splits:
-            raise ValueError(
-                f"There are no {name} images, which `--do_{'train' if name == 'train' else 'eval'}` needs."
-            )
-        if name in splits and limit is not None:
-            shuffled = splits[name].shuffle(seed=training_args.seed)
-            splits[name] = shuffled.select(range(min(limit, len(shuffled))))
+    splits = select_samples(splits, data_args, training_args)
     labels = next(iter(splits.values())).features[data_args.label_column_name].names
 
     model, image_processor = load_model(model_args, data_args, labels)
@@ -449,35 +313,8 @@ def main(argv: list[str] | None = None):
         data_collator=lambda examples: collate(examples, data_args.label_column_name),
     )
 
-    if training_args.do_train:
-        checkpoint = training_args.resume_from_checkpoint or last_complete_checkpoint(training_args.output_dir)
-        if checkpoint is not None:
-            check_same_architecture(model, checkpoint)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
-        if trainer.is_world_process_zero():
-            save_curves(trainer.state.log_history, Path(training_args.output_dir) / "training_curves.png")
-    if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-
     source = model_args.model_name_or_path
-    if source is None:  # else the card would say that the model was fine-tuned from one without a name
-        model.config._name_or_path = training_args.output_dir
-    card = {
-        "finetuned_from": None if source is None or os.path.isdir(source) else source,
-        "tasks": "image-classification",
-        "dataset": data_args.dataset_name or data_args.train_dir or data_args.validation_dir,
-        "tags": ["image-classification", "vision"],
-    }
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif trainer.is_world_process_zero():
-        trainer.create_model_card(**card)
+    train_and_evaluate(trainer, data_args, source, "image-classification", ("accuracy", "Accuracy"))
 
 
 if __name__ == "__main__":

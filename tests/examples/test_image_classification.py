@@ -19,6 +19,7 @@ from modeling_internimage import InternImageConfig
 
 sys.path.insert(0, str(REPOSITORY / "examples" / "image_classification"))
 script = importlib.import_module("run_image_classification")
+example_helpers = importlib.import_module("example_helpers")
 digits = importlib.import_module("digits")
 photographs = importlib.import_module("photographs")
 
@@ -178,7 +179,7 @@ def test_disk_full_while_saving(image_folder, tmp_path, monkeypatch):
         patch.setattr(script.InternImageTrainer, "_save_checkpoint", full_at_the_second)
         with pytest.raises(OSError, match="No space left"):
             run(image_folder, output)
-    assert script.last_complete_checkpoint(str(output)) == str(output / f"checkpoint-{calls[0]}")
+    assert example_helpers.last_complete_checkpoint(str(output)) == str(output / f"checkpoint-{calls[0]}")
     run(image_folder, output)
     assert json.loads((output / "trainer_state.json").read_text())["global_step"] == calls[1]
 

@@ -9,7 +9,12 @@ import torch
 from conftest import MANIFESTS, rename
 from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
-from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_parameter_groups
+from modeling_internimage import (
+    InternImageBackbone,
+    InternImageConfig,
+    InternImageForImageClassification,
+    create_parameter_groups,
+)
 from modeling_internimage.optimization import create_cosine_schedule
 
 
@@ -53,6 +58,34 @@ def test_norms_inside_the_third_stage_train_at_the_full_rate():
     assert original_rate_and_decay(key, [1280], MANIFESTS[MODELS[2]]["config"]["depths"], 0.9, 0.1) == (1.0, 0.0)
 
 
+def original_downstream_layer(key: str, depths: list[int]) -> int:
+    """Layer id in the authors' segmentation code, by the names of its `.pth` files: 0 the stem, blocks from 1."""
+    if key.startswith("patch_embed"):
+        return 0
+    _, level, part, idx, *_ = key.split(".")
+    if part in ("blocks", "post_norms"):
+        return 1 + sum(depths[: int(level)]) + int(idx)
+    return 1 + sum(depths[: min(int(level) + 1, 3)])  # downsampling and norm
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_downstream_counting(name):
+    manifest = MANIFESTS[name]
+    depths = manifest["config"]["depths"]
+    with torch.device("meta"):
+        model = InternImageBackbone(InternImageConfig(**manifest["config"]))
+    groups = create_parameter_groups(model, 2e-5, layer_decay=0.94, layer_counting="downstream")
+    actual = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    checked = 0
+    for key in manifest["keys"]:
+        if key.startswith(("patch_embed", "levels")):
+            rate = 2e-5 * 0.94 ** (sum(depths) + 1 - original_downstream_layer(key, depths))
+            assert actual[id(parameters[rename(key)])] == pytest.approx(rate), key
+            checked += 1
+    assert checked == len(parameters)
+
+
 def test_backbone_in_another_model(tiny_config):
     config = UperNetConfig(
         backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
@@ -86,6 +119,8 @@ def test_other_models_and_values():
     for name in ("layer_decay", "deformable_multiplier"):
         with pytest.raises(ValueError, match=f"`{name}` must be above 0 and at most 1, got 1.5"):
             create_parameter_groups(resnet, 0.1, **{name: 1.5})
+    with pytest.raises(ValueError, match="`layer_counting` must be one of .*, got 'swin'"):
+        create_parameter_groups(resnet, 0.1, layer_counting="swin")
 
 
 @pytest.mark.parametrize("warmup", [0, 20])

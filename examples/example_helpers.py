@@ -1,0 +1,373 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""What the training and evaluation scripts of the tasks share."""
+
+import datetime
+import io
+import json
+import logging
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from matplotlib import pyplot as plt
+from PIL import Image
+from safetensors import safe_open
+from transformers import HfArgumentParser, Trainer
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from modeling_internimage import InternImageConfig, dcnv3_implementations
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CheckpointArguments:
+    """Where a model to train comes from."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to fine-tune: a folder or a Hub id. Without it: train from scratch."},
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": 'Architecture to train from scratch, a JSON object: \'{"embed_dim": 80, "depths": ...}\'.'},
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor, if not that of the checkpoint."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=True, metadata={"help": "Replace the classifier of the checkpoint if it has other classes."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded checkpoints are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Hub token, if the checkpoint needs one."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth rate, if not that of the checkpoint."}
+    )
+    freeze_stages: int = field(
+        default=0, metadata={"help": "Keep the stem and this many stages as they are: faster, for small data sets."}
+    )
+
+    def hub_arguments(self) -> dict:
+        """Of every `from_pretrained`."""
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass
+class DatasetArguments:
+    """Which images to train and evaluate on."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub or a local folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of images to train on."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Fraction of the training images to evaluate on if there are no others."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images, to try out."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images."})
+    image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column with the labels."})
+
+
+def parse_dataclasses(types: tuple[type, ...], argv: list[str]) -> tuple:
+    """Command line arguments, or one JSON file with all of them."""
+    parser = HfArgumentParser(types)
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def train_and_validation(
+    splits: datasets.DatasetDict, data_args: DatasetArguments, seed: int, columns_needed: str
+) -> datasets.DatasetDict:
+    """
+    The splits `train` and `validation`, as far as there are images for them, with the columns that the arguments name
+    or a `ValueError` that ends with `columns_needed`.
+    """
+    for column in (data_args.image_column_name, data_args.label_column_name):
+        for name, split in splits.items():
+            if column not in split.column_names:
+                raise ValueError(
+                    f"The {name} images have no column '{column}', only {split.column_names}. Name the right one with "
+                    f"`--image_column_name` or `--label_column_name`{columns_needed}."
+                )
+    evaluation = next((name for name in ("validation", "test", "valid") if name in splits), None)
+    if evaluation is None and data_args.train_val_split > 0:
+        splits = splits["train"].train_test_split(data_args.train_val_split, seed=seed)
+        evaluation = "test"
+    names = {"train": "train", "validation": evaluation}
+    return datasets.DatasetDict({name: splits[source] for name, source in names.items() if source in splits})
+
+
+def select_samples(splits: datasets.DatasetDict, data_args: DatasetArguments, training_args) -> datasets.DatasetDict:
+    """At most as many images of each split as the arguments say; a `ValueError` if there are none where needed."""
+    for name, do, limit in (
+        ("train", training_args.do_train, data_args.max_train_samples),
+        ("validation", training_args.do_eval, data_args.max_eval_samples),
+    ):
+        if do and name not in splits:
+            raise ValueError(
+                f"There are no {name} images, which `--do_{'train' if name == 'train' else 'eval'}` needs."
+            )
+        if name in splits and limit is not None:
+            shuffled = splits[name].shuffle(seed=training_args.seed)
+            splits[name] = shuffled.select(range(min(limit, len(shuffled))))
+    return splits
+
+
+def open_image(row: dict) -> Image.Image:
+    """A row of an undecoded image column, {"bytes", "path"}, in the mode it is stored in. Errors name the file."""
+    try:
+        image = Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
+        image.load()
+        return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = row["path"] or "embedded in the dataset"
+        raise ValueError(f"The image file {name} is corrupt or truncated ({error}). Replace or remove it.") from error
+
+
+def decode_image(row: dict) -> Image.Image:
+    """The same as an RGB image."""
+    return open_image(row).convert("RGB")
+
+
+def last_complete_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint to resume from. A run that was killed while saving leaves one without its last file."""
+    if not os.path.isdir(output_dir):
+        return None
+    last = get_last_checkpoint(output_dir)
+    if last is None or os.path.isfile(os.path.join(last, "trainer_state.json")):
+        return last
+    complete = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    logger.warning(f"{last} is incomplete, as a killed run leaves it: resuming from the one before.")
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def check_same_architecture(model, checkpoint: str):
+    """Raise a `ValueError` if `checkpoint` is of another model than the one that is to be trained on."""
+    file = Path(checkpoint) / SAFE_WEIGHTS_NAME
+    with safe_open(file, "pt") as saved:
+        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}
+    for name, tensor in model.state_dict().items():
+        if shapes.get(name) != list(tensor.shape):
+            raise ValueError(
+                f"{checkpoint} is of another model: {name} has the shape {shapes.get(name)} there and "
+                f"{list(tensor.shape)} here. Name another `--output_dir`, or delete that one."
+            )
+
+
+def freeze_stages(model, num_stages: int):
+    """Exclude the stem and the first stages of the InternImage in `model` from training."""
+    if num_stages == 0:
+        return
+    internimage = next(
+        module
+        for module in model.modules()
+        if hasattr(module, "embeddings") and isinstance(getattr(module, "config", None), InternImageConfig)
+    )
+    stages = internimage.encoder.stages
+    if not 0 <= num_stages <= len(stages):
+        raise ValueError(f"`--freeze_stages {num_stages}` must be between 0 and {len(stages)}, the number of stages.")
+    for module in (internimage.embeddings, *stages[:num_stages]):
+        module.requires_grad_(False)
+
+
+def save_curves(log_history: list[dict], path: Path, metric: str, title: str):
+    """A picture of the training loss and, by epoch, of evaluation loss and `metric`, of which 1 is the best."""
+
+    def curve(key):
+        return zip(*((entry["epoch"], entry[key]) for entry in log_history if key in entry))
+
+    figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, key, label in (
+        (loss_axes, "loss", "training"),
+        (loss_axes, "eval_loss", "evaluation"),
+        (metric_axes, f"eval_{metric}", "evaluation"),
+    ):
+        points = list(curve(key))
+        if points:
+            axes.plot(*points, label=label, marker="." if key.startswith("eval") else None)
+    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
+    metric_axes.set(xlabel="epoch", ylabel=metric.replace("_", " "), title=title, ylim=(None, 1.0))
+    for axes in (loss_axes, metric_axes):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def train_and_evaluate(
+    trainer: Trainer, data_args: DatasetArguments, model_name_or_path: str | None, task: str, metric: tuple[str, str]
+):
+    """
+    Train from the last complete checkpoint on, evaluate, and write everything that a run leaves: model, metrics, a
+    picture of the curves, the model card. `metric` is a name in the log and a title.
+    """
+    args = trainer.args
+    if args.do_train:
+        checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
+        if checkpoint is not None:
+            check_same_architecture(trainer.model, checkpoint)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png", *metric)
+    if args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    if model_name_or_path is None:  # else the card would say that the model was fine-tuned from one without a name
+        trainer.model.config._name_or_path = args.output_dir
+    is_local = model_name_or_path is None or os.path.isdir(model_name_or_path)
+    card = {
+        "finetuned_from": None if is_local else model_name_or_path,
+        "tasks": task,
+        "dataset": data_args.dataset_name or data_args.train_dir or data_args.validation_dir,
+        "tags": [task, "vision"],
+    }
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif trainer.is_world_process_zero():
+        trainer.create_model_card(**card)
+
+
+def check_numbers_and_output(args, minima: dict[str, int]):
+    """Raise a `ValueError` for an argument below its minimum or an `--output` that cannot be written."""
+    for name, minimum in minima.items():
+        value = getattr(args, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"`--{name} {value}` must be at least {minimum}.")
+    if args.output is not None:  # said now, not after hours
+        if args.output.is_dir():
+            raise ValueError(f"`--output {args.output}` is a folder, name a file such as results.json in it.")
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def load_split(args) -> datasets.Dataset:
+    """`--split` of `--dataset_name`, which has the columns that the arguments name."""
+    splits = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
+    return named_split(splits, args)
+
+
+def named_split(splits: datasets.DatasetDict, args) -> datasets.Dataset:
+    if args.split not in splits:
+        raise ValueError(f"`--split {args.split}` is not in {args.dataset_name}, which has {list(splits)}.")
+    rows = splits[args.split]
+    for column in (args.image_column_name, args.label_column_name):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"{args.dataset_name} has no column '{column}', only {rows.column_names}. Name the right one with "
+                "`--image_column_name` or `--label_column_name`."
+            )
+    return rows
+
+
+def check_trained(info: dict, model_name_or_path: str, part: str):
+    """Raise a `ValueError` if the loading info of a checkpoint says that it lacks weights, such as those of `part`."""
+    if info["missing_keys"]:
+        raise ValueError(
+            f"`--model_name_or_path {model_name_or_path}` lacks trained weights of the {part}, such as "
+            f"'{sorted(info['missing_keys'])[0]}': fine-tune it first."
+        )
+
+
+def describe_run(args, accelerator: Accelerator, model, num_images: int, seconds: float) -> dict:
+    """How an evaluation ran, for its JSON file."""
+    return {
+        "dtype": args.dtype,
+        "dcnv3": sorted(set(dcnv3_implementations(model).values())),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(num_images / seconds, 2),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def describe_preprocessing(image_processor, names: tuple[str, ...] = ()) -> dict:
+    """Settings of an image processor, and those called `names`, for a JSON file."""
+    settings = image_processor.to_dict()
+    resample = settings.get("resample")
+    return {
+        "image_processor": type(image_processor).__name__,
+        "size": settings.get("size"),
+        "crop_size": settings.get("crop_size") if settings.get("do_center_crop") else None,
+        "resample": None if resample is None else Image.Resampling(resample).name.lower(),
+        "mean": settings.get("image_mean"),
+        "std": settings.get("image_std"),
+    } | {name: settings.get(name) for name in names}
+
+
+def create_model_index(args, task: str, metric_type: str, values: dict[str, float], dataset_args: dict) -> list[dict]:
+    """The `model-index` of a model card. Data that is not complete says so in `dataset_args`."""
+    model = args.model_name_or_path
+    if os.path.isdir(model):
+        model = Path(model).resolve().name
+    sample = {} if args.max_samples is None else {"max_samples": args.max_samples, "seed": args.seed}
+    folder = None if args.data_dir is None else "/".join(Path(args.data_dir).resolve().parts[-2:])
+    results = [
+        EvalResult(
+            task_type=task,
+            task_name=task.replace("-", " ").capitalize(),
+            dataset_type=args.dataset_name or "imagefolder",
+            dataset_name=args.dataset_name or folder,
+            dataset_config=args.dataset_config_name,
+            dataset_split=args.split if args.data_dir is None else None,
+            dataset_args=sample | dataset_args or None,
+            metric_type=metric_type,
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in values.items()
+    ]
+    return eval_results_to_model_index(model, results)
+
+
+def describe_data(args) -> dict:
+    return {
+        "name": args.data_dir or args.dataset_name,
+        "config": args.dataset_config_name,
+        "split": args.split if args.data_dir is None else None,
+        "max_samples": args.max_samples,
+        "seed": args.seed if args.max_samples is not None else None,
+    }
+
+
+def write_json(path: Path, content: dict):
+    """Whole or not at all: a file of this name is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
