@@ -328,8 +328,13 @@ def describe_preprocessing(image_processor, names: tuple[str, ...] = ()) -> dict
     } | {name: settings.get(name) for name in names}
 
 
-def create_model_index(args, task: str, metric_type: str, values: dict[str, float], dataset_args: dict) -> list[dict]:
-    """The `model-index` of a model card. Data that is not complete says so in `dataset_args`."""
+def create_model_index(
+    args, task: str, metrics: list[tuple[str, str, float]], dataset_args: dict[str, object]
+) -> list[dict]:
+    """
+    The `model-index` of a model card, from `metrics`: type, name and value. What is unusual about the data or the
+    procedure is in `dataset_args`.
+    """
     model = args.model_name_or_path
     if os.path.isdir(model):
         model = Path(model).resolve().name
@@ -348,7 +353,7 @@ def create_model_index(args, task: str, metric_type: str, values: dict[str, floa
             metric_name=name,
             metric_value=value,
         )
-        for name, value in values.items()
+        for metric_type, name, value in metrics
     ]
     return eval_results_to_model_index(model, results)
 

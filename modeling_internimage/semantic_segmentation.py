@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers.image_utils import ImageInput, get_image_size, load_image, to_numpy_array
+from transformers.image_utils import ImageInput, get_image_size, is_pil_image, load_image, to_numpy_array
 
 from .image_processing_segmentation import semantic_scores
 
@@ -51,7 +51,10 @@ def segment_image(
         raise ValueError(f"`scales` must be one or more factors above 0, got {scales}.")
     if isinstance(image, str):
         image = load_image(image)
+    is_pil = is_pil_image(image)
     image = to_numpy_array(image)
+    if is_pil and image.ndim == 3:
+        image = image.transpose(2, 0, 1)  # or images of 1 or 3 pixels in height would be taken for channels first
     size = get_image_size(image) if image.ndim == 3 else image.shape
     parameter = next(model.parameters())
     total = 0.0

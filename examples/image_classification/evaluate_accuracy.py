@@ -275,6 +275,7 @@ def describe_results(
     num_images = len(places)
     counts = {f"top-{best}": int((places < best).sum()) for best in (1, k)}
     accuracies = {name: round(100 * count / num_images, 4) for name, count in counts.items()}
+    metrics = [("accuracy", name, value) for name, value in accuracies.items()]
     skipped = {"skipped_images": len(errors)} if errors else {}
     return {
         "model": args.model_name_or_path,
@@ -287,7 +288,7 @@ def describe_results(
         "batch_size": args.batch_size,
         "preprocessing": describe_preprocessing(image_processor),
         **describe_run(args, accelerator, model, num_images, seconds),
-        "model_index": create_model_index(args, "image-classification", "accuracy", accuracies, skipped),
+        "model_index": create_model_index(args, "image-classification", metrics, skipped),
     }
 
 

@@ -1,0 +1,98 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+A photograph of coins as a small data set for segmentation, without a download.
+
+    python examples/semantic_segmentation/coins.py --output_dir outputs/coins
+    python examples/semantic_segmentation/coins.py --output_dir outputs/coins --model outputs/coins_model
+
+The photograph is scikit-image's; label maps come from the region-based recipe of its tutorial (edges, markers from the
+extremes of the grey values, watershed). The left four columns of coins are for training, the right two for evaluation.
+With `--model`, the pieces for evaluation are drawn with label and prediction.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from skimage import data, filters, segmentation
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from example_helpers import plt
+from segment import blend, class_colours
+from segmentation_data import list_folder, read_pair
+from segmentation_metrics import confusion_matrix, segmentation_metrics
+from segmentation_models import load_segmentation_model
+
+from modeling_internimage import segment_image
+
+
+CLASSES = {"background": [40, 40, 90], "coin": [255, 190, 0]}
+ROWS = [0, 101, 202, 303]
+COLUMNS = {"train": [0, 128, 256], "validation": [256, 384]}
+
+
+def coins_and_labels() -> tuple[np.ndarray, np.ndarray]:
+    """The photograph, uint8 (303, 384), and 1 where there is a coin, else 0."""
+    coins = data.coins()
+    markers = np.zeros(coins.shape, dtype=np.int32)
+    markers[coins < 30] = 1
+    markers[coins > 150] = 2
+    is_coin = segmentation.watershed(filters.sobel(coins), markers) == 2
+    return coins, ndimage.binary_fill_holes(is_coin).astype(np.uint8)
+
+
+def write_folders(folder: Path):
+    """Pieces that do not overlap in `folder / split / "images"` and `folder / split / "maps"`, and `classes.json`."""
+    coins, labels = coins_and_labels()
+    for split, columns in COLUMNS.items():
+        for name, array in (("images", coins), ("maps", labels)):
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for top, bottom in zip(ROWS, ROWS[1:]):
+                for left, right in zip(columns, columns[1:]):
+                    Image.fromarray(array[top:bottom, left:right]).save(folder / split / name / f"{top}_{left}.png")
+    (folder / "classes.json").write_text(json.dumps(CLASSES) + "\n")
+
+
+def draw_predictions(folder: Path, model_name: str, path: Path):
+    """The pieces for evaluation: image, label and prediction, and their mIoU at full size."""
+    model, image_processor = load_segmentation_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
+    rows = list_folder(str(folder / "validation"), "--output_dir")
+    colours = class_colours(model.config)
+    figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.1 * len(rows)), layout="constrained", squeeze=False)
+    matrix = 0
+    for row, line in zip(rows, axes):
+        image, labels = read_pair(row["image"], row["label"], num_labels=2, ignore_index=255, do_reduce_labels=False)
+        predictions = segment_image(model, image_processor, image).argmax(dim=0)
+        matrix = matrix + confusion_matrix(predictions, torch.from_numpy(labels), 2)
+        pictures = (np.asarray(image), blend(image, labels, colours), blend(image, predictions.numpy(), colours))
+        for picture, title, axis in zip(pictures, ("image", "label", "prediction"), line):
+            axis.imshow(picture)
+            axis.set_axis_off()
+            if line is axes[0]:
+                axis.set_title(title)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    print(f"mIoU {segmentation_metrics(matrix)['mean_iou']:.4f} of {len(rows)} pieces. Written: {path}")
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/coins"), help="folder for images and maps")
+    parser.add_argument("--model", help="trained model, to draw predictions of")
+    args = parser.parse_args(argv)
+    if args.model is not None:
+        draw_predictions(args.output_dir, args.model, args.output_dir / "predictions.png")
+        return
+    write_folders(args.output_dir)
+    for split in COLUMNS:
+        print(f"{len(list((args.output_dir / split / 'images').iterdir()))} pieces in {args.output_dir / split}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Segment image files: a picture of each with its classes in colours and a legend, and the label maps if asked for.
+
+    python examples/semantic_segmentation/segment.py --model_name_or_path outputs/my_segmenter photo.jpg
+"""
+
+import argparse
+import colorsys
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from example_helpers import decode_image, plt
+from segmentation_models import load_segmentation_model
+
+from modeling_internimage import segment_image
+
+
+OPACITY = 0.55
+LEGEND_ROWS = 18
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/segmentation"), help="folder for the pictures"
+    )
+    parser.add_argument("--save_maps", action="store_true", help="also write label maps, PNG files with a palette")
+    parser.add_argument("--scales", nargs="+", type=float, default=[1.0], help="average over these sizes")
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
+    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
+    args = parser.parse_args(argv)
+    stems = [Path(image).stem for image in args.images]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ValueError(
+                f"{stems.count(stem)} images are called {stem}, and so would be their pictures: rename them."
+            )
+    return args
+
+
+def class_colours(config) -> np.ndarray:
+    """uint8 (num_labels, 3): the model's palette, or hues that are far apart for neighbouring classes."""
+    palette = getattr(config, "palette", None)
+    if palette is None:
+        golden_ratio = 0.618034
+        hues = [
+            (idx * golden_ratio % 1.0, 0.9 - 0.3 * (idx % 2), 0.95 - 0.3 * (idx // 2 % 2))
+            for idx in range(config.num_labels)
+        ]
+        palette = [[round(255 * value) for value in colorsys.hsv_to_rgb(*hue)] for hue in hues]
+    return np.array(palette, dtype=np.uint8)
+
+
+def blend(image: Image.Image, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """uint8 (height, width, 3). Classes beyond `colours` (ignored pixels) stay as in the image."""
+    picture = np.asarray(image).astype(np.float32)
+    known = labels < len(colours)
+    picture[known] = (1 - OPACITY) * picture[known] + OPACITY * colours[labels[known]]
+    return picture.round().astype(np.uint8)
+
+
+def save_overlay(image: Image.Image, labels: np.ndarray, colours: np.ndarray, names: dict[int, str], path: Path):
+    """`labels` (height, width) over the image, with a legend of the classes in it, the largest first."""
+    classes, counts = np.unique(labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=colours[idx] / 255, label=f"{names[idx]}  {count / labels.size:.1%}")
+        for idx, count in zip(classes[order].tolist(), counts[order])
+    ]
+    scale = 8 / max(image.size)
+    figure, axes = plt.subplots(figsize=(max(image.width * scale, 1), max(image.height * scale, 1)))
+    axes.imshow(blend(image, labels, colours))
+    axes.set_axis_off()
+    columns = -(-len(handles) // LEGEND_ROWS)
+    axes.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, ncols=columns, frameon=False
+    )
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def save_map(labels: np.ndarray, colours: np.ndarray, path: Path):
+    """The indices as grey values with a palette; more than 256 classes as 16 bits."""
+    if len(colours) > 256:
+        Image.fromarray(labels.astype(np.uint16)).save(path)
+        return
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(colours.tobytes())
+    image.save(path)
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, image_processor = load_segmentation_model(args.model_name_or_path, args.dtype, device, args.use_kernels)
+    colours = class_colours(model.config)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for file in args.images:
+        image = decode_image({"bytes": None, "path": file})
+        probabilities = segment_image(model, image_processor, image, scales=args.scales, flip=args.flip)
+        labels = probabilities.argmax(dim=0).cpu().numpy()
+        path = args.output_dir / f"{Path(file).stem}.png"
+        save_overlay(image, labels, colours, model.config.id2label, path)
+        print(f"Written: {path}")
+        if args.save_maps:
+            path = path.with_name(f"{path.stem}_map.png")
+            save_map(labels, colours, path)
+            print(f"Written: {path}")
+
+
+if __name__ == "__main__":
+    main()

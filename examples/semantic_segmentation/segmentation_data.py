@@ -1,0 +1,121 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Images with label maps: folders, files, and what is wrong with them."""
+
+import json
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+from example_helpers import decode_image, open_image
+from PIL import Image
+
+
+MODES_OF_INDICES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+
+
+def list_folder(folder: str, argument: str, image_column: str = "image", label_column: str = "label"):
+    """
+    The images of `folder / "images"` with the label maps (PNG files of the same stems) of `folder / "maps"`, in the
+    order of their names, as a `datasets.Dataset` of undecoded images.
+    """
+    folders = {name: Path(folder) / name for name in ("images", "maps")}
+    for name, path in folders.items():
+        if not path.is_dir():
+            raise ValueError(
+                f"`{argument} {folder}` has no folder '{name}': it must have the images in 'images' and their label "
+                "maps, PNG files of the same names, in 'maps'."
+            )
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    images = sorted(file for file in folders["images"].iterdir() if file.suffix.lower() in endings)
+    if not images:
+        raise ValueError(f"There are no images in {folders['images']}.")
+    maps = {file.stem: str(file) for file in folders["maps"].iterdir() if file.suffix.lower() == ".png"}
+    for file in images:
+        if file.stem not in maps:
+            raise ValueError(
+                f"The image {file} has no label map {folders['maps'] / file.stem}.png: add it, or remove the image."
+            )
+    columns = {image_column: [str(file) for file in images], label_column: [maps[file.stem] for file in images]}
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image(decode=False)))
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def undecoded(rows, image_column: str, label_column: str):
+    """A dataset or splits with files, {"bytes", "path"}, in both columns; a `ValueError` if they have no images."""
+    first = rows if isinstance(rows, datasets.Dataset) else next(iter(rows.values()))
+    for column in (image_column, label_column):
+        if not isinstance(first.features[column], datasets.Image):
+            raise ValueError(f"Column '{column}' has values of type {first.features[column]}, it must have images.")
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def read_label_map(row: dict, num_labels: int, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
+    """
+    Class index of every pixel, int64 (height, width), in `[0, num_labels)` or `ignore_index`. Grey values are the
+    indices, or those into the palette, whatever its colours.
+
+    Args:
+        row: {"bytes", "path"} of the file.
+        do_reduce_labels: The file has 0 for unlabelled pixels, and all classes one higher.
+    """
+    name = row["path"] or "embedded in the dataset"
+    image = open_image(row)
+    if image.mode not in MODES_OF_INDICES:
+        raise ValueError(
+            f"The label map {name} is an image of mode {image.mode}, it must have one class index for each pixel: "
+            "save it as a grey image or with a palette."
+        )
+    labels = np.asarray(image).astype(np.int64)
+    lowest = 1 if do_reduce_labels else 0
+    unlabelled = labels == ignore_index
+    if do_reduce_labels:
+        unlabelled |= labels == 0
+    wrong = labels[~unlabelled & ((labels < lowest) | (labels >= num_labels + lowest))]
+    if len(wrong):
+        raise ValueError(
+            f"The label map {name} has the value {wrong[0]}, which is neither a class, {lowest} to "
+            f"{num_labels + lowest - 1}, nor {ignore_index}, which is ignored: correct the map, the number of classes "
+            "or `--ignore_index`."
+        )
+    return np.where(unlabelled, ignore_index, labels - lowest)
+
+
+def read_pair(image_row: dict | None, map_row: dict | None, **kwargs) -> tuple[Image.Image, np.ndarray]:
+    """An RGB image and its label map, see [`read_label_map`]."""
+    if image_row is None or map_row is None:
+        raise ValueError("A row of the dataset has no image or no label map: remove it.")
+    image, labels = decode_image(image_row), read_label_map(map_row, **kwargs)
+    if labels.shape != (image.height, image.width):
+        raise ValueError(
+            f"The image {image_row['path'] or 'embedded in the dataset'} has {image.width}x{image.height} pixels and "
+            f"its label map {map_row['path'] or ''} {labels.shape[1]}x{labels.shape[0]}: they must have the same size."
+        )
+    return image, labels
+
+
+def check_ignore_index(ignore_index: int, num_labels: int):
+    if 0 <= ignore_index < num_labels:
+        raise ValueError(
+            f"`--ignore_index {ignore_index}` is the index of a class: it must be outside of [0, {num_labels})."
+        )
+
+
+def read_classes(file: str) -> tuple[list[str], list[list[int]] | None]:
+    """Names, in the order of their indices, and colours, if there are any: of a JSON file with a list or an object."""
+    if not os.path.isfile(file):
+        raise ValueError(f"`--classes_file {file}` is not a file.")
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    names = list(content)
+    palette = list(content.values()) if isinstance(content, dict) else None
+    is_colours = palette is None or all(
+        isinstance(colour, list) and len(colour) == 3 and all(value in range(256) for value in colour)
+        for colour in palette
+    )
+    if len(names) < 2 or not all(isinstance(name, str) for name in names) or not is_colours:
+        raise ValueError(
+            f"`--classes_file {file}` must have two or more classes: a list of names, or an object of names with "
+            'colours, {"sky": [70, 130, 180], ...}.'
+        )
+    return names, palette

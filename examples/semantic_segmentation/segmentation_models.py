@@ -1,0 +1,35 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Loading any segmentation model for inference."""
+
+import torch
+from example_helpers import check_trained
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+
+from modeling_internimage import InternImageSegmentationImageProcessorPil, use_dcnv3_kernel
+
+
+def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
+    """The model, in eval mode (UperNet, SegFormer head, Mask2Former), and the image processor of its checkpoint."""
+    config = AutoConfig.from_pretrained(model_name_or_path)
+    is_universal = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+    auto_class = AutoModelForUniversalSegmentation if is_universal else AutoModelForSemanticSegmentation
+    model, info = auto_class.from_pretrained(
+        model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    check_trained(info, model_name_or_path, "head")
+    model = model.to(device).eval()
+    if use_kernels:
+        model = use_dcnv3_kernel(model)  # which needs to know the device
+    image_processor = AutoImageProcessor.from_pretrained(model_name_or_path)
+    if not hasattr(image_processor, "window_size"):
+        raise ValueError(
+            f"`--model_name_or_path {model_name_or_path}` has the image processor {type(image_processor).__name__}, "
+            f"it must have one of the kind of {InternImageSegmentationImageProcessorPil.__name__}."
+        )
+    return model, image_processor
