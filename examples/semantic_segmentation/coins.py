@@ -66,16 +66,16 @@ def draw_predictions(folder: Path, model_name: str, path: Path):
     colours = class_colours(model.config)
     figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.1 * len(rows)), layout="constrained", squeeze=False)
     matrix = 0
+    for axis, title in zip(axes[0], ("image", "label", "prediction")):
+        axis.set_title(title)
     for row, line in zip(rows, axes):
         image, labels = read_pair(row["image"], row["label"], num_labels=2, ignore_index=255, do_reduce_labels=False)
         predictions = segment_image(model, image_processor, image).argmax(dim=0)
         matrix = matrix + confusion_matrix(predictions, torch.from_numpy(labels), 2)
         pictures = (np.asarray(image), blend(image, labels, colours), blend(image, predictions.numpy(), colours))
-        for picture, title, axis in zip(pictures, ("image", "label", "prediction"), line):
+        for picture, axis in zip(pictures, line):
             axis.imshow(picture)
             axis.set_axis_off()
-            if line is axes[0]:
-                axis.set_title(title)
     figure.savefig(path, dpi=100)
     plt.close(figure)
     print(f"mIoU {segmentation_metrics(matrix)['mean_iou']:.4f} of {len(rows)} pieces. Written: {path}")

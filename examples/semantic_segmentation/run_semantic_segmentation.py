@@ -20,7 +20,6 @@ import transformers
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -43,7 +42,12 @@ from example_helpers import (
 from segmentation_data import check_ignore_index, list_folder, read_classes, read_pair, undecoded
 from segmentation_metrics import StreamedMetrics, confusion_matrix
 
-from modeling_internimage import InternImageConfig, InternImageSegmentationImageProcessor, SegformerHeadConfig
+from modeling_internimage import (
+    InternImageBackbone,
+    InternImageConfig,
+    InternImageSegmentationImageProcessor,
+    SegformerHeadConfig,
+)
 from modeling_internimage.resizing import keep_ratio_size
 from modeling_internimage.training import InternImageTrainer, Recipe
 
@@ -62,7 +66,7 @@ class ModelArguments(CheckpointArguments):
         default=None, metadata={"help": "Segmentation checkpoint to fine-tune: a folder or a Hub id."}
     )
     backbone: str | None = field(
-        default=None, metadata={"help": "Checkpoint, for example of a classifier, that gets a new head."}
+        default=None, metadata={"help": "InternImage checkpoint, for example a classifier, that gets a new head."}
     )
     head: str = field(default="upernet", metadata={"help": "Of a new model.", "choices": list(HEADS)})
     head_overrides: str | None = field(
@@ -329,7 +333,14 @@ def new_model(model_args: ModelArguments, fields: dict, hub: dict):
     drop_path = {} if model_args.drop_path_rate is None else {"drop_path_rate": model_args.drop_path_rate}
     backbone = None
     if model_args.backbone is not None:
-        backbone = AutoBackbone.from_pretrained(model_args.backbone, out_features=STAGES, **drop_path, **hub)
+        config = AutoConfig.from_pretrained(model_args.backbone, **hub)
+        if not isinstance(config, InternImageConfig):
+            raise ValueError(
+                f"`--backbone {model_args.backbone}` is a {config.model_type} model, it must be an InternImage. (A "
+                "checkpoint for segmentation is `--model_name_or_path`.)"
+            )
+        # (`AutoBackbone` does not load folders in transformers 5.22.)
+        backbone = InternImageBackbone.from_pretrained(model_args.backbone, out_features=STAGES, **drop_path, **hub)
         backbone_config = backbone.config
     else:
         overrides = json.loads(model_args.config_overrides or "{}") | drop_path

@@ -9,7 +9,6 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
 from modeling_internimage import InternImageSegmentationImageProcessorPil, use_dcnv3_kernel
 
@@ -17,8 +16,12 @@ from modeling_internimage import InternImageSegmentationImageProcessorPil, use_d
 def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
     """The model, in eval mode (UperNet, SegFormer head, Mask2Former), and the image processor of its checkpoint."""
     config = AutoConfig.from_pretrained(model_name_or_path)
-    is_universal = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-    auto_class = AutoModelForUniversalSegmentation if is_universal else AutoModelForSemanticSegmentation
+    auto_classes = (AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation)
+    auto_class = next((auto for auto in auto_classes if type(config) in auto._model_mapping), None)
+    if auto_class is None:
+        raise ValueError(
+            f"`--model_name_or_path {model_name_or_path}` is a {config.model_type} model, not one for segmentation."
+        )
     model, info = auto_class.from_pretrained(
         model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
     )

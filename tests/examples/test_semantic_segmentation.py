@@ -1,0 +1,406 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The training and the inference script for segmentation, end to end on small real images, and what they refuse."""
+
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, randomize
+from PIL import Image
+from torchvision import tv_tensors
+from transformers import AutoModelForSemanticSegmentation, pipeline
+
+from conversion.checkpoints import CHECKPOINTS
+from modeling_internimage import InternImageForImageClassification, segment_image
+
+
+sys.path.insert(0, str(REPOSITORY / "examples" / "semantic_segmentation"))
+script = importlib.import_module("run_semantic_segmentation")
+segment = importlib.import_module("segment")
+coins = importlib.import_module("coins")
+data = importlib.import_module("segmentation_data")
+
+ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}'
+HEAD = '{"hidden_size": 8, "auxiliary_channels": 8}'
+CLASSES = {"dark": [0, 0, 90], "medium": [0, 150, 0], "bright": [255, 200, 0]}
+MAP = {"num_labels": 3, "ignore_index": 255, "do_reduce_labels": False}
+
+
+@pytest.fixture
+def scenes(photographs, tmp_path):
+    """Crops of a photograph, of different sizes, with three classes of brightness."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 5), ("validation", 3)):
+        for name in ("images", "maps"):
+            (tmp_path / split / name).mkdir(parents=True)
+        for idx in range(count):
+            (top, left), (height, width) = random.integers(0, 300, size=2), random.integers(50, 80, size=2)
+            crop = photographs[0][top : top + height, left : left + width]
+            Image.fromarray(crop).save(tmp_path / split / "images" / f"{idx}.jpg")
+            labels = np.digitize(crop.mean(axis=2), [60, 150]).astype(np.uint8)
+            labels[0] = 255
+            Image.fromarray(labels).save(tmp_path / split / "maps" / f"{idx}.png")
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A small UperNet with random weights and a palette."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head_overrides=HEAD)
+    data_args = script.DataArguments(train_dir="x", classes_file=str(folder / "classes.json"), image_size=48)
+    model, image_processor = script.load_model(model_args, data_args)
+    randomize(model).save_pretrained(folder / "model")
+    image_processor.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def run(folder, output_dir, **kwargs):
+    arguments = {
+        "config_overrides": ARCHITECTURE,
+        "head_overrides": HEAD,
+        "train_dir": str(folder / "train"),
+        "validation_dir": str(folder / "validation"),
+        "classes_file": str(folder / "classes.json"),
+        "image_size": 48,
+        "output_dir": str(output_dir),
+        "do_train": True,
+        "do_eval": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 1,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | kwargs
+    (folder / "arguments.json").write_text(json.dumps(arguments))
+    script.main([str(folder / "arguments.json")])
+
+
+def test_train_save_resume_and_use(scenes, tmp_path):
+    """Two images per step, the fifth is left over: batch normalisation cannot train on one."""
+    output = tmp_path / "output"
+    run(scenes, output)
+    for name in ("model.safetensors", "preprocessor_config.json", "training_curves.png", "README.md"):
+        assert (output / name).is_file(), name
+    run(scenes, output, num_train_epochs=2)
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
+    results = json.loads((output / "all_results.json").read_text())
+    names = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy")
+    assert all(0 <= results[name] <= 1 for name in names) and results["eval_loss"] > 0
+
+    config = json.loads((output / "config.json").read_text())
+    assert config["id2label"] == {"0": "dark", "1": "medium", "2": "bright"}
+    assert config["palette"] == list(CLASSES.values()) and config["auxiliary_loss_weight"] == 0.4
+    segmenter = pipeline("image-segmentation", model=str(output))
+    parts = segmenter(str(scenes / "validation" / "images" / "0.jpg"))
+    assert {part["label"] for part in parts} <= set(CLASSES)
+    with Image.open(scenes / "validation" / "images" / "0.jpg") as image:
+        assert parts[0]["mask"].size == image.size
+
+
+def test_a_new_head_and_other_classes(scenes, tmp_path, tiny_config, monkeypatch):
+    """The backbone of a classifier, then of a segmentation model, is kept; in between nothing is trained."""
+    classifier = InternImageForImageClassification(tiny_config())
+    randomize(classifier).save_pretrained(tmp_path / "classifier")
+    options = {"config_overrides": None, "learning_rate": 0.0, "weight_decay": 0.0, "gradient_checkpointing": True}
+    run(scenes, tmp_path / "first", **options, backbone=str(tmp_path / "classifier"), head="segformer",
+        head_overrides='{"hidden_size": 8}', drop_path_rate=0.1, layer_decay=0.9)  # fmt: skip
+    (scenes / "classes.json").write_text('["dark", "medium", "bright", "never"]')
+    run(scenes, tmp_path / "second", **options, head_overrides=None, model_name_or_path=str(tmp_path / "first"))
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "second")
+    assert type(model).__name__ == "SegformerHeadForSemanticSegmentation" and model.config.num_labels == 4
+    assert model.config.backbone_config.drop_path_rate == 0.1 and model.config.palette is None
+    expected = classifier.internimage.state_dict()
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_evaluation_at_the_size_of_the_input(scenes, tmp_path):
+    """The Trainer's streamed mIoU, against one loop over the images and mmsegmentation's histograms."""
+    config = {"model_name_or_path": str(tmp_path / "model"), "config_overrides": None, "head_overrides": None}
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head_overrides=HEAD)
+    data_args = script.DataArguments(
+        train_dir=str(scenes / "train"), classes_file=str(scenes / "classes.json"), image_size=48
+    )
+    model, image_processor = script.load_model(model_args, data_args)
+    randomize(model).save_pretrained(tmp_path / "model")
+    image_processor.save_pretrained(tmp_path / "model")
+    run(scenes, tmp_path / "output", do_train=False, **config)
+    hits, either = np.zeros(3), np.zeros(3)
+    for idx in range(3):
+        image = Image.open(scenes / "validation" / "images" / f"{idx}.jpg")
+        labels = np.asarray(Image.open(scenes / "validation" / "maps" / f"{idx}.png"))
+        inputs = image_processor(image, labels, return_tensors="pt")
+        with torch.inference_mode():
+            predictions = model(inputs["pixel_values"]).logits[0].argmax(dim=0)
+        counted = inputs["labels"][0] != 255
+        for label in range(3):
+            is_label, is_predicted = inputs["labels"][0][counted] == label, predictions[counted] == label
+            hits[label] += (is_label & is_predicted).sum()
+            either[label] += (is_label | is_predicted).sum()
+    results = json.loads((tmp_path / "output" / "all_results.json").read_text())
+    assert results["eval_mean_iou"] == pytest.approx((hits / either).mean())
+
+
+def augmentation(**kwargs):
+    arguments = {"train_dir": "x", "image_size": 64, "photometric_distortion": False} | kwargs
+    data_args = script.DataArguments(**arguments)
+    image_processor = script.InternImageSegmentationImageProcessor(size={"shortest_edge": 64, "longest_edge": 256})
+    return script.training_augmentation(image_processor, data_args), image_processor
+
+
+@pytest.mark.parametrize("size", [(200, 90), (40, 300), (1, 1)], ids=str)
+def test_augmentation_keeps_image_and_map_together(size):
+    """The image shows its map: after resizing, cropping, mirroring and padding it still does."""
+    random = np.random.default_rng(0)
+    blocks = np.kron(random.integers(0, 3, size=(size[0] // 20 + 1, size[1] // 20 + 1)), np.ones((20, 20), dtype=int))
+    labels = torch.from_numpy(blocks[: size[0], : size[1]])
+    image = tv_tensors.Image((labels * 100).to(torch.uint8).expand(3, -1, -1))
+    augment, image_processor = augmentation()
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    for seed in range(6):
+        torch.manual_seed(seed)
+        pixels, mask = augment(image, tv_tensors.Mask(labels))
+        assert pixels.shape == (3, 64, 64) and mask.shape == (64, 64) and pixels.dtype == torch.float32
+        inside = mask != 255
+        assert inside.any() and (pixels[:, ~inside] == 0).all()
+        shown = ((pixels * std + mean)[0] * 255 / 100).round()
+        assert (shown == mask)[inside].float().mean() > 0.85  # not where classes meet
+
+
+def test_photometric_distortion_changes_colours_only(photographs):
+    labels = tv_tensors.Mask(torch.zeros(512, 512, dtype=torch.int64))
+    image = tv_tensors.Image(torch.from_numpy(photographs[0]).permute(2, 0, 1))
+    results = []
+    for distorted in (False, True):
+        torch.manual_seed(0)
+        augment, _ = augmentation(photometric_distortion=distorted, min_resize_ratio=1.0, max_resize_ratio=1.0,
+                                  horizontal_flip=False)  # fmt: skip
+        results.append(augment(image, labels)[0])
+    assert 0.05 < (results[0] - results[1]).abs().mean() < 1.5
+
+
+def test_crops_of_several_classes():
+    """Class 1 is in one corner; pixels without a label do not count as a class."""
+    labels = torch.zeros(100, 100, dtype=torch.int64)
+    labels[50:, 50:] = 1
+    labels[:50, :50] = 255
+    crop = script.RandomCropOfSeveralClasses(40, 0.75, 255)
+    fractions = []
+    for seed in range(50):
+        torch.manual_seed(seed)
+        part = crop(tv_tensors.Mask(labels))
+        assert part.shape == (40, 40)
+        counts = part[part != 255].unique(return_counts=True)[1]
+        fractions.append((counts.max() / counts.sum()).item() if len(counts) else 1.0)
+    assert np.mean(np.array(fractions) < 0.75) > 0.9
+    crop.max_class_fraction = 1.1  # any crop with two classes
+    assert crop(tv_tensors.Mask(torch.zeros(20, 60, dtype=torch.int64))).shape == (20, 40)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "1"])
+def test_label_maps_hold_indices(mode, tmp_path):
+    """Whatever the colours of a palette: its indices are the classes."""
+    labels = np.array([[0, 1, 1], [1, 0, 255]] if mode != "1" else [[0, 1, 1], [1, 0, 1]])
+    image = Image.fromarray(labels.astype(np.uint16 if mode == "I;16" else np.uint8))
+    if mode == "P":
+        image.putpalette([7, 7, 7, 200, 100, 50] * 128)
+    if mode == "1":
+        image = Image.fromarray(labels.astype(bool))
+    image.save(tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as saved:
+        assert saved.mode == mode
+    row = {"bytes": None, "path": str(tmp_path / "map.png")}
+    assert data.read_label_map(row, **MAP).tolist() == labels.tolist()
+
+
+def test_reduced_labels_and_another_ignore_index(tmp_path):
+    Image.fromarray(np.array([[0, 1, 3, 255]], dtype=np.uint8)).save(tmp_path / "map.png")
+    row = {"bytes": None, "path": str(tmp_path / "map.png")}
+    assert data.read_label_map(row, 3, 255, do_reduce_labels=True).tolist() == [[255, 0, 2, 255]]
+    Image.fromarray(np.array([[0, 299, 65535]], dtype=np.uint16)).save(tmp_path / "map.png")
+    assert data.read_label_map(row, 300, 65535, do_reduce_labels=False).tolist() == [[0, 299, 65535]]
+    with pytest.raises(ValueError, match="has the value 65535, which is neither a class, 1 to 300, nor 255, which is"):
+        data.read_label_map(row, 300, 255, do_reduce_labels=True)
+
+
+def spoil(scenes, what: str):
+    images, maps = scenes / "train" / "images", scenes / "train" / "maps"
+    if what == "value":
+        labels = np.asarray(Image.open(maps / "3.png")).copy()
+        labels[2, 2] = 7
+        Image.fromarray(labels).save(maps / "3.png")
+    elif what == "size":
+        Image.new("L", (20, 10)).save(maps / "3.png")
+    elif what == "colours":
+        Image.new("RGB", Image.open(images / "3.jpg").size).save(maps / "3.png")
+    elif what == "corrupt":
+        (maps / "3.png").write_bytes((maps / "3.png").read_bytes()[:60])
+    elif what == "no map":
+        (maps / "3.png").unlink()
+    elif what == "no maps":
+        maps.rename(scenes / "train" / "labels")
+    elif what == "empty":
+        for file in images.iterdir():
+            file.unlink()
+    elif what == "classes":
+        (scenes / "classes.json").write_text('{"sky": [1, 2], "sea": [1, 2, 300]}')
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("value", r"The label map .*train/maps/3.png has the value 7, which is neither a class, 0 to 2, nor 255"),
+        ("size", r"The image .*train/images/3.jpg has \d+x\d+ pixels and its label map .*train/maps/3.png 20x10"),
+        ("colours", r"The label map .*train/maps/3.png is an image of mode RGB, it must have one class index"),
+        ("corrupt", r"The image file .*train/maps/3.png is corrupt or truncated"),
+        ("no map", r"The image .*train/images/3.jpg has no label map .*train/maps/3.png: add it"),
+        ("no maps", r"`--train_dir .*train` has no folder 'maps': it must have the images in 'images' and"),
+        ("empty", r"There are no images in .*train/images"),
+        ("classes", r"`--classes_file .*` must have two or more classes: a list of names, or an object"),
+    ],
+)
+def test_bad_files(what, message, scenes, tmp_path):
+    spoil(scenes, what)
+    with pytest.raises(ValueError, match=message):
+        run(scenes, tmp_path / "output", do_eval=False, eval_strategy="no")
+    assert not (tmp_path / "output" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train_dir": None, "validation_dir": None}, "No images: give `--dataset_name`"),
+        ({"train_dir": "/does/not/exist"}, "`--train_dir /does/not/exist` has no folder 'images'"),
+        ({"classes_file": None}, "A new model needs `--classes_file`"),
+        ({"classes_file": "none.json"}, "`--classes_file none.json` is not a file"),
+        ({"ignore_index": 2}, r"`--ignore_index 2` is the index of a class: it must be outside of \[0, 3\)"),
+        ({"model_name_or_path": "somewhere"}, "describe a new model: leave out `--model_name_or_path`"),
+        ({"backbone": "somewhere"}, "`--config_overrides` describes a new backbone: leave out `--backbone`"),
+        ({"mixup": 0.8}, "`--mixup` and `--cutmix` are for classification"),
+        ({"label_smoothing_factor": 0.1}, "`--label_smoothing_factor` is for classification"),
+        ({"min_resize_ratio": 3.0}, "`--min_resize_ratio 3.0` must be above 0 and at most `--max_resize_ratio 2.0`"),
+        ({"per_device_train_batch_size": 1}, "batch normalisation needs at least two images per step"),
+        ({"validation_dir": None, "train_val_split": 0.0}, "There are no validation images, which `--do_eval` needs"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(change, message, scenes, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(scenes, tmp_path / "output", **change)
+
+
+def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_config):
+    InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
+    options = {"config_overrides": None, "head_overrides": None}
+    with pytest.raises(ValueError, match="classifier` is a internimage model, .* as `--backbone`, for a new head"):
+        run(scenes, tmp_path / "output", **options, model_name_or_path=str(tmp_path / "classifier"))
+    with pytest.raises(ValueError, match="`--backbone .*model` is a upernet model, it must be an InternImage"):
+        run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
+
+
+# The table of the authors' configurations: size, learning rate, layer decay, stochastic depth, clipping, images per
+# GPU.
+AUTHORS = {
+    "upernet_internimage_t_512_160k_ade20k": (512, 6e-5, 1.0, 0.2, 0.0, 2),
+    "upernet_internimage_s_512_160k_ade20k": (512, 6e-5, 1.0, 0.3, 0.0, 2),
+    "upernet_internimage_b_512_160k_ade20k": (512, 6e-5, 1.0, 0.4, 0.0, 2),
+    "upernet_internimage_l_640_160k_ade20k": (640, 2e-5, 0.94, 0.4, 0.1, 2),
+    "upernet_internimage_xl_640_160k_ade20k": (640, 2e-5, 0.94, 0.4, 0.1, 2),
+    "upernet_internimage_h_896_160k_ade20k": (896, 2e-5, 0.95, 0.5, 0.1, 1),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = json.loads((script.RECIPES / f"{name}.json").read_text()) | {"bf16": False, "use_cpu": True}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    model_args, data_args, recipe, training = script.parse_arguments([str(tmp_path / "recipe.json")])
+    actual = (
+        data_args.image_size, training.learning_rate, recipe.layer_decay, model_args.drop_path_rate,
+        training.max_grad_norm, training.per_device_train_batch_size,
+    )  # fmt: skip
+    assert actual == AUTHORS[name]
+    assert (training.max_steps, training.warmup_steps, training.weight_decay) == (160_000, 1500, 0.05)
+    assert (training.lr_scheduler_type, training.lr_scheduler_kwargs) == ("polynomial", {"power": 1.0, "lr_end": 0.0})
+    assert (training.adam_beta1, training.adam_beta2, recipe.layer_counting) == (0.9, 0.999, "downstream")
+    assert (data_args.min_resize_ratio, data_args.max_resize_ratio, data_args.max_class_fraction) == (0.5, 2.0, 0.75)
+    assert data_args.do_reduce_labels and data_args.horizontal_flip and data_args.photometric_distortion
+    assert model_args.head == "upernet" and model_args.backbone.split("/")[1] in CHECKPOINTS
+    names, palette = data.read_classes(REPOSITORY / data_args.classes_file)
+    assert (len(names), len(palette), names[0], names[-1]) == (150, 150, "wall", "flag")
+
+
+def test_coins(tmp_path):
+    """The pieces for training and evaluation share no pixel; a few steps learn what a coin is."""
+    coins.write_folders(tmp_path)
+    photograph, labels = coins.coins_and_labels()
+    assert set(np.unique(labels)) == {0, 1} and 0.3 < labels.mean() < 0.45
+    for split, columns in coins.COLUMNS.items():
+        files = sorted((tmp_path / split / "images").iterdir())
+        assert len(files) == 3 * (len(columns) - 1)
+        for file in files:
+            top, left = map(int, file.stem.split("_"))
+            piece = np.asarray(Image.open(file))
+            assert piece.shape == (101, 128) and (left < 256) == (split == "train")
+            assert np.array_equal(piece, photograph[top : top + 101, left : left + 128])
+    arguments = json.loads((script.RECIPES.parent / "coins.json").read_text())
+    arguments = {name: value.replace("outputs/coins/", f"{tmp_path}/") if isinstance(value, str) else value
+                 for name, value in arguments.items()}  # fmt: skip
+    run(tmp_path, **arguments | {"output_dir": str(tmp_path / "model"), "max_steps": 30, "eval_strategy": "no",
+                                 "disable_tqdm": True})  # fmt: skip
+    assert json.loads((tmp_path / "model" / "all_results.json").read_text())["eval_mean_iou"] > 0.75
+    coins.main(["--output_dir", str(tmp_path), "--model", str(tmp_path / "model")])
+    with Image.open(tmp_path / "predictions.png") as picture:
+        assert picture.width > 600 and np.asarray(picture.convert("L")).std() > 10
+
+
+def test_pictures_and_maps(segmenter, scenes, tmp_path, capsys):
+    files = [scenes / "validation" / "images" / f"{idx}.jpg" for idx in (0, 1)]
+    Image.new("RGB", (1, 1), (9, 99, 200)).save(tmp_path / "pixel.png")
+    options = ["--model_name_or_path", str(segmenter), "--output_dir", str(tmp_path / "pictures")]
+    segment.main(
+        [*map(str, files), str(tmp_path / "pixel.png"), *options, "--save_maps", "--scales", "1", "1.5", "--flip"]
+    )
+    assert capsys.readouterr().out.count("Written: ") == 6
+    model, image_processor = segment.load_segmentation_model(str(segmenter), "float32", torch.device("cpu"), False)
+    for file in files:
+        image = Image.open(file)
+        expected = segment_image(model, image_processor, image, scales=(1.0, 1.5), flip=True).argmax(dim=0)
+        path = tmp_path / "pictures" / f"{file.stem}_map.png"
+        saved = data.read_label_map({"bytes": None, "path": str(path)}, **MAP)
+        assert np.array_equal(saved, expected.numpy())
+        with Image.open(path) as palette_image:  # its colours are the model's
+            colour = palette_image.convert("RGB").getpixel((5, 7))
+        assert list(colour) == CLASSES[model.config.id2label[int(expected[7, 5])]]
+        with Image.open(tmp_path / "pictures" / f"{file.stem}.png") as picture:
+            assert picture.width > 700 and np.asarray(picture.convert("L")).std() > 10
+    with Image.open(tmp_path / "pictures" / "pixel_map.png") as pixel:
+        assert pixel.size == (1, 1)
+    with pytest.raises(ValueError, match="2 images are called 0, and so would be their pictures"):
+        segment.main([str(files[0]), "elsewhere/0.jpg", *options])
+
+
+def test_overlay():
+    """Colours over the classes; pixels of other values as they are. Without a palette, colours that differ."""
+    image = Image.new("RGB", (3, 1), (100, 100, 100))
+    picture = segment.blend(image, np.array([[0, 1, 255]]), np.array([[0, 0, 0], [200, 100, 0]], dtype=np.uint8))
+    assert picture.tolist() == [[[45, 45, 45], [155, 100, 45], [100, 100, 100]]]
+    config = script.SegformerHeadConfig(num_labels=60)
+    colours = segment.class_colours(config).astype(int)
+    distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 1000 * np.eye(60, dtype=int)
+    assert colours.shape == (60, 3) and distances.min() > 10
