@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,15 +21,16 @@ from conftest import (
     write_without_data,
 )
 from PIL import Image
-from transformers import pipeline
+from transformers import UperNetConfig, UperNetForSemanticSegmentation, pipeline
 
 import modeling_internimage
 from conversion.convert_internimage_to_hf import main
-from modeling_internimage import InternImageForImageClassification
+from modeling_internimage import InternImageConfig, InternImageForImageClassification
 
 
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
+READMES += ["examples/semantic_segmentation/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 # Appended to training commands: enough to run every part of the script.
 SHORT_RUN = ["--max_steps", "1", "--max_train_samples", "4", "--max_eval_samples", "2", "--report_to", "none"]
@@ -38,6 +40,7 @@ SHORT_JSON = {
     "per_device_train_batch_size": 2, "dataloader_num_workers": 0,
     "train_dir": "images/train", "validation_dir": "images/validation",
 }  # fmt: skip
+SHORT_SEGMENTATION = [*SHORT_RUN, "--image_size", "64"]
 
 
 def blocks(language: str) -> list:
@@ -97,8 +100,46 @@ def workplace(photographs, tiny_config, tmp_path, monkeypatch):
         model = InternImageForImageClassification(tiny_config(id2label=labels, label2id=label2id))
         randomize(model).save_pretrained(tmp_path / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(tmp_path / "outputs" / name)
+    add_segmentation(tmp_path, images)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def add_segmentation(folder: Path, images: list[Image.Image]):
+    """What the commands for segmentation name: images with maps in folders and as a data set, coins, two models."""
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    sys.path.insert(0, str(REPOSITORY / "examples" / "semantic_segmentation"))
+    importlib.import_module("coins").write_folders(folder / "outputs" / "coins")
+    (folder / "classes.json").write_text('{"dark": [0, 0, 90], "bright": [255, 200, 0]}')
+    for split in ("train", "validation"):
+        for name in ("images", "maps"):
+            (folder / "scenes" / split / name).mkdir(parents=True)
+        for idx, image in enumerate(images[:4]):
+            image.save(folder / "scenes" / split / "images" / f"{idx}.jpg")
+            labels = image.convert("L").point(lambda value: int(value > 100))
+            labels.save(folder / "scenes" / split / "maps" / f"{idx}.png")
+    (folder / "streets").mkdir()
+    files = {column: [str(folder / "scenes" / "train" / name) for name in names]
+             for column, names in (("image", [f"images/{idx}.jpg" for idx in range(4)]),
+                                   ("annotation", [f"maps/{idx}.png" for idx in range(4)]))}  # fmt: skip
+    features = Features(dict.fromkeys(files, ImageFeature()))
+    Dataset.from_dict(files, features=features).to_parquet(folder / "streets" / "train.parquet")
+    config = UperNetConfig(
+        backbone_config=InternImageConfig(
+            embed_dim=16, depths=[1, 1, 1, 1], num_groups=[1, 2, 4, 8],
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=64, id2label={0: "dark", 1: "bright"},
+        label2id={"dark": 0, "bright": 1},
+    )  # fmt: skip
+    image_processor = modeling_internimage.InternImageSegmentationImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 256}, size_divisor=32
+    )
+    for name in ("coins_model", "my_segmenter"):
+        randomize(UperNetForSemanticSegmentation(config)).save_pretrained(folder / "outputs" / name)
+        image_processor.save_pretrained(folder / "outputs" / name)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -141,15 +182,18 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
         return
     assert words[0] == "python", f"unknown kind of command: {command}"
     words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
-    if "run_image_classification.py" in command:
+    is_segmentation = "run_semantic_segmentation.py" in command
+    if is_segmentation or "run_image_classification.py" in command:
         if words[-1].endswith(".json"):
-            arguments = json.loads((REPOSITORY / words[-1]).read_text()) | SHORT_JSON
+            arguments = json.loads((REPOSITORY / words[-1]).read_text())
+            folders = {name: arguments[name] for name in ("train_dir", "validation_dir") if is_segmentation}
+            arguments |= SHORT_JSON | folders
             if "model_name_or_path" in arguments:
                 arguments["model_name_or_path"] = str(official_checkpoint)
             (workplace / "short.json").write_text(json.dumps(arguments))
             words[-1] = "short.json"
         else:
-            words += SHORT_RUN
+            words += SHORT_SEGMENTATION if is_segmentation else SHORT_RUN
     if "conversion.convert_internimage_to_hf" in words:
         monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # as if this were the checkout
         if "internimage_t_1k_224" in words:
@@ -164,10 +208,9 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
         (workplace / "ckpt_epoch_99.pth").symlink_to(original_checkpoint)
     result = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    if "run_image_classification.py" in command and "--output_dir" in words:
-        assert "eval_accuracy" in json.loads(
-            (workplace / words[words.index("--output_dir") + 1] / "all_results.json").read_text()
-        )
+    if "--do_eval" in words:
+        metrics = json.loads((workplace / words[words.index("--output_dir") + 1] / "all_results.json").read_text())
+        assert ("eval_mean_iou" if is_segmentation else "eval_accuracy") in metrics
 
 
 def test_digits_table(workplace):
