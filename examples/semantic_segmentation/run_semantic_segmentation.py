@@ -374,7 +374,8 @@ class SegmentationTrainer(InternImageTrainer):
         """Batch normalisation cannot train on the one image that may be left over at the end of an epoch."""
         args = self.args
         drop_last = args.dataloader_drop_last
-        args.dataloader_drop_last = drop_last or len(self.train_dataset) % args.train_batch_size == 1
+        left_over = len(self.train_dataset) % args.train_batch_size  # with several processes, batches are filled up
+        args.dataloader_drop_last = drop_last or (args.world_size == 1 and left_over == 1)
         try:
             return super().get_train_dataloader()
         finally:

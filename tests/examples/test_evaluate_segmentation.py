@@ -251,6 +251,16 @@ def test_mask2former(scenes, tmp_path):
     check(result, expected_areas(str(tmp_path / "model"), scenes))
 
 
+def test_use_kernels(checkpoint, scenes, tmp_path, monkeypatch):
+    asked = []
+    models = importlib.import_module("segmentation_models")
+    monkeypatch.setattr(models, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
+    run(checkpoint, tmp_path, data_dir=scenes, max_samples=1)
+    assert asked == []
+    run(checkpoint, tmp_path, "--use_kernels", data_dir=scenes, max_samples=1)
+    assert asked == ["SegformerHeadForSemanticSegmentation"]
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

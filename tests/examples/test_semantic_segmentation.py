@@ -4,6 +4,7 @@
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -312,6 +313,22 @@ def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_co
         run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
 
 
+def test_what_the_heads_need_for_training(segmenter):
+    """Checkpointing in UperNet's backbone; on several GPUs statistics of all of them, under the same names."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(segmenter)
+    arguments = SimpleNamespace(
+        train_batch_size=1, per_device_train_batch_size=1, world_size=2, device=torch.device("cuda"),
+        gradient_checkpointing=True, gradient_checkpointing_kwargs=None,
+    )  # fmt: skip
+    names = list(model.state_dict())
+    model = script.prepare_training(model, arguments, num_images=9)
+    assert model.backbone.is_gradient_checkpointing and not arguments.gradient_checkpointing
+    assert isinstance(model.decode_head.bottleneck.batch_norm, torch.nn.SyncBatchNorm)
+    assert list(model.state_dict()) == names
+    with pytest.raises(ValueError, match="with 1 training images: batch normalisation needs at least two"):
+        script.prepare_training(model, arguments, num_images=1)
+
+
 # The table of the authors' configurations: size, learning rate, layer decay, stochastic depth, clipping, images per
 # GPU.
 AUTHORS = {
@@ -393,6 +410,18 @@ def test_pictures_and_maps(segmenter, scenes, tmp_path, capsys):
         assert pixel.size == (1, 1)
     with pytest.raises(ValueError, match="2 images are called 0, and so would be their pictures"):
         segment.main([str(files[0]), "elsewhere/0.jpg", *options])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (3, 7)], ids=str)
+def test_images_of_few_pixels(size, segmenter):
+    """Their height is not taken for channels."""
+    model, image_processor = segment.load_segmentation_model(str(segmenter), "float32", torch.device("cpu"), False)
+    image = Image.effect_noise(size, 60).convert("RGB")
+    image.putpixel((0, 0), (250, 10, 90))
+    probabilities = segment_image(model, image_processor, image)
+    assert probabilities.shape == (3, size[1], size[0])
+    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+    assert torch.equal(probabilities, segment_image(model, image_processor, pixels))
 
 
 def test_overlay():
