@@ -6,7 +6,7 @@ A photograph of coins as a small data set for segmentation, without a download.
     python examples/semantic_segmentation/coins.py --output_dir outputs/coins --model outputs/coins_model
 
 The photograph is scikit-image's; label maps come from the region-based recipe of its tutorial (edges, markers from the
-extremes of the grey values, watershed). The left four columns of coins are for training, the right two for evaluation.
+extremes of the grey values, watershed). The left two thirds are for training, the right third for evaluation.
 With `--model`, the pieces for evaluation are drawn with label and prediction.
 """
 

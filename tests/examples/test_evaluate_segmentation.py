@@ -290,7 +290,9 @@ def test_nothing_to_evaluate(checkpoint, tmp_path):
 def test_models_that_cannot_be_evaluated(checkpoint, scenes, tmp_path):
     """A head without trained weights, another image processor, numbers that are none."""
     InternImageForImageClassification(InternImageConfig(**BACKBONE, num_labels=3)).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="`--model_name_or_path .*model` is a internimage model, not one for segmen"):
+    with pytest.raises(
+        ValueError, match="`--model_name_or_path .*model` is a model of type internimage, which is not for"
+    ):
         run(str(tmp_path / "model"), tmp_path, data_dir=scenes)
     model = SegformerHeadForSemanticSegmentation.from_pretrained(checkpoint)
     model.decode_head.classifier.bias.data[0] = float("nan")

@@ -307,9 +307,11 @@ def test_bad_arguments(change, message, scenes, tmp_path):
 def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_config):
     InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
     options = {"config_overrides": None, "head_overrides": None}
-    with pytest.raises(ValueError, match="classifier` is a internimage model, .* as `--backbone`, for a new head"):
+    with pytest.raises(
+        ValueError, match="classifier` is a model of type internimage, .* as `--backbone`, for a new head"
+    ):
         run(scenes, tmp_path / "output", **options, model_name_or_path=str(tmp_path / "classifier"))
-    with pytest.raises(ValueError, match="`--backbone .*model` is a upernet model, it must be an InternImage"):
+    with pytest.raises(ValueError, match="`--backbone .*model` is a model of type upernet, it must be an InternImage"):
         run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
 
 
