@@ -300,8 +300,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
         config = AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
         if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
             raise ValueError(
-                f"`--model_name_or_path {model_args.model_name_or_path}` is a model of type {config.model_type}, which "
-                "this script cannot train: give a checkpoint with an InternImage in it as `--backbone`, for a new head."
+                f"`--model_name_or_path {model_args.model_name_or_path}` is a model of type {config.model_type}, "
+                "which this script cannot train: give an InternImage checkpoint as `--backbone`, for a new head."
             )
         config.update(fields)
         if model_args.drop_path_rate is not None:
@@ -336,8 +336,8 @@ def new_model(model_args: ModelArguments, fields: dict, hub: dict):
         config = AutoConfig.from_pretrained(model_args.backbone, **hub)
         if not isinstance(config, InternImageConfig):
             raise ValueError(
-                f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be an InternImage. (A "
-                "checkpoint for segmentation is `--model_name_or_path`.)"
+                f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be an InternImage. "
+                "(A checkpoint for segmentation is `--model_name_or_path`.)"
             )
         # (`AutoBackbone` does not load folders in transformers 5.22.)
         backbone = InternImageBackbone.from_pretrained(model_args.backbone, out_features=STAGES, **drop_path, **hub)

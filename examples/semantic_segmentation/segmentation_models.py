@@ -20,7 +20,8 @@ def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.d
     auto_class = next((auto for auto in auto_classes if type(config) in auto._model_mapping), None)
     if auto_class is None:
         raise ValueError(
-            f"`--model_name_or_path {model_name_or_path}` is a model of type {config.model_type}, which is not for segmentation."
+            f"`--model_name_or_path {model_name_or_path}` is a model of type {config.model_type}, "
+            "which is not for segmentation."
         )
     model, info = auto_class.from_pretrained(
         model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
