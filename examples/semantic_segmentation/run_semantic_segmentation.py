@@ -336,7 +336,7 @@ def new_model(model_args: ModelArguments, fields: dict, hub: dict):
         config = AutoConfig.from_pretrained(model_args.backbone, **hub)
         if not isinstance(config, InternImageConfig):
             raise ValueError(
-                f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be an InternImage. "
+                f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be InternImage. "
                 "(A checkpoint for segmentation is `--model_name_or_path`.)"
             )
         # (`AutoBackbone` does not load folders in transformers 5.22.)

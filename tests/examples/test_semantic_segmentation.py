@@ -311,7 +311,7 @@ def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_co
         ValueError, match="classifier` is a model of type internimage, .* as `--backbone`, for a new head"
     ):
         run(scenes, tmp_path / "output", **options, model_name_or_path=str(tmp_path / "classifier"))
-    with pytest.raises(ValueError, match="`--backbone .*model` is a model of type upernet, it must be an InternImage"):
+    with pytest.raises(ValueError, match="`--backbone .*model` is a model of type upernet, it must be InternImage"):
         run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
 
 
