@@ -137,9 +137,9 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
     image_processor = modeling_internimage.InternImageSegmentationImageProcessor(
         size={"shortest_edge": 64, "longest_edge": 256}, size_divisor=32
     )
-    for name in ("coins_model", "my_segmenter"):
-        randomize(UperNetForSemanticSegmentation(config)).save_pretrained(folder / "outputs" / name)
-        image_processor.save_pretrained(folder / "outputs" / name)
+    for name in ("outputs/coins_model", "outputs/my_segmenter", "upernet_internimage_t_512_160k_ade20k"):
+        randomize(UperNetForSemanticSegmentation(config)).save_pretrained(folder / name)
+        image_processor.save_pretrained(folder / name)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
