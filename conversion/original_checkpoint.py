@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy
 import torch
 
 from conversion.errors import ConversionError
@@ -17,6 +18,10 @@ EMA_ENTRIES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 
 # Settings that trainers store beside the weights. Nobody reads them here; they become plain dictionaries.
 INERT_CLASSES = [(OrderedDict, name) for name in ("yacs.config.CfgNode", "argparse.Namespace")]
+# Numbers of numpy, such as the best metric so far: what rebuilds them builds nothing else.
+_rebuild_scalar = numpy.float64(0).__reduce__()[0]
+NUMPY_NUMBERS = [(_rebuild_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMPY_NUMBERS += [numpy.dtype, *(type(numpy.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?"))]
 
 
 def read_original_checkpoint(file: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
@@ -66,7 +71,7 @@ def _is_state_dict(candidate) -> bool:
 def _load(file: Path):
     if not file.is_file():
         raise ConversionError(f"There is no file {file}.")
-    with torch.serialization.safe_globals(INERT_CLASSES):
+    with torch.serialization.safe_globals(INERT_CLASSES + NUMPY_NUMBERS):
         try:
             # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
             return torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)

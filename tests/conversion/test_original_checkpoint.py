@@ -7,6 +7,7 @@ import re
 import sys
 import types
 
+import numpy
 import pytest
 import torch
 
@@ -117,3 +118,15 @@ def test_other_content(content, message, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(ConversionError, match=re.escape(f"There is no file {tmp_path / 'file.pth'}")):
         read_original_checkpoint(tmp_path / "file.pth")
+
+
+def test_numbers_of_numpy(tmp_path):
+    """mm-style toolboxes store the best metric so far; the files of 2022 call numpy's module by its old name."""
+    meta = {"best_score": numpy.float64(0.5), "iter": numpy.int64(3), "loss": numpy.float32(1)}
+    file = tmp_path / "file.pth"
+    torch.save({"state_dict": WEIGHTS, "meta": meta}, file, _use_new_zipfile_serialization=False)
+    assert read_original_checkpoint(file).keys() == WEIGHTS.keys()
+    new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    assert new in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(new, old))
+    assert read_original_checkpoint(file).keys() == WEIGHTS.keys()
