@@ -9,6 +9,7 @@ import torch
 from conftest import GOLDEN, randomize
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -180,6 +181,30 @@ def test_segformer_head_round_trip(segformer_head, tmp_path):
     (only,) = loaded(pixel_values, return_dict=False)
     torch.testing.assert_close(only, logits)
     assert len(loaded(pixel_values, output_hidden_states=True).hidden_states) == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["segformer", "upernet"])
+def test_feature_maps_are_not_copied(kind, segformer_head, tiny_config):
+    """The backbone hands channels-last memory to the head, which works on it as it is."""
+
+    class Copies(TorchDispatchMode):
+        operators = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if any(part in str(function) for part in ("clone", "copy", "contiguous")):
+                self.operators.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    model = segformer_head
+    if kind == "upernet":
+        backbone_config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+        model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone_config, hidden_size=8)).eval()
+    feature_maps = model.backbone(torch.randn(2, 3, 96, 64)).feature_maps
+    assert all(feature_map.is_contiguous(memory_format=torch.channels_last) for feature_map in feature_maps)
+    with Copies() as copies:
+        model.decode_head(feature_maps)
+    assert copies.operators == []
 
 
 def test_segformer_head_training(segformer_head):
