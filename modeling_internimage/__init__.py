@@ -3,8 +3,10 @@
 
 from .auto_registration import register_auto_classes
 from .configuration_internimage import InternImageConfig
+from .configuration_mask_rcnn import MaskRCNNConfig
 from .configuration_segformer_head import SegformerHeadConfig
 from .image_processing import create_image_processor
+from .image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES, MaskRCNNImageProcessorPil
 from .image_processing_segmentation import (
     SEGMENTATION_IMAGE_PROCESSOR_CLASSES,
     InternImageSegmentationImageProcessorPil,
@@ -23,6 +25,7 @@ from .modeling_internimage import (
     InternImageModel,
     InternImagePreTrainedModel,
 )
+from .modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNObjectDetectionOutput
 from .modeling_segformer_head import SegformerHeadForSemanticSegmentation
 from .optimization import create_parameter_groups
 from .semantic_segmentation import segment_image, window_scores
@@ -39,6 +42,10 @@ __all__ = [
     "InternImagePreTrainedModel",
     "InternImageSegmentationImageProcessorPil",
     "KernelNotAvailableError",
+    "MaskRCNNConfig",
+    "MaskRCNNForObjectDetection",
+    "MaskRCNNImageProcessorPil",
+    "MaskRCNNObjectDetectionOutput",
     "SegformerHeadConfig",
     "SegformerHeadForSemanticSegmentation",
     "create_image_processor",
@@ -54,7 +61,8 @@ __all__ = [
 
 if "torchvision" in SEGMENTATION_IMAGE_PROCESSOR_CLASSES:
     InternImageSegmentationImageProcessor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES["torchvision"]
-    __all__ += ["InternImageSegmentationImageProcessor"]
+    MaskRCNNImageProcessor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["torchvision"]
+    __all__ += ["InternImageSegmentationImageProcessor", "MaskRCNNImageProcessor"]
 
 register_auto_classes()
 register_dcnv3_kernel()

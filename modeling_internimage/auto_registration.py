@@ -7,16 +7,20 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     Mask2FormerConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_internimage import InternImageConfig
+from .configuration_mask_rcnn import MaskRCNNConfig
 from .configuration_segformer_head import SegformerHeadConfig
 from .image_processing import IMAGE_PROCESSOR_CLASSES
+from .image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from .image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
+from .modeling_mask_rcnn import MaskRCNNForObjectDetection
 from .modeling_segformer_head import SegformerHeadForSemanticSegmentation
 
 
@@ -24,7 +28,8 @@ def register_auto_classes():
     """
     Register InternImage with `AutoConfig`, `AutoModel`, `AutoModelForImageClassification`, `AutoBackbone` and
     `AutoImageProcessor`, the SegFormer head with `AutoConfig`, `AutoModelForSemanticSegmentation` and
-    `AutoImageProcessor`. Importing the package does it; doing it again is harmless.
+    `AutoImageProcessor`, Mask R-CNN with `AutoConfig`, `AutoModelForObjectDetection` and `AutoImageProcessor`.
+    Importing the package does it; doing it again is harmless.
     """
     AutoConfig.register(InternImageConfig.model_type, InternImageConfig, exist_ok=True)
     AutoModel.register(InternImageConfig, InternImageModel, exist_ok=True)
@@ -38,6 +43,13 @@ def register_auto_classes():
     AutoImageProcessor.register(
         SegformerHeadConfig, image_processor_classes=SEGMENTATION_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
+
+    AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig, exist_ok=True)
+    AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection, exist_ok=True)
+    AutoImageProcessor.register(
+        MaskRCNNConfig, image_processor_classes=MASK_RCNN_IMAGE_PROCESSOR_CLASSES, exist_ok=True
+    )
+
     # Models that `pipeline` finds only through the architecture in their configuration fail in transformers 5.22. (By
     # name, not by `register`, which would import the model.)
     MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault("mask2former", "Mask2FormerForUniversalSegmentation")

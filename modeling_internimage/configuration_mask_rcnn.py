@@ -1,0 +1,172 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the two-stage detectors: Mask R-CNN and its cascades, with or without masks."""
+
+from dataclasses import field
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .configuration_internimage import InternImageConfig
+
+
+BOX_LOSSES = ("l1", "smooth_l1", "giou")
+
+
+@strict
+class MaskRCNNConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MaskRCNNForObjectDetection`]. The defaults are the official Mask R-CNN models; a cascade has
+    several entries in `box_stds`, `stage_positive_ious` and `stage_loss_weights`, one per stage of refinement.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of any backbone of `AutoBackbone`, whose `out_features` are the feature maps that the
+            pyramid is built on, the finest first. Defaults to all four stages of InternImage-T.
+        feature_strides (`list[int]`, *optional*, defaults to `[4, 8, 16, 32]`):
+            Pixels per position of these feature maps. The pyramid has one more level, at twice the last stride, that
+            serves proposals only.
+        hidden_size (`int`, *optional*, defaults to 256):
+            Channels of the pyramid and of every convolution on it.
+        anchor_scale (`float`, *optional*, defaults to 8):
+            Square root of the area of the anchors, in strides of their level.
+        anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`):
+            Height over width of the anchors at each position.
+        num_proposals (`int`, *optional*, defaults to 1000):
+            Largest number of proposals for an image.
+        num_proposals_per_level (`int`, *optional*, defaults to 1000):
+            Anchors of one level, those with the best scores, that non-maximum suppression chooses from.
+        num_train_proposals (`int`, *optional*, defaults to 1000):
+            `num_proposals` for the loss.
+        num_train_proposals_per_level (`int`, *optional*, defaults to 2000):
+            `num_proposals_per_level` for the loss.
+        proposal_nms_threshold (`float`, *optional*, defaults to 0.7):
+            Intersection over union above which the proposal with the lower score is dropped.
+        box_head_num_conv_layers (`int`, *optional*, defaults to 0):
+            Convolutions with batch normalisation in each box head.
+        box_head_num_fc_layers (`int`, *optional*, defaults to 2):
+            Linear layers that follow them.
+        box_head_hidden_size (`int`, *optional*, defaults to 1024):
+            Width of the linear layers.
+        box_roi_size (`int`, *optional*, defaults to 7):
+            Height and width of the features cut out for a box head.
+        class_agnostic_boxes (`bool`, *optional*, defaults to `False`):
+            Whether a box head predicts one box for all classes instead of one for each.
+        box_stds (`list[list[float]]`, *optional*, defaults to `[[0.1, 0.1, 0.2, 0.2]]`):
+            For each stage, what the predicted offsets (dx, dy, log width, log height) are multiplied with.
+        use_mask_head (`bool`, *optional*, defaults to `True`):
+            Whether masks are predicted, with a mask head for each stage.
+        mask_head_num_layers (`int`, *optional*, defaults to 4):
+            Convolutions in a mask head.
+        mask_roi_size (`int`, *optional*, defaults to 14):
+            Height and width of the features cut out for a mask head; masks have twice that.
+        score_threshold (`float`, *optional*, defaults to 0.05):
+            Detections have a larger score.
+        nms_threshold (`float`, *optional*, defaults to 0.5):
+            Intersection over union above which, of two detections of a class, the one with the lower score is dropped.
+        max_detections (`int`, *optional*, defaults to 100):
+            Largest number of detections for an image.
+        rpn_positive_iou (`float`, *optional*, defaults to 0.7):
+            Anchors that overlap an object at least so much are trained as objects.
+        rpn_negative_iou (`float`, *optional*, defaults to 0.3):
+            Anchors that overlap every object less than that are trained as background.
+        rpn_num_samples (`int`, *optional*, defaults to 256):
+            Anchors of an image that the loss looks at, at most half of them objects.
+        rpn_outside_anchors (`bool`, *optional*, defaults to `True`):
+            Whether anchors that reach beyond the image are trained.
+        rpn_box_loss (`str`, *optional*, defaults to `"l1"`):
+            `"l1"` or `"smooth_l1"`, on offsets.
+        rpn_smooth_l1_beta (`float`, *optional*, defaults to 1/9):
+            Difference below which that loss is quadratic.
+        stage_positive_ious (`list[float]`, *optional*, defaults to `[0.5]`):
+            For each stage, the overlap from which a proposal is trained as the object it overlaps most. Below, it is
+            background.
+        match_low_quality (`bool`, *optional*, defaults to `True`):
+            Whether a proposal that overlaps an object most of all proposals, and enough, is always trained as that
+            object, even if it overlaps another one more. (The anchors of the region proposal network always are.)
+        roi_num_samples (`int`, *optional*, defaults to 512):
+            Proposals of an image that the loss looks at, at most a quarter of them objects.
+        box_loss (`str`, *optional*, defaults to `"l1"`):
+            `"l1"` or `"smooth_l1"`, on offsets, or `"giou"`, on boxes.
+        smooth_l1_beta (`float`, *optional*, defaults to 1.0):
+            Difference below which that loss is quadratic.
+        box_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the box loss of every stage.
+        stage_loss_weights (`list[float]`, *optional*, defaults to `[1.0]`):
+            Weight of all losses of each stage.
+
+    Example:
+
+    ```python
+    >>> from modeling_internimage import InternImageConfig, MaskRCNNConfig, MaskRCNNForObjectDetection
+
+    >>> backbone_config = InternImageConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    >>> config = MaskRCNNConfig(backbone_config=backbone_config, num_labels=80)
+    >>> model = MaskRCNNForObjectDetection(config)
+    ```"""
+
+    model_type = "mask_rcnn"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type=InternImageConfig.model_type,
+            init_kwargs={"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        ),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    feature_strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    hidden_size: int = 256
+    anchor_scale: float | int = 8
+    anchor_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    num_proposals: int = 1000
+    num_proposals_per_level: int = 1000
+    num_train_proposals: int = 1000
+    num_train_proposals_per_level: int = 2000
+    proposal_nms_threshold: float = 0.7
+    box_head_num_conv_layers: int = 0
+    box_head_num_fc_layers: int = 2
+    box_head_hidden_size: int = 1024
+    box_roi_size: int = 7
+    class_agnostic_boxes: bool = False
+    box_stds: list[list[float]] = field(default_factory=lambda: [[0.1, 0.1, 0.2, 0.2]])
+    use_mask_head: bool = True
+    mask_head_num_layers: int = 4
+    mask_roi_size: int = 14
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+    rpn_positive_iou: float = 0.7
+    rpn_negative_iou: float = 0.3
+    rpn_num_samples: int = 256
+    rpn_outside_anchors: bool = True
+    rpn_box_loss: str = "l1"
+    rpn_smooth_l1_beta: float = 1 / 9
+    stage_positive_ious: list[float] = field(default_factory=lambda: [0.5])
+    match_low_quality: bool = True
+    roi_num_samples: int = 512
+    box_loss: str = "l1"
+    smooth_l1_beta: float = 1.0
+    box_loss_weight: float | int = 1.0
+    stage_loss_weights: list[float | int] = field(default_factory=lambda: [1.0])
+
+    def validate_architecture(self):
+        """Raise a `ValueError` for combinations that cannot be built."""
+        super().validate_architecture()
+        if not len(self.box_stds) == len(self.stage_positive_ious) == len(self.stage_loss_weights) > 0:
+            raise ValueError(
+                "`box_stds`, `stage_positive_ious` and `stage_loss_weights` must have one entry per stage of "
+                f"refinement, got {self.box_stds}, {self.stage_positive_ious} and {self.stage_loss_weights}."
+            )
+        if any(len(stds) != 4 for stds in self.box_stds):
+            raise ValueError(f"`box_stds` must have four numbers for each stage, got {self.box_stds}.")
+        for name in ("score_threshold", "nms_threshold", "proposal_nms_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
+        if self.rpn_box_loss not in BOX_LOSSES[:2]:
+            raise ValueError(f"Unknown `rpn_box_loss={self.rpn_box_loss!r}`. Choose one of {BOX_LOSSES[:2]}.")
+        if self.box_loss not in BOX_LOSSES:
+            raise ValueError(f"Unknown `box_loss={self.box_loss!r}`. Choose one of {BOX_LOSSES}.")
+
+
+__all__ = ["MaskRCNNConfig"]

@@ -1,0 +1,296 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Image processors of the two-stage detectors."""
+
+import math
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import BatchFeature
+from transformers.image_transforms import center_to_corners_format, corners_to_center_format
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
+
+from .boxes import paste_masks
+from .resizing import keep_ratio_size, resize_bilinear
+
+
+class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*, defaults to 32):
+        Pad height and width of a batch to multiples of this number.
+    category_ids (`list[int]`, *optional*):
+        Ids of the categories in annotations, in the order of the classes of the model. Without it an id is a class
+        index.
+    """
+
+    size_divisor: int
+    category_ids: list[int] | None
+
+
+class _MaskRCNNProcessing:
+    """What both backends have in common."""
+
+    valid_kwargs = MaskRCNNImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    default_to_square = False
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_pad = True
+    size_divisor = 32
+    category_ids = None
+
+    def preprocess(self, images, annotations=None, return_segmentation_masks: bool = False, **kwargs) -> BatchFeature:
+        """
+        Args:
+            images:
+                One or more, of any sizes.
+            annotations (`dict` or `list[dict]`, *optional*):
+                For each image, as in files of COCO, `image_id` and `annotations`: dictionaries with `bbox` (left, top,
+                width, height in pixels), `category_id` and, for masks, `segmentation` (polygons or run lengths). Boxes
+                are cut at the border of the image; crowds and boxes of less than a pixel are left out, as in the
+                original.
+            return_segmentation_masks (`bool`, *optional*, defaults to `False`):
+                Whether labels get the masks of the annotations.
+
+        Returns:
+            [`BatchFeature`]: `pixel_values`, `pixel_mask` and, with annotations, `labels` as
+            [`MaskRCNNForObjectDetection`] takes them, with `image_id`, `orig_size` and `size` (height, width).
+        """
+        return super().preprocess(images, annotations, return_segmentation_masks, **kwargs)
+
+    def _preprocess(
+        self,
+        images,
+        annotations,
+        return_segmentation_masks,
+        do_resize,
+        size,
+        do_pad,
+        pad_size,
+        size_divisor,
+        category_ids,
+        return_tensors,
+        **kwargs,
+    ):
+        annotations = [annotations] if isinstance(annotations, dict) else annotations
+        if annotations is not None and len(annotations) != len(images):
+            raise ValueError(
+                f"`annotations` must have an entry for each of the {len(images)} images: {len(annotations)}."
+            )
+        original_sizes = [image.shape[-2:] for image in images]
+        if do_resize:
+            images = [_resize(image, size) for image in images]
+        sizes = [image.shape[-2:] for image in images]
+        if do_pad and pad_size is None:
+            pad_size = SizeDict(
+                **{
+                    name: math.ceil(max(sides) / size_divisor) * size_divisor
+                    for name, sides in zip(("height", "width"), zip(*sizes))
+                }
+            )
+        kwargs |= {"size": size, "do_pad": do_pad, "pad_size": pad_size, "return_tensors": return_tensors}
+        batch = super()._preprocess(images, do_resize=False, **kwargs)
+        if do_pad:
+            masks = np.zeros((len(sizes), pad_size.height, pad_size.width), dtype=np.int64)
+            for mask, (height, width) in zip(masks, sizes):
+                mask[:height, :width] = 1
+            batch.update(BatchFeature({"pixel_mask": list(masks)}, tensor_type=return_tensors))
+        if annotations is not None:
+            batch["labels"] = [
+                BatchFeature(
+                    _labels(annotation, original_size, size, category_ids, return_segmentation_masks),
+                    tensor_type=return_tensors,
+                )
+                for annotation, original_size, size in zip(annotations, original_sizes, sizes)
+            ]
+        return batch
+
+    def post_process_object_detection(
+        self, outputs, threshold: float = 0.05, target_sizes: torch.Tensor | list[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Detections of each image, the best first. The model has already dropped those with a score of at most
+        `config.score_threshold` and those that overlap a better one of their class (`config.nms_threshold`).
+
+        Args:
+            outputs ([`MaskRCNNObjectDetectionOutput`]):
+                Of the model.
+            threshold (`float`, *optional*, defaults to 0.05):
+                Scores are above this. Lower than `config.score_threshold` it has no effect.
+            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`, *optional*):
+                Height and width of each original image. Without it boxes are relative to the size of the image.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: `scores` (n,), `labels` (n,) and `boxes` (n, 4), left, top, right, bottom
+            in pixels.
+        """
+        boxes = center_to_corners_format(outputs.pred_boxes)
+        if target_sizes is not None:
+            sizes = torch.as_tensor(target_sizes, device=boxes.device, dtype=boxes.dtype)
+            if sizes.shape != (len(boxes), 2):
+                raise ValueError(
+                    f"`target_sizes` must have a height and a width for each of the {len(boxes)} images, got shape "
+                    f"{tuple(sizes.shape)}."
+                )
+            boxes = boxes * sizes.flip(1).repeat(1, 2)[:, None]
+        return [
+            {"scores": own_scores[kept], "labels": own_labels[kept], "boxes": own_boxes[kept]}
+            for own_scores, own_labels, own_boxes, kept in zip(
+                outputs.pred_scores, outputs.pred_labels, boxes, outputs.pred_scores > max(threshold, 0)
+            )
+        ]
+
+    def post_process_instance_segmentation(
+        self,
+        outputs,
+        threshold: float = 0.05,
+        mask_threshold: float = 0.5,
+        target_sizes: torch.Tensor | list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        As [`post_process_object_detection`], with the mask of each detection in the original image. Masks of different
+        detections may overlap.
+
+        Args:
+            outputs, threshold, target_sizes:
+                See there. `target_sizes` are needed.
+            mask_threshold (`float`, *optional*, defaults to 0.5):
+                Probability from which a pixel belongs to the mask.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: `scores`, `labels`, `boxes`, and `masks` (n, height, width) of bool.
+        """
+        if target_sizes is None:
+            raise ValueError("Masks need `target_sizes`, the height and width of each original image.")
+        if outputs.pred_masks is None:
+            raise ValueError("The model has no mask heads (`use_mask_head=False`): there are no masks.")
+        results = self.post_process_object_detection(outputs, threshold, target_sizes)
+        for result, masks, scores, size in zip(results, outputs.pred_masks, outputs.pred_scores, target_sizes):
+            masks = masks[scores > max(threshold, 0)].to(result["boxes"].dtype)
+            height, width = map(int, size)
+            # One after the other: all together would be gigabytes in floating point.
+            pasted = masks.new_zeros((len(masks), height, width), dtype=torch.bool)
+            for idx in range(len(masks)):
+                own = slice(idx, idx + 1)
+                pasted[own] = paste_masks(masks[own], result["boxes"][own], height, width) >= mask_threshold
+            result["masks"] = pasted
+        return results
+
+
+def _resize(image, size: SizeDict):
+    """A tensor or array (channels, height, width) at the processor's size."""
+    if size.shortest_edge and size.longest_edge:
+        height, width = keep_ratio_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+    elif size.height and size.width:
+        height, width = size.height, size.width
+    else:
+        raise ValueError(
+            f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
+        )
+    if isinstance(image, np.ndarray):
+        return resize_bilinear(torch.from_numpy(np.ascontiguousarray(image)), height, width).numpy()
+    return resize_bilinear(image, height, width)
+
+
+def _labels(
+    annotation: dict, original_size: tuple[int, int], size: tuple[int, int], category_ids, with_masks: bool
+) -> dict[str, torch.Tensor]:
+    """Annotations of an image in the format of COCO -> labels of the model."""
+    if "image_id" not in annotation or "annotations" not in annotation:
+        raise ValueError(
+            "`annotations` must be dictionaries with `image_id` and `annotations`, as in files of COCO, got "
+            f"{sorted(annotation)}."
+        )
+    height, width = original_size
+    class_of = None if category_ids is None else {category: idx for idx, category in enumerate(category_ids)}
+    boxes, classes, masks = [], [], []
+    for entry in annotation["annotations"]:
+        left, top, box_width, box_height = entry["bbox"]
+        corners = (max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height))
+        inside = corners[2] > corners[0] and corners[3] > corners[1]
+        if entry.get("iscrowd") or not inside or box_width < 1 or box_height < 1 or entry.get("area", 1) <= 0:
+            continue
+        category = entry["category_id"]
+        if class_of is not None and category not in class_of:
+            raise ValueError(
+                f"Image {annotation['image_id']} has an annotation of category {category}, which is not in "
+                "`category_ids`. Add it there, or leave the annotation out."
+            )
+        boxes.append(corners)
+        classes.append(category if class_of is None else class_of[category])
+        if with_masks:
+            masks.append(_decode_mask(entry.get("segmentation"), height, width, annotation["image_id"]))
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = {
+        "image_id": torch.tensor([annotation["image_id"]]),
+        "class_labels": torch.tensor(classes, dtype=torch.int64),
+        "boxes": corners_to_center_format(boxes / torch.tensor([width, height, width, height])),
+        "orig_size": torch.tensor(tuple(original_size)),
+        "size": torch.tensor(tuple(size)),
+    }
+    if with_masks:
+        masks = torch.from_numpy(np.array(masks, dtype=np.uint8).reshape(-1, 1, height, width))
+        if len(masks):  # the nearest pixels
+            masks = torch.nn.functional.interpolate(masks, size=tuple(size))
+        else:
+            masks = masks.new_zeros((0, 1, *size))
+        labels["masks"] = masks[:, 0] > 0
+    return labels
+
+
+def _decode_mask(segmentation, height: int, width: int, image_id: int) -> np.ndarray:
+    """Polygons, or run lengths with or without compression, as an array (height, width) of 0 and 1."""
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise ImportError(
+            'Masks of annotations need pycocotools: pip install "modeling-internimage[train]".'
+        ) from error
+    if not segmentation:
+        raise ValueError(
+            f"Image {image_id} has an annotation without `segmentation`, but `return_segmentation_masks=True`."
+        )
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        runs = segmentation
+    else:
+        if isinstance(segmentation, list) and any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+            raise ValueError(f"Image {image_id} has a polygon without three corners: {segmentation}.")
+        runs = coco_mask.frPyObjects(segmentation, height, width)
+        runs = coco_mask.merge(runs) if isinstance(runs, list) else runs
+    if tuple(runs["size"]) != (height, width):
+        raise ValueError(f"Image {image_id} has {height}x{width} pixels, but a mask of it has {runs['size']}.")
+    return coco_mask.decode(runs)
+
+
+class MaskRCNNImageProcessorPil(_MaskRCNNProcessing, PilBackend):
+    """As [`MaskRCNNImageProcessor`], without torchvision."""
+
+
+MASK_RCNN_IMAGE_PROCESSOR_CLASSES = {"pil": MaskRCNNImageProcessorPil}
+
+if is_torchvision_available():  # else importing the class warns
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    class MaskRCNNImageProcessor(_MaskRCNNProcessing, TorchvisionBackend):
+        """
+        Preprocessing of the official detection models (`detection/configs` of the original): bilinear resizing of
+        bytes as OpenCV does it, keeping the proportions within `size` (`shortest_edge`, `longest_edge`); ImageNet mean
+        and standard deviation; then zeros at the right and at the bottom, up to the largest image of the batch and a
+        multiple of `size_divisor`. Annotations become labels, and outputs of the model detections.
+
+        Args:
+            size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
+                Or `height` and `width`.
+            size_divisor, category_ids:
+                See [`MaskRCNNImageProcessorKwargs`].
+        """
+
+    MASK_RCNN_IMAGE_PROCESSOR_CLASSES["torchvision"] = MaskRCNNImageProcessor

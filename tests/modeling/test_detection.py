@@ -1,0 +1,423 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Two-stage detection: boxes, training, the model. Numbers of whole models: tests/conversion."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, randomize
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoModelForObjectDetection, ResNetConfig
+
+from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
+from modeling_internimage.boxes import anchor_boxes, clip_boxes, decode_boxes, encode_boxes, paste_masks
+from modeling_internimage.loss_mask_rcnn import (
+    BACKGROUND,
+    IGNORED,
+    SampledProposals,
+    box_loss,
+    giou_loss,
+    mask_loss,
+    match_boxes,
+    sample_matches,
+)
+from modeling_internimage.modeling_mask_rcnn import MaskRCNNRoIAlign, select_detections
+
+
+torchvision_ops = pytest.importorskip("torchvision.ops")  # without it there is no model
+
+OPS = np.load(GOLDEN / "detection" / "ops.npz")
+# The arrays are rounded to float32; boxes are some thousand pixels large before they are cut.
+OPS_TOLERANCE = {"rtol": 1e-6, "atol": 2e-5}
+STDS = {"rpn": [1.0] * 4, "rcnn": [0.1, 0.1, 0.2, 0.2], "stage1": [0.05, 0.05, 0.1, 0.1]}
+STDS |= {"stage2": [0.033, 0.033, 0.067, 0.067]}
+
+
+def golden(name: str) -> torch.Tensor:
+    return torch.from_numpy(OPS[name])
+
+
+def test_golden_anchors():
+    for level, stride in enumerate((4, 8, 16, 32, 64)):
+        anchors = anchor_boxes(2, 3, stride, 8, [0.5, 1.0, 2.0])
+        torch.testing.assert_close(anchors, golden(f"anchors.grid_2x3.{level}"), **OPS_TOLERANCE)
+        torch.testing.assert_close(anchors[:3], golden("anchors.base")[level], **OPS_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [*STDS, "per_class"])
+def test_golden_boxes(name):
+    """Offsets to boxes; and boxes to offsets, where nothing was cut."""
+    stds = STDS.get(name, STDS["rcnn"])
+    boxes = golden("decode.rois")[:, None]
+    offsets = golden(f"decode.{name}.deltas").unflatten(1, (-1, 4))
+    decoded = decode_boxes(boxes, offsets, stds)
+    clipped = clip_boxes(decoded, torch.tensor([128, 160])).flatten(1)
+    torch.testing.assert_close(clipped, golden(f"decode.{name}.out"), **OPS_TOLERANCE)
+    again = encode_boxes(boxes.expand_as(decoded).flatten(0, 1).double(), decoded.flatten(0, 1).double(), stds)
+    moderate = (again * again.new_tensor(stds))[:, 2:].abs().amax(dim=1) < 4
+    torch.testing.assert_close(again[moderate].float(), offsets.flatten(0, 1)[moderate], rtol=1e-4, atol=1e-4)
+
+
+def test_golden_regions():
+    feature_maps = []
+    for level, stride in enumerate((4, 8, 16, 32)):
+        shape = (1, 3, 512 // stride, 512 // stride)
+        generator = np.random.Generator(np.random.PCG64([401 + level, 12345]))
+        feature_maps.append(torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)))
+    rois = golden("roi.rois")
+    roi_align = MaskRCNNRoIAlign(MaskRCNNConfig(), 7)
+    assert roi_align.levels(rois).tolist() == golden("roi.level").tolist()
+    torch.testing.assert_close(roi_align(feature_maps, rois), golden("roi.feats7"), rtol=1e-4, atol=1e-4)
+    one_level = MaskRCNNRoIAlign(MaskRCNNConfig(feature_strides=[4]), 14)
+    regions = one_level(feature_maps, rois[:6])
+    torch.testing.assert_close(regions, golden("roi.feats14_level0"), rtol=1e-4, atol=1e-4)
+
+
+def test_golden_suppression():
+    for threshold in (0.5, 0.7):
+        kept = torchvision_ops.batched_nms(golden("nms.boxes"), golden("nms.scores"), golden("nms.labels"), threshold)
+        assert kept.tolist() == golden(f"nms.keep_{threshold}").tolist()
+    boxes, scores = golden("multiclass_nms.boxes").unflatten(1, (4, 4)), golden("multiclass_nms.scores")[:, :-1]
+    row, label = select_detections(boxes, scores, 0.05, 0.5, 30)
+    assert (row * 4 + label).tolist() == golden("multiclass_nms.flat_index").tolist()
+    assert label.tolist() == golden("multiclass_nms.labels").tolist()
+    detections = torch.cat((boxes[row, label], scores[row, label][:, None]), dim=1)
+    torch.testing.assert_close(detections, golden("multiclass_nms.dets"))
+
+
+def test_golden_pasting():
+    masks = paste_masks(golden("paste.mask_logits")[:, 0].sigmoid(), golden("paste.boxes"), 48, 60)
+    torch.testing.assert_close(masks, golden("paste.probs"), rtol=0, atol=1e-5)
+    assert torch.equal(masks >= 0.5, golden("paste.binary") > 0)
+
+
+def test_matching():
+    """Ten boxes of width 10, shifted along x: intersection over union is (10 - d) / (10 + d)."""
+    shifts = torch.tensor([0.0, 1, 3, 5, 7, 100, 204, 205, 500, 0])
+    boxes = torch.stack((shifts, shifts * 0, shifts + 10, shifts * 0 + 10), dim=1)
+    boxes[9] = 0  # empty
+    targets = torch.tensor([[0.0, 0, 10, 10], [200.0, 0, 210, 10]])
+    # Overlaps: 1, 0.82, 0.54, 0.33, 0.18 with the first, 0.43 and 0.33 with the second.
+    matches = match_boxes(boxes, targets, 0.7, 0.3, match_low_quality=False)
+    none, between = BACKGROUND, IGNORED
+    assert matches.tolist() == [0, 0, between, between, none, none, between, between, none, none]
+    matches = match_boxes(boxes, targets, 0.7, 0.3, match_low_quality=True)
+    assert matches.tolist() == [0, 0, between, between, none, none, 1, between, none, none]
+    matches = match_boxes(boxes, targets, 0.5, 0.5, match_low_quality=True)
+    assert matches.tolist() == [0, 0, 0, none, none, none, none, none, none, none]
+    assert match_boxes(boxes, targets[:0], 0.7, 0.3, True).tolist() == [none] * 10
+    assert match_boxes(boxes[:0], targets, 0.7, 0.3, True).tolist() == []
+    # The best box of the second target, although it overlaps the first more.
+    targets = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 4]])
+    assert match_boxes(boxes[:1], targets, 0.3, 0.3, False).tolist() == [0]
+    assert match_boxes(boxes[:1], targets, 0.3, 0.3, True).tolist() == [1]
+
+
+def test_sampling():
+    matches = torch.tensor([0] * 10 + [BACKGROUND] * 50 + [IGNORED] * 5)
+    positive, negative = sample_matches(matches, 16, 0.25)
+    assert len(positive) == 4 and len(negative) == 12 and len({*positive.tolist(), *negative.tolist()}) == 16
+    assert (matches[positive] == 0).all() and (matches[negative] == BACKGROUND).all()
+    positive, negative = sample_matches(matches, 1000, 0.25)  # all there are
+    assert len(positive) == 10 and len(negative) == 50
+    positive, negative = sample_matches(matches[10:], 16, 0.25)  # no object
+    assert len(positive) == 0 and len(negative) == 16
+
+
+def test_box_losses():
+    """By hand, and against torchvision's definition."""
+    predicted, targets = torch.tensor([[0.0, 0.5, 3.0, 0.0]]), torch.zeros(1, 4)
+    assert box_loss(predicted, targets, "l1", 1.0).item() == 3.5
+    assert box_loss(predicted, targets, "smooth_l1", 1.0).item() == 0.125 + 2.5
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0.0, 0, 2, 2], [0.0, 0, 2, 2], [1.0, 1, 1, 1]])
+    targets = torch.tensor([[0.0, 0, 2, 2], [1.0, 0, 3, 2], [4.0, 0, 6, 2], [1.0, 1, 1, 1]])
+    expected = [0, 1 - 1 / 3, 1 + 1 / 3, 1]  # the same, half, apart (a third of the hull is empty), empty
+    torch.testing.assert_close(giou_loss(boxes, targets), torch.tensor(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        giou_loss(boxes[:3], targets[:3]), torchvision_ops.generalized_box_iou_loss(boxes[:3], targets[:3])
+    )
+
+
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1", "giou"])
+def test_gradients_of_box_losses(kind):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(6, 2, generator=generator, dtype=torch.float64) * 10
+    predicted = torch.cat((start, start + 1 + 5 * torch.rand(6, 2, generator=generator, dtype=torch.float64)), dim=1)
+    targets = predicted.roll(1, dims=0) + 0.3
+    predicted.requires_grad_()
+    assert torch.autograd.gradcheck(lambda boxes: box_loss(boxes, targets, kind, 1.0), predicted)
+
+
+def test_mask_loss():
+    """Two objects, one proposal for the second, whose mask covers the upper left quarter of it."""
+    config = MaskRCNNConfig(num_labels=3)
+    masks = torch.zeros(2, 40, 40, dtype=torch.bool)
+    masks[1, 8:24, 8:16] = True
+    labels = [{"boxes": torch.tensor([[0.0, 0, 4, 4], [8.0, 8, 24, 24]]), "class_labels": torch.tensor([0, 2])}]
+    sampled = SampledProposals(config, 0, [torch.tensor([[8.0, 8, 24, 40]])], labels)
+    keep = sampled.rois[:, 4] == 40
+    for name in ("rois", "labels", "targets", "objects", "is_object_box"):
+        setattr(sampled, name, getattr(sampled, name)[keep])
+    assert sampled.objects.tolist() == [1] and sampled.labels.tolist() == [2]
+    logits = torch.full((1, 3, 28, 28), torch.nan)
+    logits[:, 2] = 2.0
+    (loss,) = mask_loss(config, 0, sampled, logits, [masks]).values()
+    inside, outside = nn.functional.softplus(torch.tensor([-2.0, 2.0]))
+    torch.testing.assert_close(loss, 0.25 * inside + 0.75 * outside)
+
+
+CASCADE = {
+    "box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1]],
+    "stage_positive_ious": [0.5, 0.6],
+    "stage_loss_weights": [1.0, 0.5],
+    "box_head_num_conv_layers": 1,
+    "box_head_num_fc_layers": 1,
+    "box_loss": "giou",
+    "box_loss_weight": 10.0,
+    "match_low_quality": False,
+    "rpn_outside_anchors": False,
+    "rpn_box_loss": "smooth_l1",
+}
+KINDS = {"mask_rcnn": {}, "cascade": CASCADE}
+KINDS["class_agnostic"] = CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"}
+
+
+@pytest.fixture
+def build(tiny_config):
+    def build(kind: str = "mask_rcnn", **kwargs) -> MaskRCNNForObjectDetection:
+        backbone_config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+        sizes = {"hidden_size": 16, "box_head_hidden_size": 16, "num_labels": 3, "max_detections": 7}
+        sizes |= {"num_train_proposals": 100, "num_proposals": 50, "mask_head_num_layers": 1}
+        return randomize(
+            MaskRCNNForObjectDetection(
+                MaskRCNNConfig(backbone_config=backbone_config, **(sizes | KINDS[kind] | kwargs))
+            )
+        )
+
+    return build
+
+
+def example_labels() -> list[dict[str, torch.Tensor]]:
+    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
+    masks[0, 8:40, 8:56] = masks[1, 20:60, 50:90] = True
+    boxes = torch.tensor([[32 / 96, 24 / 64, 48 / 96, 32 / 64], [70 / 96, 40 / 64, 40 / 96, 40 / 64]])
+    no_object = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    return [
+        {"class_labels": torch.tensor([0, 2]), "boxes": boxes, "masks": masks},
+        no_object | {"masks": torch.zeros(0, 64, 96, dtype=torch.bool)},
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(kind, build, tmp_path):
+    model = build(kind)
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and type(loaded) is MaskRCNNForObjectDetection
+    pixel_values = torch.randn(2, 3, 64, 96)
+    outputs = model(pixel_values)
+    names = {"logits": (4,), "pred_boxes": (4,), "pred_scores": (), "pred_labels": ()}
+    names |= {"pred_masks": (28, 28)} if model.config.use_mask_head else {}
+    assert {name: tensor.shape for name, tensor in outputs.items()} == {
+        name: (2, 7, *shape) for name, shape in names.items()
+    }
+    assert (outputs.pred_scores > 0).any() and (outputs.pred_labels[outputs.pred_scores > 0] >= 0).all()
+    for expected, output in zip(outputs.to_tuple(), loaded(pixel_values, return_dict=False)):
+        torch.testing.assert_close(output, expected)
+    assert len(loaded(pixel_values, output_hidden_states=True).hidden_states) == 5
+
+
+@torch.no_grad()
+def test_padding(build):
+    """An image alone and in a batch with a larger one has the same detections, none of them in the padding."""
+    model = build()
+    pixel_values = torch.randn(2, 3, 64, 96)
+    pixel_values[1, :, 40:] = pixel_values[1, :, :, 60:] = 0
+    pixel_mask = torch.ones(2, 64, 96, dtype=torch.int64)
+    pixel_mask[1, 40:] = pixel_mask[1, :, 60:] = 0
+    together = model(pixel_values, pixel_mask)
+    for idx in range(2):
+        alone = model(pixel_values[idx : idx + 1], pixel_mask[idx : idx + 1])
+        for name, tensor in alone.items():
+            torch.testing.assert_close(together[name][idx : idx + 1], tensor, rtol=1e-4, atol=1e-4)
+    centers, sizes = together.pred_boxes.split(2, dim=-1)
+    assert (centers - sizes / 2 >= -1e-6).all() and (centers + sizes / 2 <= 1 + 1e-6).all()
+    assert (centers + sizes / 2)[1].max() > 0.9  # of the image without padding
+    with pytest.raises(ValueError, match="`pixel_mask` must have the size of `pixel_values` without channels"):
+        model(pixel_values, pixel_mask[:, :32])
+
+
+@torch.no_grad()
+def test_no_detections(build):
+    outputs = build(score_threshold=0.99)(torch.randn(1, 3, 64, 96))
+    assert (outputs.pred_scores == 0).all() and (outputs.pred_labels == -1).all()
+    assert outputs.pred_masks.shape == (1, 7, 28, 28)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_every_loss(kind, build, monkeypatch):
+    """Finite differences along a random direction in all parameters. Regions have no gradient, and are held still."""
+    torch.manual_seed(0)
+    model = build(kind).double().train()
+    pixel_values = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    fixed = {}
+    for name in ("_select_proposals", "_refine"):
+        original = getattr(MaskRCNNForObjectDetection, name)
+
+        def same(self, *args, name=name, original=original):
+            return fixed.setdefault(name, original(self, *args))
+
+        monkeypatch.setattr(MaskRCNNForObjectDetection, name, same)
+
+    def losses():
+        torch.manual_seed(0)  # the same samples
+        outputs = model(pixel_values, labels=example_labels())
+        assert "logits" not in outputs
+        torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
+        return outputs.loss_dict
+
+    first = losses()
+    num_stages = len(model.config.box_stds)
+    kinds = ["classification", "boxes"] + ["masks"] * model.config.use_mask_head
+    expected = ["loss_rpn_classification", "loss_rpn_boxes"]
+    expected += [f"loss_{loss}_{stage}" for stage in range(num_stages) for loss in kinds]
+    assert list(first) == expected and all(loss > 0 for loss in first.values())
+    parameters = list(model.parameters())
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+    slopes = {}
+    for name, loss in first.items():
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        slopes[name] = sum((g * d).sum() for g, d in zip(gradients, directions) if g is not None).item()
+        assert gradients[0].abs().sum() > 0  # down to the first layer of the backbone
+    values, step = [], 1e-9
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, direction in zip(parameters, directions):
+                parameter.add_(sign * step * direction)
+            values.append(losses())
+    for name, slope in slopes.items():
+        assert ((values[0][name] - values[1][name]) / (2 * step)).item() == pytest.approx(slope, rel=1e-3), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_without_objects(kind, build):
+    """Images without a box, or with empty ones only: background is learned, and every parameter has a gradient."""
+    model = build(kind).train()
+    labels = example_labels()
+    labels[0]["boxes"][:, 2:] = 0
+    loss_dict = model(torch.randn(2, 3, 64, 96), labels=labels).loss_dict
+    sum(loss_dict.values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    zero = {name for name, loss in loss_dict.items() if loss == 0}
+    assert zero == {name for name in loss_dict if "boxes" in name or "masks" in name}
+
+
+def test_training_learns(build):
+    """A few steps on one image lower the loss; in evaluation mode there are a loss and detections."""
+    torch.manual_seed(0)
+    model = build("cascade").train()
+    pixel_values, labels = torch.randn(1, 3, 64, 96), example_labels()[:1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        loss = model(pixel_values, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    outputs = model.eval()(pixel_values, labels=labels)
+    assert outputs.loss.isfinite() and outputs.pred_boxes.shape == (1, 7, 4)
+
+
+def test_gradient_checkpointing(build):
+    model = build().train()
+    gradients = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        loss = model(torch.ones(1, 3, 64, 96), labels=example_labels()[:1]).loss
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        model.gradient_checkpointing_enable()
+    for first, second in zip(*gradients):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"class_labels": torch.tensor([0, 3])}, "below `num_labels=3`, got 0 to 3"),
+        ({"class_labels": torch.tensor([0])}, "1 `class_labels` and 2 `boxes`"),
+        ({"masks": None}, "`labels` have no `masks`"),
+    ],
+)
+def test_bad_labels(change, message, build):
+    model = build()
+    (label,) = example_labels()[:1]
+    label = {name: value for name, value in (label | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        model(torch.randn(1, 3, 64, 96), labels=[label])
+    with pytest.raises(ValueError, match="`labels` must have an entry for each of the 2 images"):
+        model(torch.randn(2, 3, 64, 96), labels=[label])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, build):
+    """Boxes stay in float32, losses too."""
+    model = build().to(dtype)
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 64, 96, dtype=dtype))
+    assert outputs.pred_boxes.dtype == torch.float32 and outputs.pred_boxes.isfinite().all()
+    loss = model(torch.randn(1, 3, 64, 96, dtype=dtype), labels=example_labels()[:1]).loss
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+def test_another_backbone():
+    backbone_config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    model = MaskRCNNForObjectDetection(MaskRCNNConfig(backbone_config=backbone_config, num_labels=3)).eval()
+    assert model(torch.randn(1, 3, 64, 96)).pred_boxes.shape == (1, 100, 4)
+    with pytest.raises(ValueError, match="`feature_strides=.8, 16, 32.` must have one entry for each feature map"):
+        MaskRCNNForObjectDetection(MaskRCNNConfig(backbone_config=backbone_config, feature_strides=[8, 16, 32]))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"box_stds": [[0.1, 0.1, 0.2, 0.2]] * 3}, "must have one entry per stage of refinement"),
+        ({"box_stds": [[0.1, 0.2]]}, "`box_stds` must have four numbers for each stage"),
+        ({"box_loss": "iou"}, "Unknown `box_loss='iou'`"),
+        ({"rpn_box_loss": "giou"}, "Unknown `rpn_box_loss='giou'`"),
+    ],
+)
+def test_bad_configurations(arguments, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        MaskRCNNConfig(**arguments)
+
+
+class Exported(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.backbone, self.neck, self.rpn = model.backbone, model.neck, model.rpn
+
+    def forward(self, pixel_values):
+        return self.rpn(self.neck(self.backbone(pixel_values).feature_maps))
+
+
+def test_export(build):
+    """Backbone, pyramid and region proposal network."""
+    model = build()
+    program = torch.export.export(Exported(model), (torch.randn(1, 3, 64, 96),))
+    pixel_values = torch.randn(1, 3, 64, 96)
+    expected = model.rpn(model.neck(model.backbone(pixel_values).feature_maps))
+    for outputs, references in zip(program.module()(pixel_values), expected):
+        for output, reference in zip(outputs, references):
+            torch.testing.assert_close(output, reference)
+
+
+def test_without_torchvision(monkeypatch):
+    monkeypatch.setattr("modeling_internimage.modeling_mask_rcnn.is_torchvision_available", lambda: False)
+    with pytest.raises(ImportError, match=r"needs torchvision.*pip install .modeling-internimage\[vision\]"):
+        MaskRCNNForObjectDetection(MaskRCNNConfig())

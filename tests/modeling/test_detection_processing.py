@@ -1,0 +1,157 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Two-stage detection: image processing, labels, what is made of the outputs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from modeling_internimage import MaskRCNNObjectDetectionOutput
+from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
+
+
+BACKENDS = sorted(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)
+PREPROCESS = json.loads((GOLDEN / "detection" / "preprocess.json").read_text())["description"]
+INPUTS = {"wide": ([452, 10], (37, 53, 3)), "long": ([452, 11], (20, 90, 3)), "tall": ([452, 12], (71, 40, 3))}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_golden_preprocessing(name, backend):
+    """Bytes equal OpenCV's, the padded numbers the original's; the mask marks what is not padding."""
+    arrays, description = np.load(GOLDEN / "detection" / "preprocess.npz"), PREPROCESS[name]
+    seed, shape = INPUTS[name]
+    image = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, shape, np.uint8)
+    longest_edge, shortest_edge = description["img_scale"]
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES[backend](
+        size={"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+    )
+    height, width, _ = description["img_shape"]
+    resized = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(resized.transpose(1, 2, 0)[:height, :width], arrays[f"{name}.resized_uint8_rgb"])
+    batch = image_processor(Image.fromarray(image), return_tensors="pt")
+    expected = torch.from_numpy(arrays[f"{name}.padded_normalised_hwc"]).permute(2, 0, 1)[None]
+    torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=2e-6)
+    mask = batch["pixel_mask"][0]
+    assert mask.dtype == torch.int64 and mask.shape == expected.shape[2:]
+    assert mask[:height, :width].all() and mask.sum() == height * width
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_of_different_sizes(backend):
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES[backend](size={"shortest_edge": 40, "longest_edge": 100})
+    images = [np.full((40, 70, 3), 255, np.uint8), np.full((90, 45, 3), 255, np.uint8)]
+    batch = image_processor(images, return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 96, 96)
+    assert [mask.sum().item() for mask in batch["pixel_mask"]] == [40 * 70, 80 * 40]
+    assert ((batch["pixel_values"] != 0).all(dim=1) == (batch["pixel_mask"] > 0)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_processor_round_trip(backend, tmp_path):
+    size = {"shortest_edge": 64, "longest_edge": 256}
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES[backend](size=size, size_divisor=64, category_ids=[3, 7])
+    image_processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert type(loaded) is type(image_processor) and loaded.to_dict() == image_processor.to_dict()
+    assert loaded.category_ids == [3, 7] and loaded.size_divisor == 64
+
+
+SQUARE = [10, 20, 30, 20, 30, 40, 10, 40]  # corners of a square of 20 pixels
+
+
+def annotation(**kwargs) -> dict:
+    return {"bbox": [10, 20, 20, 20], "category_id": 0, "area": 400, "iscrowd": 0, "segmentation": [SQUARE]} | kwargs
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_labels(backend):
+    """An image of 100x50 pixels at half the size: boxes relative to it, masks in its pixels, ids with gaps."""
+    pytest.importorskip("pycocotools")
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES[backend](
+        size={"shortest_edge": 25, "longest_edge": 50}, category_ids=[1, 5, 90]
+    )
+    square = np.zeros((100, 50), np.uint8)
+    square[20:40, 10:30] = 1
+    runs = np.diff(np.flatnonzero(np.diff(square.T.ravel(), prepend=2))).tolist()
+    uncompressed = {"size": [100, 50], "counts": [*runs, square.size - sum(runs)]}
+    entries = [
+        annotation(category_id=90),
+        annotation(category_id=1, segmentation=uncompressed),
+        annotation(category_id=5, bbox=[-10, 90, 30, 30], area=900),  # beyond the image
+        annotation(category_id=5, iscrowd=1),
+        annotation(category_id=5, bbox=[5, 5, 0, 10], area=0),
+        annotation(category_id=5, bbox=[60, 5, 10, 10]),  # outside
+        annotation(category_id=5, area=0),
+    ]
+    image = np.zeros((100, 50, 3), np.uint8)
+    batch = image_processor(
+        image, {"image_id": 7, "annotations": entries}, return_segmentation_masks=True, return_tensors="pt"
+    )
+    (labels,) = batch["labels"]
+    assert labels["class_labels"].tolist() == [2, 0, 1]
+    torch.testing.assert_close(
+        labels["boxes"], torch.tensor([[0.4, 0.3, 0.4, 0.2], [0.4, 0.3, 0.4, 0.2], [0.2, 0.95, 0.4, 0.1]])
+    )
+    assert labels["orig_size"].tolist() == [100, 50] and labels["size"].tolist() == [50, 25]
+    assert labels["masks"].shape == (3, 50, 25) and labels["masks"].dtype == torch.bool
+    assert torch.equal(labels["masks"][0], torch.from_numpy(square[::2, ::2] > 0))
+    assert torch.equal(labels["masks"][0], labels["masks"][1])
+
+    (labels,) = image_processor(
+        image, {"image_id": 7, "annotations": []}, return_segmentation_masks=True, return_tensors="pt"
+    )["labels"]
+    assert labels["boxes"].shape == (0, 4) and labels["masks"].shape == (0, 50, 25)
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ([annotation(category_id=2)], "Image 7 has an annotation of category 2, which is not in `category_ids`"),
+        ([annotation(segmentation=None)], "Image 7 has an annotation without `segmentation`"),
+        ([annotation(segmentation=[[1, 2, 3, 4]])], "Image 7 has a polygon without three corners"),
+        ([annotation(segmentation={"size": [9, 9], "counts": [0, 81]})], "100x50 pixels, but a mask of it has"),
+        (None, "must be dictionaries with `image_id` and `annotations`"),
+    ],
+)
+def test_bad_annotations(entries, message):
+    pytest.importorskip("pycocotools")
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"](category_ids=[0, 1])
+    image = np.zeros((100, 50, 3), np.uint8)
+    annotations = {"image_id": 7, "annotations": entries} if entries else {"image_id": 7}
+    with pytest.raises(ValueError, match=message):
+        image_processor(image, annotations, return_segmentation_masks=True)
+    with pytest.raises(ValueError, match="`annotations` must have an entry for each of the 2 images"):
+        image_processor([image, image], [annotations])
+
+
+def test_post_processing():
+    """Boxes and masks in the pixels of the original image, above the threshold; none of the filled-up rows."""
+    outputs = MaskRCNNObjectDetectionOutput(
+        pred_boxes=torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.25, 0.5, 0.5, 1.0], [0, 0, 0, 0]]]),
+        pred_scores=torch.tensor([[0.9, 0.3, 0.0]]),
+        pred_labels=torch.tensor([[2, 1, -1]]),
+        pred_masks=torch.ones(1, 3, 28, 28),
+    )
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"]()
+    (result,) = image_processor.post_process_instance_segmentation(outputs, target_sizes=[(20, 40)])
+    assert result["boxes"].tolist() == [[10, 5, 30, 15], [0, 0, 20, 20]]
+    assert result["labels"].tolist() == [2, 1]
+    expected = torch.zeros(2, 20, 40, dtype=torch.bool)
+    expected[0, 5:15, 10:30] = expected[1, :, :20] = True
+    assert torch.equal(result["masks"], expected)
+    (result,) = image_processor.post_process_object_detection(outputs, threshold=0.5)
+    assert result["boxes"].tolist() == [[0.25, 0.25, 0.75, 0.75]] and "masks" not in result
+    (result,) = image_processor.post_process_object_detection(outputs, threshold=0.0)
+    assert len(result["scores"]) == 2
+    with pytest.raises(ValueError, match="`target_sizes` must have a height and a width for each of the 1 images"):
+        image_processor.post_process_object_detection(outputs, target_sizes=[(1, 2), (3, 4)])
+    with pytest.raises(ValueError, match="Masks need `target_sizes`"):
+        image_processor.post_process_instance_segmentation(outputs)
+    outputs.pred_masks = None
+    with pytest.raises(ValueError, match="The model has no mask heads"):
+        image_processor.post_process_instance_segmentation(outputs, target_sizes=[(20, 40)])
