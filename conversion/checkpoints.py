@@ -19,6 +19,7 @@ from conversion.errors import ConversionError
 from conversion.methods import ALL_STAGES, METHODS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
@@ -77,6 +78,25 @@ _WIDE_MASK2FORMER = {"feature_size": 1024, "mask_feature_size": 1024, "hidden_di
 _NARROW_MASK2FORMER = {"feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256} | {
     "num_attention_heads": 8, "num_queries": 100, "encoder_feedforward_dim": 1024, "dim_feedforward": 2048,
 }  # fmt: skip
+
+# Arguments of the configuration of each two-stage detector, with the settings of their training.
+_CASCADE = {
+    "box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
+    "stage_positive_ious": [0.5, 0.6, 0.7],
+    "stage_loss_weights": [1, 0.5, 0.25],
+    "match_low_quality": False,
+    "num_train_proposals": 2000,
+    "rpn_outside_anchors": False,
+    "rpn_box_loss": "smooth_l1",
+}
+_DETECTORS = {
+    "Mask R-CNN": {},
+    "Cascade Mask R-CNN": _CASCADE
+    | {"box_head_num_conv_layers": 4, "box_head_num_fc_layers": 1, "box_loss": "giou", "box_loss_weight": 10.0},
+    "Cascade R-CNN": _CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"},
+}
+# Class names of the detection data sets.
+DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json").read_text(encoding="utf-8"))
 
 # Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
 SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
@@ -172,16 +192,18 @@ class Checkpoint:
         """The official preprocessing."""
         if self.task == "image-classification":
             return create_image_processor(self.image_size[0])
+        longest_edge, shortest_edge = self.test_scale
+        size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+        if self.task == "object-detection":
+            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(size=size)
         windows = {}
         if self.window:
             windows = {
                 name: {"height": side, "width": side}
                 for name, side in zip(("window_size", "window_stride"), self.window)
             }
-        longest_edge, shortest_edge = self.test_scale
-        backend = "torchvision" if "torchvision" in SEGMENTATION_IMAGE_PROCESSOR_CLASSES else "pil"
-        return SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](
-            size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
+        return _preferred(SEGMENTATION_IMAGE_PROCESSOR_CLASSES)(
+            size=size,
             size_divisor=self.size_divisor,
             do_reduce_labels=self.reduce_labels,
             **windows,
@@ -189,6 +211,10 @@ class Checkpoint:
 
     def reported_text(self) -> str:
         return ", ".join(f"{METRICS[metric][0]} {value}" for metric, value in self.reported.items())
+
+
+def _preferred(classes: dict[str, type]) -> type:
+    return classes.get("torchvision", classes["pil"])
 
 
 def _read_row(row: dict[str, str]) -> Checkpoint:
@@ -206,7 +232,7 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     elif row["dataset"].startswith("ImageNet"):
         labels = list(imagenet_labels(num_labels).values())
     else:
-        labels = None
+        labels = DETECTION_CLASSES.get(row["dataset"])
     reported = (metric.split("=") for metric in row["reported"].split())
     return Checkpoint(
         name=row["name"],
@@ -246,7 +272,7 @@ def _head(row: dict[str, str], architecture: dict[str, Any]) -> dict[str, Any]:
     if row["method"] == "Mask2Former":
         wide = row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K")
         return _MASK2FORMER | (_WIDE_MASK2FORMER if wide else _NARROW_MASK2FORMER)
-    return {}
+    return _DETECTORS.get(row["method"], {})
 
 
 def _numbers(text: str, separator: str) -> tuple[int, ...] | None:

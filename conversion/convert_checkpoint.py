@@ -32,7 +32,6 @@ from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
 from conversion.methods import METHODS, Method
 from conversion.model_card import create_model_card
 from conversion.original_checkpoint import read_original_checkpoint
-from modeling_internimage import semantic_scores
 from modeling_internimage.configuration_internimage import imagenet_labels
 
 
@@ -327,20 +326,20 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 @torch.inference_mode()
 def check_logits(plan: Plan, folder: Path) -> dict:
     """
-    Compare the logits (of Mask2Former: the scores of the classes) of the model that `from_pretrained` makes of
-    `folder` with those of a model that got the source's weights directly, on an image of standard normal numbers.
-    Raises `ConversionError` if they differ.
+    Compare the logits (see `Method.outputs`) of the model that `from_pretrained` makes of `folder` with those of a
+    model that got the source's weights directly, on an image of standard normal numbers. Raises `ConversionError` if
+    they differ.
     """
     # (Whatever the image size of the checkpoint: it proves the same, and takes seconds for the largest model.)
     pixel_values = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(plan.config.dtype)
     model = plan.model()
-    expected = semantic_scores(model(pixel_values)).float()
+    expected = plan.method.outputs(model, pixel_values).float()
     del model
     gc.collect()
     model, info = plan.method.auto_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if any(info.values()):
         raise ConversionError(f"{folder} does not load cleanly: {info}.")
-    logits = semantic_scores(model(pixel_values)).float()
+    logits = plan.method.outputs(model, pixel_values).float()
     difference = (logits - expected).abs().max().item()
     # The same numbers in the same order, but not always at the same alignment in memory: a last bit may differ.
     tolerance = 100 * torch.finfo(plan.config.dtype).eps * expected.abs().max().item()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
     Mask2FormerConfig,
@@ -25,8 +26,11 @@ from transformers import (
 from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
+    MaskRCNNConfig,
+    MaskRCNNForObjectDetection,
     SegformerHeadConfig,
     SegformerHeadForSemanticSegmentation,
+    semantic_scores,
 )
 from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
@@ -74,6 +78,43 @@ MASK2FORMER_KEY_MAPPING = {
     r"^decode_head\.mask_embed\.2\.": "model.transformer_module.decoder.mask_predictor.mask_embedder.1.0.",
     r"^decode_head\.mask_embed\.4\.": "model.transformer_module.decoder.mask_predictor.mask_embedder.2.0.",
 }
+MASK_RCNN_KEY_MAPPING = {
+    r"^neck\.lateral_convs\.(\d)\.conv\.": r"neck.lateral_convolutions.\1.",
+    r"^neck\.fpn_convs\.(\d)\.conv\.": r"neck.output_convolutions.\1.",
+    r"^rpn_head\.rpn_conv\.": "rpn.convolution.",
+    r"^rpn_head\.rpn_cls\.": "rpn.classifier.",
+    r"^rpn_head\.rpn_reg\.": "rpn.box_regressor.",
+    r"^roi_head\.(bbox|mask)_head\.(?!\d)": r"roi_head.\1_head.0.",  # one stage has no number
+    r"^roi_head\.bbox_head\.": "box_heads.",
+    r"^roi_head\.mask_head\.": "mask_heads.",
+    r"\.shared_convs\.(\d)\.conv\.": r".conv_layers.\1.convolution.",
+    r"\.shared_convs\.(\d)\.bn\.": r".conv_layers.\1.batch_norm.",
+    r"\.shared_fcs\.(\d)\.": r".fc_layers.\1.",
+    r"\.fc_cls\.": ".classifier.",
+    r"\.fc_reg\.": ".box_regressor.",
+    r"\.convs\.(\d)\.conv\.": r".convolutions.\1.",
+    r"\.conv_logits\.": ".classifier.",
+}
+
+
+def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The logits of a classifier or of semantic segmentation; for Mask2Former the scores of the classes."""
+    return semantic_scores(model(pixel_values))
+
+
+def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    (1, n): everything that a two-stage detector predicts on the same regions for all weights, one of each size. (Its
+    detections are few or none, and jump with rounding.)
+    """
+    feature_maps = model.neck(model.backbone(pixel_values).feature_maps)
+    regions = torch.tensor([[0.0, 8.0, 4.0, 8.0 + side, 4.0 + side] for side in (20, 60, 120, 200)])
+    outputs = [level for levels in model.rpn(feature_maps) for level in levels]
+    for box_head in model.box_heads:
+        outputs += box_head(model.box_roi_align(feature_maps, regions))
+    if model.config.use_mask_head:
+        outputs += [mask_head(model.mask_roi_align(feature_maps, regions)) for mask_head in model.mask_heads]
+    return torch.cat([output.flatten() for output in outputs])[None]
 
 
 @dataclass(frozen=True)
@@ -88,6 +129,7 @@ class Method:
         key_mapping: Original names -> those of `model_class`, in order, for the keys of the heads.
         split: Pattern of a renamed parameter -> names of the equal parts into which its rows are split there.
         computed: Buffers that `model_class` saves and the original does not have, from a configuration.
+        outputs: Of a model for normalised images, (batch_size, ...): what two conversions must agree on.
     """
 
     model_class: type[PreTrainedModel]
@@ -98,6 +140,7 @@ class Method:
     key_mapping: dict[str, str] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
     computed: dict[str, Callable[[Any], torch.Tensor]] = field(default_factory=dict)
+    outputs: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = logits_of
 
     def rename_key(self, key: str) -> list[str]:
         """
@@ -121,6 +164,16 @@ def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
     weights[-1] = config.no_object_weight
     return weights
 
+
+_MASK_RCNN = Method(
+    model_class=MaskRCNNForObjectDetection,
+    auto_class=AutoModelForObjectDetection,
+    config_class=MaskRCNNConfig,
+    backbone_prefix="backbone.",
+    heads=("neck.", "rpn_head.", "roi_head."),
+    key_mapping=MASK_RCNN_KEY_MAPPING,
+    outputs=detection_outputs,
+)
 
 METHODS: dict[str, Method] = {
     "linear classifier": Method(
@@ -159,4 +212,7 @@ METHODS: dict[str, Method] = {
         },
         computed={"criterion.empty_weight": _no_object_weights},
     ),
+    "Mask R-CNN": _MASK_RCNN,
+    "Cascade Mask R-CNN": _MASK_RCNN,
+    "Cascade R-CNN": _MASK_RCNN,
 }

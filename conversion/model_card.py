@@ -41,6 +41,16 @@ for segment in segmenter("photo.jpg"):
 
 `$auto_class` and `AutoImageProcessor` load it too. `modeling_internimage.segment_image` gives the probabilities of
 every pixel as the original's evaluation computes them, ${windows}on request with several scales and mirror images.""",
+    "object-detection": """```python
+import modeling_internimage  # registers InternImage with transformers
+from transformers import pipeline
+
+detector = pipeline("object-detection", model="$name")  # this repository or folder
+for detection in detector("photo.jpg", threshold=0.5):
+    print(detection["label"], detection["score"], detection["box"])
+```
+
+`$auto_class` and `AutoImageProcessor` load it too${masks}.""",
 }
 REPORTED = "Reported by the authors, not measured again here"
 
@@ -111,7 +121,14 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
 def _task(checkpoint: Checkpoint) -> str:
     if checkpoint.task == "image-classification":
         return "image classification"
+    if checkpoint.task == "object-detection":
+        masks = " and instance segmentation" if _has_masks(checkpoint) else ""
+        return f"object detection{masks} with {checkpoint.method}"
     return f"semantic segmentation with a {checkpoint.method.removesuffix(' head')} head"
+
+
+def _has_masks(checkpoint: Checkpoint) -> bool:
+    return "Mask" in checkpoint.method
 
 
 def _use(checkpoint: Checkpoint) -> str:
@@ -123,6 +140,11 @@ def _use(checkpoint: Checkpoint) -> str:
         "name": checkpoint.name,
         "auto_class": METHODS[checkpoint.method].auto_class.__name__,
         "windows": windows,
+        "masks": (
+            "; `post_process_instance_segmentation` of the image\nprocessor gives masks"
+            if _has_masks(checkpoint)
+            else ""
+        ),
     }
     return Template(USES[checkpoint.task]).substitute(values)
 

@@ -502,7 +502,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
         for name in ("tiny_t", "tiny_h")
     )
     records = [record("damaged", tiny_t), record("tiny_t", tiny_t), record("tiny_h", tiny_h)]
-    records.append(CHECKPOINTS["mask_rcnn_internimage_t_fpn_1x_coco"])
+    records.append(CHECKPOINTS["dino_4scale_internimage_t_1x_coco"])
     monkeypatch.setattr(convert_internimage_to_hf, "CHECKPOINTS", {record.name: record for record in records})
     monkeypatch.setattr(
         convert_internimage_to_hf, "download_original", lambda checkpoint: tmp_path / f"{checkpoint.name}.pth"
@@ -525,7 +525,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
     assert main(arguments) == 0
 
 
-@pytest.mark.parametrize("name", ["dino_4scale_internimage_t_1x_coco", "mask_rcnn_internimage_t_fpn_1x_coco"])
+@pytest.mark.parametrize("name", ["dino_4scale_internimage_t_1x_coco", "dino_4scale_cbinternimage_h_objects365_coco"])
 def test_not_yet_convertible(name, tmp_path, capsys):
     torch.save({}, tmp_path / "source.pth")
     arguments = ["--checkpoint", name, "--source", str(tmp_path / "source.pth"), "--output-dir", str(tmp_path / "out")]

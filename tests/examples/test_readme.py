@@ -25,7 +25,12 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation, pipeline
 
 import modeling_internimage
 from conversion.convert_internimage_to_hf import main
-from modeling_internimage import InternImageConfig, InternImageForImageClassification
+from modeling_internimage import (
+    InternImageConfig,
+    InternImageForImageClassification,
+    MaskRCNNConfig,
+    MaskRCNNForObjectDetection,
+)
 
 
 READMES = ["README.md", "conversion/README.md"]
@@ -101,6 +106,15 @@ def workplace(photographs, tiny_config, tmp_path, monkeypatch):
         randomize(model).save_pretrained(tmp_path / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(tmp_path / "outputs" / name)
     add_segmentation(tmp_path, images)
+    detector = MaskRCNNConfig(
+        backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
+        hidden_size=16,
+        box_head_hidden_size=16,
+    )
+    randomize(MaskRCNNForObjectDetection(detector)).save_pretrained(tmp_path / "mask_rcnn_internimage_t")
+    modeling_internimage.MaskRCNNImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(
+        tmp_path / "mask_rcnn_internimage_t"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

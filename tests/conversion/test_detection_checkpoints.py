@@ -1,0 +1,277 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The official two-stage detectors: numbers of the original, every checkpoint's keys, what is written."""
+
+import dataclasses
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, golden_input, original_state_dict
+from golden_numbers import FLOAT32_TOLERANCE
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+
+from conversion.checkpoints import CHECKPOINTS, Checkpoint
+from conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, empty_model, plan_conversion
+from conversion.errors import ConversionError
+
+
+DETECTION = GOLDEN / "detection"
+CASES = {file.stem: json.loads(file.read_text()) for file in DETECTION.glob("*rcnn*.json")}
+# A full-size checkpoint of the same kind for each case.
+RECORDS = {
+    "mask_rcnn": "mask_rcnn_internimage_t_fpn_1x_coco",
+    "cascade_mask_rcnn": "cascade_internimage_l_fpn_1x_coco",
+    "cascade_rcnn": "cascade_internimage_xl_fpn_3x_crowd_human",
+}
+MANIFESTS = {
+    name: manifest
+    for name, manifest in json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes())).items()
+    if manifest["method"] in RECORDS
+}
+# What float32 does to boxes of thousands of pixels (before they are cut at the border), and behind them.
+BOX_TOLERANCE = {"rtol": 0, "atol": 2e-3}
+REGION_TOLERANCE = {"rtol": 1e-4, "atol": 1e-3}
+MAPS = tuple(f"{kind}.{level}" for kind in ("backbone", "fpn", "rpn_cls", "rpn_reg") for level in range(5))
+
+
+def reduced_record(name: str, case: dict) -> Checkpoint:
+    """The record of a reduced model: that of a full-size one with other sizes."""
+    model = case["model"]
+    backbone, test = model["backbone"], model["test_cfg"]
+    architecture = {
+        "embed_dim": backbone["channels"],
+        "num_groups": backbone["groups"],
+        "depths": backbone["depths"],
+        "layer_scale_init_value": backbone["layer_scale"],
+        "offset_scale": backbone["offset_scale"],
+        "post_norm": backbone["post_norm"],
+    }
+    head = model["roi_head"]["bbox_head"]
+    head = head[0] if isinstance(head, list) else head
+    arguments = {
+        "hidden_size": model["neck"]["out_channels"],
+        "box_head_hidden_size": head["fc_out_channels"],
+        "num_proposals": test["rpn"]["max_per_img"],
+        "num_proposals_per_level": test["rpn"]["nms_pre"],
+        "max_detections": test["rcnn"]["max_per_img"],
+    }
+    record = CHECKPOINTS[next(record for kind, record in RECORDS.items() if name.startswith(kind))]
+    num_labels = head["num_classes"]
+    return dataclasses.replace(
+        record,
+        architecture=architecture,
+        head=record.head | arguments,
+        num_labels=num_labels,
+        labels=[f"class {idx}" for idx in range(num_labels)],
+    )
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def case(request, tmp_path_factory):
+    """(facts, golden arrays, model that was converted to a folder and loaded from it, its input, that folder)."""
+    facts = CASES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    source = folder / "source.pth"
+    torch.save({"state_dict": original_state_dict(facts["keys"], facts["weight_seed"]), "meta": {}}, source)
+    plan = plan_conversion(reduced_record(request.param, facts), source, ConversionOptions())
+    convert_checkpoint(plan, folder / "converted", "a test")
+    model, info = plan.method.auto_class.from_pretrained(folder / "converted", output_loading_info=True)
+    assert not any(info.values())
+    pixel_values = golden_input(facts["input"]["shape"], facts["input"]["seed"])
+    pixel_mask = torch.zeros(pixel_values.shape[:1] + pixel_values.shape[2:], dtype=torch.int64)
+    for mask, (height, width) in zip(pixel_mask, facts["img_shapes"]):
+        mask[:height, :width] = 1
+    inputs = {"pixel_values": pixel_values * pixel_mask[:, None], "pixel_mask": pixel_mask}
+    return facts, np.load(DETECTION / f"{request.param}.npz"), model, inputs, folder / "converted"
+
+
+def record_calls(model, inputs) -> tuple[dict, object]:
+    """Arguments and results of the parts of a model in one forward pass, by name, and its outputs."""
+    calls = {}
+
+    def record(name):
+        def hook(module, args, result):
+            calls.setdefault(name, []).append((args, result))
+
+        return hook
+
+    parts = ("backbone", "neck", "rpn", "box_roi_align", "mask_roi_align", "box_heads", "mask_heads")
+    handles = [
+        module.register_forward_hook(record(name))
+        for name, module in model.named_modules()
+        if name.startswith(parts) and name.removesuffix(name.split(".")[-1]) in ("", "box_heads.", "mask_heads.")
+    ]
+    with torch.no_grad():
+        outputs = model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return calls, outputs
+
+
+def assert_golden(output: torch.Tensor, golden: np.ndarray, tolerance=FLOAT32_TOLERANCE):
+    golden = torch.from_numpy(golden)
+    torch.testing.assert_close(output, golden.to(output.dtype), **tolerance)
+
+
+def named_outputs(case) -> dict[str, torch.Tensor]:
+    """What the model computes, under the names of the golden arrays."""
+    facts, arrays, model, inputs, folder = case
+    calls, outputs = record_calls(model, inputs)
+    named = {}
+    feature_maps = calls["neck"][0][1]
+    for kind, maps in zip(
+        ("backbone", "fpn", "rpn_cls", "rpn_reg"),
+        (calls["backbone"][0][1].feature_maps, feature_maps, *calls["rpn"][0][1]),
+    ):
+        named |= {f"{kind}.{level}": feature_map for level, feature_map in enumerate(maps)}
+    for level, anchors in enumerate(model._anchors(feature_maps, torch.float32)):
+        named[f"anchors_first12.{level}"] = anchors[:12]
+    (_, rois), _ = calls["box_roi_align"][0]
+    named["roi_levels"] = model.box_roi_align.levels(rois)
+    image_sizes = torch.tensor(facts["img_shapes"])
+    candidates = model._propose(
+        feature_maps, image_sizes, *model._rpn_outputs(feature_maps), model.config.num_proposals_per_level
+    )
+    proposals = zip(*model._select_proposals(*candidates, model.config.num_proposals))
+    for idx, (boxes, scores) in enumerate(proposals):
+        assert len(boxes) == facts["info"][f"num_proposals.{idx}"]
+        named[f"proposals.{idx}"] = torch.cat((boxes, scores[:, None]), dim=1)
+        named[f"proposals_top50.{idx}"] = named[f"proposals.{idx}"][:50]
+    logits = []
+    for stage, ((_, rois), regions) in enumerate(calls["box_roi_align"]):
+        (_, (stage_logits, offsets)) = calls[f"box_heads.{stage}"][0]
+        logits.append(stage_logits)
+        named |= {f"stage{stage}.rois": rois, f"stage{stage}.roi_feats_first6": regions[:6]}
+        named |= {f"stage{stage}.cls_logits": stage_logits, f"stage{stage}.deltas": offsets.flatten(1)}
+    for name in ("roi_feats_first6", "cls_logits", "deltas"):
+        named[f"bbox_{name}"] = named[f"stage0.{name}"]
+        named[f"bbox_{name}_first50"] = named[f"stage0.{name}"][:50]
+    for idx in range(len(image_sizes)):
+        named[f"mean_cls_logits.{idx}"] = torch.stack(logits).mean(dim=0)[rois[:, 0] == idx]
+
+    image_processor = AutoImageProcessor.from_pretrained(folder)
+    target_sizes = [tuple(size) for size in facts["ori_shapes"]]
+    results = image_processor.post_process_object_detection(outputs, target_sizes=target_sizes)
+    labels = torch.cat([result["labels"] for result in results])
+    for idx, result in enumerate(results):
+        named[f"det_boxes_scores.{idx}"] = torch.cat((result["boxes"], result["scores"][:, None]), dim=1)
+        named[f"det_labels.{idx}"] = result["labels"]
+    if model.config.use_mask_head:
+        ((_, regions),) = calls["mask_roi_align"]
+        named["mask_roi_feats_first2"] = regions[:2]
+        for stage in range(len(model.mask_heads)):
+            _, masks = calls[f"mask_heads.{stage}"][0]
+            named[f"stage{stage}.mask_logits_of_label"] = masks[torch.arange(len(masks)), labels]
+        named["mask_logits_of_label"] = named["stage0.mask_logits_of_label"]
+        named["mask_logits_all_classes_first2"] = calls["mask_heads.0"][0][1][:2, :8]
+        named["mean_mask_probs_of_label"] = outputs.pred_masks[outputs.pred_scores > 0]
+        results = image_processor.post_process_instance_segmentation(outputs, target_sizes=target_sizes)
+        for idx, result in enumerate(results):
+            named[f"masks_packed.{idx}"] = result["masks"]
+    return named
+
+
+def test_golden_numbers(case):
+    """Every array of the original: of each part in one forward pass, and of what the image processor makes of it."""
+    arrays = case[1]
+    named = named_outputs(case)
+    for name in arrays.files:
+        if name.startswith("masks_packed"):
+            packed = np.packbits(named[name].flatten(1).numpy(), axis=1)
+            assert packed.shape == arrays[name].shape and (packed != arrays[name]).sum() <= 2
+        elif "rois" in name or "boxes" in name or "proposals" in name:
+            assert_golden(named[name], arrays[name], BOX_TOLERANCE)
+            if "rois" not in name:
+                assert_golden(named[name][:, 4], arrays[name][:, 4], {"rtol": 0, "atol": 1e-5})
+        else:
+            assert_golden(named[name], arrays[name], REGION_TOLERANCE if name not in MAPS else FLOAT32_TOLERANCE)
+
+
+def test_pipeline(case, photographs):
+    """Both ways to the same boxes, of every score that the model returns."""
+    folder, image = case[-1], Image.fromarray(photographs[0][:64, :96])
+    detector = pipeline("object-detection", model=str(folder))
+    detections = detector(image, threshold=0.05)
+    image_processor = AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        outputs = detector.model(**image_processor(image, return_tensors="pt"))
+    (result,) = image_processor.post_process_object_detection(outputs, target_sizes=[(64, 96)])
+    assert len(detections) == len(result["scores"]) > 0
+    for detection, label, box in zip(detections, result["labels"], result["boxes"]):
+        assert detection["label"] == f"class {label}"
+        assert list(detection["box"].values()) == box.int().tolist()
+    assert detector(image, threshold=0.99) == [one for one in detections if one["score"] > 0.99]
+
+
+def write_manifest_checkpoint(name: str, file, change=lambda state_dict: None):
+    """The full-size checkpoint as a file of kilobytes: every tensor is a broadcast zero."""
+    state_dict = {
+        key: torch.zeros((), dtype=torch.int64 if key.endswith("num_batches_tracked") else None).expand(shape)
+        for key, shape in MANIFESTS[name]["keys"].items()
+    }
+    change(state_dict)
+    torch.save({"state_dict": state_dict}, file)
+    return file
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_key_of_every_checkpoint(name, tmp_path):
+    manifest, checkpoint = MANIFESTS[name], CHECKPOINTS[name]
+    source = write_manifest_checkpoint(name, tmp_path / "source.pth")
+    plan = plan_conversion(checkpoint, source, ConversionOptions())
+    assert len({origin.key for origin in plan.origins.values()}) == len(manifest["keys"]) and not plan.dropped
+    model = empty_model(plan.method.model_class, plan.config)
+    assert model.num_parameters() == manifest["num_parameters"]
+    assert list(model.config.id2label.values()) == manifest["class_names"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_settings(name):
+    """Of the model and of its image processor, as in the original's configuration."""
+    facts, config = MANIFESTS[name]["config"], CHECKPOINTS[name].config()
+    model, test = facts["model"], facts["test_cfg"]
+    anchors, heads = model["rpn_head"]["anchor_generator"], model["roi_head"]["bbox_head"]
+    heads = heads if isinstance(heads, list) else [heads]
+    assert (anchors["strides"][:4], anchors["scales"]) == (config.feature_strides, [config.anchor_scale])
+    assert anchors["ratios"] == config.anchor_ratios
+    assert [head["bbox_coder"]["target_stds"] for head in heads] == config.box_stds
+    assert {head["reg_class_agnostic"] for head in heads} == {config.class_agnostic_boxes}
+    assert model["roi_head"].get("stage_loss_weights", [1.0]) == config.stage_loss_weights
+    assert {head.get("reg_decoded_bbox", False) for head in heads} == {config.box_loss == "giou"}
+    assert (test["rpn"]["nms_pre"], test["rpn"]["max_per_img"], test["rpn"]["nms"]["iou_threshold"]) == (
+        config.num_proposals_per_level, config.num_proposals, config.proposal_nms_threshold
+    )  # fmt: skip
+    assert (test["rcnn"]["score_thr"], test["rcnn"]["nms"]["iou_threshold"], test["rcnn"]["max_per_img"]) == (
+        config.score_threshold, config.nms_threshold, config.max_detections
+    )  # fmt: skip
+    image_processor = CHECKPOINTS[name].image_processor()
+    assert [image_processor.size["longest_edge"], image_processor.size["shortest_edge"]] == facts["image_scale"]
+    assert image_processor.size_divisor == facts["padding_divisor"]
+    np.testing.assert_allclose(np.multiply(image_processor.image_mean, 255), facts["normalisation"]["mean"])
+    np.testing.assert_allclose(np.multiply(image_processor.image_std, 255), facts["normalisation"]["std"])
+
+
+def test_wrong_keys_are_named(tmp_path):
+    name = RECORDS["cascade_mask_rcnn"]
+
+    def change(state_dict):
+        state_dict["roi_head.extra"] = state_dict.pop("roi_head.bbox_head.2.fc_cls.bias")
+
+    source = write_manifest_checkpoint(name, tmp_path / "source.pth", change)
+    with pytest.raises(ConversionError, match="1 keys are of no parameter .*extra.*box_heads.2.classifier.bias"):
+        plan_conversion(CHECKPOINTS[name], source, ConversionOptions())
+
+
+def test_model_card(case):
+    """What the model is for, and that it finds masks, if it does."""
+    facts, _, model, _, folder = case
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: object-detection" in card and 'pipeline("object-detection"' in card
+    assert (
+        ("instance segmentation" in card)
+        == ("post_process_instance_segmentation" in card)
+        == (model.config.use_mask_head)
+    )
