@@ -16,9 +16,11 @@ from modeling_internimage.loss_mask_rcnn import (
     IGNORED,
     SampledProposals,
     box_loss,
+    detection_losses,
     giou_loss,
     mask_loss,
     match_boxes,
+    proposal_losses,
     sample_matches,
 )
 from modeling_internimage.modeling_mask_rcnn import MaskRCNNRoIAlign, select_detections
@@ -83,6 +85,9 @@ def test_golden_suppression():
     assert label.tolist() == golden("multiclass_nms.labels").tolist()
     detections = torch.cat((boxes[row, label], scores[row, label][:, None]), dim=1)
     torch.testing.assert_close(detections, golden("multiclass_nms.dets"))
+    # The size of the image does not matter: overlaps are relative.
+    scaled = select_detections(boxes * torch.tensor([2.17, 1.46, 2.17, 1.46]), scores, 0.05, 0.5, 30)
+    assert torch.equal(scaled[0], row) and torch.equal(scaled[1], label)
 
 
 def test_golden_pasting():
@@ -146,6 +151,37 @@ def test_gradients_of_box_losses(kind):
     targets = predicted.roll(1, dims=0) + 0.3
     predicted.requires_grad_()
     assert torch.autograd.gradcheck(lambda boxes: box_loss(boxes, targets, kind, 1.0), predicted)
+
+
+def test_proposal_losses():
+    """By hand: an anchor that is the object, one that is background, one in between, one that is not trained."""
+    config = MaskRCNNConfig()
+    anchors = torch.tensor([[0.0, 0, 10, 10], [50.0, 50, 60, 60], [0.0, 0, 10, 20], [80.0, 80, 90, 90]])
+    trained = torch.tensor([[True, True, True, False]] * 2)
+    logits, offsets = torch.tensor([[1.0, -2.0, 5.0, 5.0]] * 2), torch.full((2, 4, 4), 0.25)
+    losses = proposal_losses(config, logits, offsets, anchors, trained, [anchors[:1], anchors[:0]])
+    positive, negative = nn.functional.softplus(torch.tensor([-1.0])), nn.functional.softplus(logits[0])
+    # In the second image three are background. Its number of objects counts as 1, as in the original.
+    classification = (positive + negative[1] + negative[:3].sum()) / (1 + 1 + 1 + 3)
+    torch.testing.assert_close(losses["loss_rpn_classification"], classification[0])
+    torch.testing.assert_close(losses["loss_rpn_boxes"], torch.tensor(4 * 0.25 / 6))
+
+
+def test_detection_losses():
+    """By hand: a proposal that is an object of class 2, with that class's offsets, and one that is background."""
+    config = MaskRCNNConfig(num_labels=3, stage_loss_weights=[0.5], box_loss_weight=3.0)
+    labels = [{"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0, dtype=torch.int64)}]
+    labels.append({"boxes": torch.tensor([[0.0, 0, 10, 10]]), "class_labels": torch.tensor([2])})
+    sampled = SampledProposals(config, 0, [torch.tensor([[5.0, 5, 9, 9]]), torch.zeros(0, 4)], labels)
+    assert sampled.rois.tolist() == [[0, 5, 5, 9, 9], [1, 0, 0, 10, 10]]  # the box of an object is a proposal
+    assert sampled.labels.tolist() == [3, 2] and sampled.is_object_box.tolist() == [False, True]
+    logits = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0]])
+    offsets = torch.full((2, 3, 4), torch.nan)
+    offsets[1, 2] = 0.25
+    losses = detection_losses(config, 0, sampled, logits, offsets)
+    expected = nn.functional.cross_entropy(logits, torch.tensor([3, 2]))
+    torch.testing.assert_close(losses["loss_classification_0"], 0.5 * expected)
+    torch.testing.assert_close(losses["loss_boxes_0"], torch.tensor(0.5 * 3 * 4 * 0.25 / 2))
 
 
 def test_mask_loss():
@@ -298,6 +334,41 @@ def test_gradient_of_every_loss(kind, build, monkeypatch):
             values.append(losses())
     for name, slope in slopes.items():
         assert ((values[0][name] - values[1][name]) / (2 * step)).item() == pytest.approx(slope, rel=1e-3), name
+
+
+def test_trained_anchors(build):
+    """Of an image of 40x60 pixels: positions up to 64x64 pixels; or only the anchors inside the image."""
+    model = build()
+    feature_maps = [torch.zeros(2, 1, 16, 24), torch.zeros(2, 1, 8, 12), torch.zeros(2, 1, 4, 6)]
+    feature_maps += [torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 1, 2)]
+    anchors, sizes = model._anchors(feature_maps, torch.float32), torch.tensor([[40, 60], [64, 96]])
+    trained = model._trained_anchors(feature_maps, anchors, sizes)
+    positions = [3 * (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2 + 1), 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 2)]
+    assert trained.sum(dim=1).tolist() == positions
+    model.config.rpn_outside_anchors = False
+    inside = model._trained_anchors(feature_maps, anchors, sizes)
+    corners = torch.cat(anchors)[inside[0]]
+    assert len(corners) > 0 and corners.min() >= 0
+    assert corners[:, 2].max() < 60 and corners[:, 3].max() < 40 and not (inside & ~trained).any()
+
+
+def test_stages_of_training(build, monkeypatch):
+    """The second stage gets the refined regions of the first, without the boxes of objects that were added to them."""
+    stages = []
+
+    class Recorded(SampledProposals):
+        def __init__(self, config, stage, proposals, labels):
+            super().__init__(config, stage, proposals, labels)
+            stages.append((self, proposals))
+
+    monkeypatch.setattr("modeling_internimage.modeling_mask_rcnn.SampledProposals", Recorded)
+    build("cascade").train()(torch.randn(2, 3, 64, 96), labels=example_labels())
+    (first, _), (_, proposals) = stages
+    assert first.is_object_box.tolist()[:2] == [True, True]
+    assert [len(own) for own in proposals] == [
+        ((first.rois[:, 0] == idx) & ~first.is_object_box).sum().item() for idx in range(2)
+    ]
+    assert not any(own.requires_grad for own in proposals)
 
 
 @pytest.mark.parametrize("kind", KINDS)
