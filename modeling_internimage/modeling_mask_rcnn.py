@@ -144,7 +144,7 @@ class MaskRCNNConvLayer(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.convolution.precedes_relu = True
+        self.convolution.kaiming_init = True
         self.batch_norm = InternImageBatchNorm(channels)
         self.activation = nn.ReLU()
 
@@ -197,7 +197,7 @@ class MaskRCNNMaskHead(nn.Module):
         self.activation = nn.ReLU()
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
         for layer in (*self.convolutions, self.upsample, self.classifier):
-            layer.precedes_relu = True
+            layer.kaiming_init = True
 
     def forward(self, regions: torch.Tensor) -> torch.Tensor:
         """Regions (n, channels, size, size) -> logits (n, num_labels, 2 * size, 2 * size)."""
@@ -247,6 +247,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
+        # As the original: Xavier in the pyramid and the linear layers of box heads, Kaiming in all of mask heads.
         super()._init_weights(module)
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             if module.bias is not None:
@@ -254,7 +255,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             initial_std = getattr(module, "initial_std", None)
             if initial_std is not None:
                 init.normal_(module.weight, std=initial_std)
-            elif getattr(module, "precedes_relu", False):
+            elif getattr(module, "kaiming_init", False):
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:
                 init.xavier_uniform_(module.weight)
@@ -341,11 +342,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             if len(classes) != len(boxes):
                 raise ValueError(f"`labels` have {len(classes)} `class_labels` and {len(boxes)} `boxes` for an image.")
             # (On another device, looking at them would wait for it.)
-            if (
-                classes.device.type == "cpu"
-                and len(classes)
-                and not 0 <= classes.min() <= classes.max() < (self.config.num_labels)
-            ):
+            is_visible = classes.device.type == "cpu" and len(classes) > 0
+            if is_visible and not 0 <= classes.min() <= classes.max() < self.config.num_labels:
                 raise ValueError(
                     f"`class_labels` must be at least 0 and below `num_labels={self.config.num_labels}`, got "
                     f"{classes.min().item()} to {classes.max().item()}. Ids of categories with gaps become class "
@@ -433,14 +431,13 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             )
             proposals, _ = self._select_proposals(*candidates, config.num_proposals)
             rois = _concatenate(proposals)
-        all_logits = []
+        stages = []  # logits and offsets of each
         for stage, box_head in enumerate(self.box_heads):
             if stage > 0:
-                rois = self._refine(rois, all_logits[-1], offsets, stage - 1, image_sizes)  # noqa: F821
-            logits, offsets = box_head(self.box_roi_align(feature_maps, rois))
-            all_logits.append(logits.to(rois.dtype))
-        logits = torch.stack(all_logits).mean(dim=0)
-        boxes = decode_boxes(rois[:, None, 1:], offsets.to(rois.dtype), config.box_stds[-1])
+                rois = self._refine(rois, *stages[-1], stage - 1, image_sizes)
+            stages.append(box_head(self.box_roi_align(feature_maps, rois)))
+        logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
+        boxes = decode_boxes(rois[:, None, 1:], stages[-1][1].to(rois.dtype), config.box_stds[-1])
         boxes = clip_boxes(boxes, image_sizes[rois[:, 0].long(), None])
         boxes = boxes.expand(-1, config.num_labels, -1)
         probabilities = logits.softmax(dim=-1)[:, :-1]

@@ -371,6 +371,20 @@ def test_stages_of_training(build, monkeypatch):
     assert not any(own.requires_grad for own in proposals)
 
 
+def test_refinement(build):
+    """By the offsets of the best class; in training by those of the object's class. Boxes end where the image does."""
+    model = build("cascade")
+    rois = torch.tensor([[0.0, 10, 10, 20, 20]] * 3)
+    logits = torch.tensor([[5.0, 0.0, 0.0, 9.0]] * 3)  # the last is background
+    offsets = torch.zeros(3, 3, 4)
+    offsets[:, :, 0] = torch.tensor([10.0, 20.0, 200.0])  # times 0.1, of the width
+    sizes = torch.tensor([[64, 96]])
+    refined = model._refine(rois, logits, offsets, 0, sizes)
+    assert refined.tolist() == [[0, 20, 10, 30, 20]] * 3
+    refined = model._refine(rois, logits, offsets, 0, sizes, torch.tensor([3, 1, 2]))
+    assert refined.tolist() == [[0, 20, 10, 30, 20], [0, 30, 10, 40, 20], [0, 96, 10, 96, 20]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_without_objects(kind, build):
     """Images without a box, or with empty ones only: background is learned, and every parameter has a gradient."""
