@@ -95,7 +95,7 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
         super().__init__()
         width, num_anchors = config.hidden_size, len(config.anchor_ratios)
         self.convolution = nn.Conv2d(width, width, kernel_size=3, padding=1)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
         self.classifier = nn.Conv2d(width, num_anchors, kernel_size=1)
         self.box_regressor = nn.Conv2d(width, 4 * num_anchors, kernel_size=1)
         for layer in (self.convolution, self.classifier, self.box_regressor):
@@ -103,10 +103,12 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
 
     def forward(self, feature_maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """For each map logits (batch_size, anchors, height, width) and offsets (batch_size, 4 * anchors, ...)."""
-        hidden_states = [self.activation(self.convolution(feature_map)) for feature_map in feature_maps]
-        return [self.classifier(state) for state in hidden_states], [
-            self.box_regressor(state) for state in hidden_states
-        ]
+        logits, offsets = [], []
+        for feature_map in feature_maps:
+            hidden_states = self.activation(self.convolution(feature_map))
+            logits.append(self.classifier(hidden_states))
+            offsets.append(self.box_regressor(hidden_states))
+        return logits, offsets
 
 
 class MaskRCNNRoIAlign(nn.Module):
@@ -134,7 +136,7 @@ class MaskRCNNRoIAlign(nn.Module):
             own = (levels == level).nonzero()[:, 0]
             # (It has no half precision on every device.)
             aligned = roi_align(feature_map.to(rois.dtype), rois[own], self.size, 1 / stride, 0, aligned=True)
-            regions = regions.index_copy(0, own, aligned.to(regions.dtype))
+            regions[own] = aligned.to(regions.dtype)
         return regions
 
 
@@ -146,7 +148,7 @@ class MaskRCNNConvLayer(nn.Module):
         self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.convolution.kaiming_init = True
         self.batch_norm = InternImageBatchNorm(channels)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.activation(self.batch_norm(self.convolution(hidden_states)))
@@ -165,7 +167,7 @@ class MaskRCNNBoxHead(nn.Module):
         self.fc_layers = nn.ModuleList(
             nn.Linear(in_features if idx == 0 else width, width) for idx in range(config.box_head_num_fc_layers)
         )
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
         out_features = width if len(self.fc_layers) else in_features
         self.classifier = nn.Linear(out_features, config.num_labels + 1)
         self.box_regressor = nn.Linear(out_features, 4 * (1 if config.class_agnostic_boxes else config.num_labels))
@@ -194,7 +196,7 @@ class MaskRCNNMaskHead(nn.Module):
             nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(config.mask_head_num_layers)
         )
         self.upsample = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
         for layer in (*self.convolutions, self.upsample, self.classifier):
             layer.kaiming_init = True
