@@ -302,7 +302,7 @@ def markdown_table(result: dict) -> str:
     lines += operator_table(result.get("operator"))
     lines.append(
         f"\nInternImage-{result['architecture']} on {machine['device']}, {machine['threads']} threads, torch "
-        f"{machine['torch']}, {machine['date']}. Memory is the peak of tensors above the loaded model."
+        f"{machine['torch']}, {machine['date']}. Memory is the peak of {result['memory']} above the loaded model."
     )
     return "\n".join(lines)
 
@@ -350,7 +350,7 @@ def main():
             print(json.dumps(cases[-1]), flush=True)
 
     result = {"architecture": args.architecture, "machine": machine_description(args.device)}
-    result |= {"operator": operator, "cases": cases}
+    result |= {"memory": "tensors", "operator": operator, "cases": cases}
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=2) + "\n")

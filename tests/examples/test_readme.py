@@ -243,7 +243,7 @@ def test_digits_table(workplace):
         assert picture.width > 1000
 
 
-@pytest.mark.parametrize("name", ["benchmark_cpu", "benchmark_cpu_kernel"])
+@pytest.mark.parametrize("name", ["benchmark_cpu", "benchmark_cpu_kernel", "benchmark_cpu_kernel_epyc"])
 def test_benchmark_tables_are_the_recorded_ones(name):
     sys.path.insert(0, str(REPOSITORY / "examples"))
     benchmark = importlib.import_module("benchmark")
