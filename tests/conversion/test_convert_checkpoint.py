@@ -452,8 +452,12 @@ def test_nothing_is_left_of_a_failure(moment, write_original, tmp_path, monkeypa
         monkeypatch.setattr(convert_checkpoint.safetensors.torch, "save_file", no_space)
     else:
         monkeypatch.setattr(convert_checkpoint, "check_logits", lambda *arguments: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            main(arguments)
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                main(arguments)
+        finally:
+            signal.signal(signal.SIGINT, handler)
         assert leftovers(tmp_path) == set()
         return
     assert main(arguments) == 1

@@ -115,7 +115,7 @@ def test_accuracy(checkpoint, image_folder, tmp_path, capsys, caplog):
     preprocessing = result["preprocessing"]
     assert preprocessing["size"] == {"shortest_edge": 32} and preprocessing["resample"] == "bicubic"
     assert preprocessing["crop_size"] == {"height": 32, "width": 32}
-    assert result["images_per_second"] == pytest.approx(11 / result["seconds"], rel=0.01)
+    assert result["images_per_second"] == pytest.approx(11 / result["seconds"], rel=0.1)  # rounded to 1 ms
     assert result["versions"]["torch"] == torch.__version__ and set(result["versions"]) > {"transformers", "python"}
     assert len(result["date"]) == 10
     assert "top-1 36.36%, top-5 81.82% of 11 images (0 skipped)" in capsys.readouterr().out
