@@ -110,6 +110,10 @@ _CLASSES_OF = {
 _CITYSCAPES_CLASSIFIER = 150
 
 
+# Ids of COCO's 80 categories in its annotation files, in the order of the classes: of 1 to 90, ten are not used.
+COCO_CATEGORY_IDS = [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """
@@ -195,7 +199,8 @@ class Checkpoint:
         longest_edge, shortest_edge = self.test_scale
         size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
         if self.task == "object-detection":
-            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(size=size)
+            category_ids = COCO_CATEGORY_IDS if self.dataset == "COCO" else None
+            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(size=size, category_ids=category_ids)
         windows = {}
         if self.window:
             windows = {

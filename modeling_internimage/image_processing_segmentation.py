@@ -6,7 +6,6 @@ import math
 import numpy as np
 import torch
 from transformers import SegformerImageProcessorPil
-from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
@@ -38,13 +37,20 @@ class _OfficialSegmentationProcessing:
     valid_kwargs = InternImageSegmentationImageProcessorKwargs
     size = {"shortest_edge": 512, "longest_edge": 2048}
     default_to_square = False
+    do_convert_rgb = True
     size_divisor = None
     window_size = None
     window_stride = None
 
     def _preprocess(self, images, do_resize, size, resample, size_divisor=None, **kwargs):
         if do_resize:
-            is_map = resample not in (None, PILImageResampling.BILINEAR)
+            name = str(getattr(resample, "name", resample)).lower()  # of PIL or torchvision, or PIL's number
+            is_map = name in ("nearest", "nearest_exact", "0")
+            if not is_map and name not in ("bilinear", "2", "none"):
+                raise ValueError(
+                    f"`resample` must be bilinear, as in the original: got {resample}. Resize the images yourself and "
+                    "pass `do_resize=False`."
+                )
             images = [_resize(image, size, size_divisor, is_map) for image in images]
         return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
 
@@ -82,8 +88,9 @@ def semantic_scores(outputs) -> torch.Tensor:
     """
     if "class_queries_logits" not in outputs:
         return outputs.logits
-    classes = outputs.class_queries_logits.softmax(dim=-1)[..., :-1]  # the last stands for no object
-    masks = outputs.masks_queries_logits.sigmoid()
+    # (In float32: sums of 200 products.)
+    classes = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]  # the last stands for no object
+    masks = outputs.masks_queries_logits.float().sigmoid()
     scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
     size = (4 * masks.shape[-2], 4 * masks.shape[-1])
     return torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)

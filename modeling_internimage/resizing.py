@@ -34,6 +34,10 @@ def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tenso
         batch = image.reshape(-1, 1, *image.shape[-2:])
         batch = torch.nn.functional.interpolate(batch, size=(height, width), mode="bilinear", align_corners=False)
         return batch.reshape(*image.shape[:-2], height, width)
+    if image.dtype != torch.uint8:
+        raise ValueError(
+            f"`image` must be uint8 or floating point, got {image.dtype}. Convert images of more bits to one of these."
+        )
     left, right, right_weight = _neighbours(image.shape[-1], width, image.device)
     above, below, below_weight = _neighbours(image.shape[-2], height, image.device)
     one = 1 << WEIGHT_BITS

@@ -51,10 +51,10 @@ def segment_image(
         raise ValueError(f"`scales` must be one or more factors above 0, got {scales}.")
     if isinstance(image, str):
         image = load_image(image)
-    is_pil = is_pil_image(image)
+    if is_pil_image(image):
+        # Channels first, or images of 1 or 3 pixels in height would be taken for that.
+        image = to_numpy_array(image.convert("RGB")).transpose(2, 0, 1)
     image = to_numpy_array(image)
-    if is_pil and image.ndim == 3:
-        image = image.transpose(2, 0, 1)  # or images of 1 or 3 pixels in height would be taken for channels first
     size = get_image_size(image) if image.ndim == 3 else image.shape
     parameter = next(model.parameters())
     total = 0.0
@@ -69,9 +69,10 @@ def segment_image(
                 image_processor.window_size,
                 image_processor.window_stride,
             )
-            scores = nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-            probabilities = scores[0].softmax(dim=0)
-            total = total + (probabilities.flip(-1) if mirrored else probabilities)
+            scores = nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0]
+            scores = scores.softmax(dim=0)
+            total = (scores.flip(-1) if mirrored else scores).add_(total)
+            del scores
     return total / (len(scales) * (1 + flip))
 
 

@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None):
     )
     if args.ignore_index is None:
         args.ignore_index = getattr(model.config, "loss_ignore_index", 255)
-    check_ignore_index(args.ignore_index, model.config.num_labels)
+    check_ignore_index(args.ignore_index, model.config.num_labels, image_processor.do_reduce_labels)
     map_arguments = {
         "num_labels": model.config.num_labels,
         "ignore_index": args.ignore_index,

@@ -312,8 +312,6 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
             **hub,
         )
-    check_ignore_index(data_args.ignore_index, model.config.num_labels)
-
     source = model_args.image_processor_name or model_args.model_name_or_path
     if source is not None:
         image_processor = AutoImageProcessor.from_pretrained(source, **hub)
@@ -325,6 +323,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
         image_processor.size = {"shortest_edge": data_args.image_size, "longest_edge": 4 * data_args.image_size}
     if data_args.do_reduce_labels is not None:
         image_processor.do_reduce_labels = data_args.do_reduce_labels
+    check_ignore_index(data_args.ignore_index, model.config.num_labels, image_processor.do_reduce_labels)
     return model, image_processor
 
 

@@ -95,11 +95,11 @@ def read_pair(image_row: dict | None, map_row: dict | None, **kwargs) -> tuple[I
     return image, labels
 
 
-def check_ignore_index(ignore_index: int, num_labels: int):
-    if 0 <= ignore_index < num_labels:
-        raise ValueError(
-            f"`--ignore_index {ignore_index}` is the index of a class: it must be outside of [0, {num_labels})."
-        )
+def check_ignore_index(ignore_index: int, num_labels: int, do_reduce_labels: bool):
+    """It must be no class, neither in the files, where classes may start at 1, nor in what is made of them."""
+    end = num_labels + do_reduce_labels
+    if 0 <= ignore_index < end:
+        raise ValueError(f"`--ignore_index {ignore_index}` is the index of a class: it must be outside of [0, {end}).")
 
 
 def read_classes(file: str) -> tuple[list[str], list[list[int]] | None]:

@@ -111,3 +111,10 @@ def test_readme_commands_are_generated():
 def test_text_table():
     lines = text_table(CHECKPOINTS.values()).splitlines()
     assert len(lines) == 61 and len({re.search(r" (image|object)-", line).start() for line in lines[1:]}) == 1
+
+
+def test_ids_of_coco():
+    """Its annotation files number the classes with gaps."""
+    checkpoint = CHECKPOINTS["mask_rcnn_internimage_t_fpn_1x_coco"]
+    names = dict(zip(checkpoint.image_processor().category_ids, checkpoint.labels, strict=True))
+    assert (names[1], names[13], names[90], len(names)) == ("person", "stop sign", "toothbrush", 80)

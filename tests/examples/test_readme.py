@@ -111,9 +111,9 @@ def workplace(photographs, tiny_config, tmp_path, monkeypatch):
         hidden_size=16,
         box_head_hidden_size=16,
     )
-    randomize(MaskRCNNForObjectDetection(detector)).save_pretrained(tmp_path / "mask_rcnn_internimage_t")
+    randomize(MaskRCNNForObjectDetection(detector)).save_pretrained(tmp_path / "mask_rcnn_internimage_t_fpn_1x_coco")
     modeling_internimage.MaskRCNNImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(
-        tmp_path / "mask_rcnn_internimage_t"
+        tmp_path / "mask_rcnn_internimage_t_fpn_1x_coco"
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -247,3 +247,23 @@ def test_upernet_trains_with_its_auxiliary_head(tiny_config):
     loss.backward()
     assert model.backbone.embeddings.convolution1.weight.grad.abs().sum() > 0
     assert model.auxiliary_head.classifier.weight.grad is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
+def test_images_of_other_modes(mode, backend, photographs):
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](size={"shortest_edge": 32, "longest_edge": 64})
+    image = Image.fromarray(photographs[0][:40, :50]).convert(mode)
+    assert image_processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 40)
+    assert segment_image(Stripes(), image_processor, image).shape == (2, 40, 50)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_the_original_s_resizing_cannot_do(backend):
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](size={"height": 8, "width": 8})
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="`resample` must be bilinear"):
+        image_processor(image, resample=3)
+    with pytest.raises(ValueError, match="must be uint8 or floating point, got torch.uint16"):
+        resize_bilinear(torch.zeros(3, 4, 4, dtype=torch.uint16), 8, 8)
