@@ -13,7 +13,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from .boxes import paste_masks
-from .resizing import keep_ratio_size, resize_bilinear
+from .resizing import resize_bilinear, target_size
 
 
 class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
@@ -187,14 +187,7 @@ class _MaskRCNNProcessing:
 
 def _resize(image, size: SizeDict):
     """A tensor or array (channels, height, width) at the processor's size."""
-    if size.shortest_edge and size.longest_edge:
-        height, width = keep_ratio_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
-    elif size.height and size.width:
-        height, width = size.height, size.width
-    else:
-        raise ValueError(
-            f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
-        )
+    height, width = target_size(*image.shape[-2:], size)
     if isinstance(image, np.ndarray):
         return resize_bilinear(torch.from_numpy(np.ascontiguousarray(image)), height, width).numpy()
     return resize_bilinear(image, height, width)

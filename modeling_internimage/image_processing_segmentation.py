@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from .resizing import keep_ratio_size, resize_bilinear
+from .resizing import resize_bilinear, target_size
 
 
 class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -101,14 +101,7 @@ def _resize(image, size, size_divisor: int | None, is_map: bool):
     is_array = isinstance(image, np.ndarray)
     if is_array:
         image = torch.from_numpy(np.ascontiguousarray(image))
-    if size.shortest_edge and size.longest_edge:
-        height, width = keep_ratio_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
-    elif size.height and size.width:
-        height, width = size.height, size.width
-    else:
-        raise ValueError(
-            f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
-        )
+    height, width = target_size(*image.shape[-2:], size)
     sizes = [(height, width)]
     if size_divisor is not None:
         sizes.append(tuple(math.ceil(side / size_divisor) * size_divisor for side in sizes[0]))

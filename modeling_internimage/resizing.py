@@ -17,6 +17,22 @@ def keep_ratio_size(height: int, width: int, shortest_edge: int, longest_edge: i
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
+def target_size(height: int, width: int, size) -> tuple[int, int]:
+    """
+    Height and width of an image at the `size` of an image processor, a `SizeDict`.
+
+    Raises:
+        `ValueError`: if `size` has neither both edges nor height and width.
+    """
+    if size.shortest_edge and size.longest_edge:
+        return keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
+    if size.height and size.width:
+        return size.height, size.width
+    raise ValueError(
+        f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
+    )
+
+
 def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
     Bilinear resizing without antialiasing. Bytes are computed in the integer arithmetic of OpenCV's `INTER_LINEAR`, to
