@@ -113,6 +113,21 @@ def create_cosine_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step, lr=lr: factor(step, lr) for lr in rates])
 
 
+def create_step_schedule(
+    optimizer: torch.optim.Optimizer, num_warmup_steps: int, milestones: list[int]
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """
+    The authors' schedule in detection (`step` of mmcv): a linear warm-up from a thousandth of each rate; from each of
+    `milestones`, in steps, on a tenth of what it was.
+    """
+
+    def factor(step: int) -> float:
+        warmup = min(1e-3 + (1 - 1e-3) * step / num_warmup_steps, 1) if num_warmup_steps else 1
+        return warmup * 0.1 ** sum(step >= milestone for milestone in milestones)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def _learning_rate_scales(model: nn.Module, layer_decay: float, layer_of: Callable[[str, list[int]], int | None]):
     """From the name of a parameter to the factor on its rate. `None` if there is no InternImage in `model`."""
     prefixes = {

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available, logging
 
-from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parameter_groups
+from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parameter_groups, create_step_schedule
 
 
 logger = logging.get_logger(__name__)
@@ -49,6 +49,13 @@ class Recipe:
     mixup: float = field(default=0.0, metadata={"help": "Parameter of mixup, 0.8 for the authors; 0: none."})
     cutmix: float = field(
         default=0.0, metadata={"help": "Parameter of cutmix, 1.0 for the authors; 0: none. With both, each at random."}
+    )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Parts of the training from which on the learning rate is a tenth of what it was: 8/12 and 11/12 "
+            "for the authors' detectors, 0.66667 0.91667. In place of `lr_scheduler_type`."
+        },
     )
 
 
@@ -206,7 +213,7 @@ class _UpdateAverage(TrainerCallback):
 
 class InternImageTrainer(Trainer):
     """
-    A `Trainer` for image classifiers and segmentation models with the authors' recipe. Evaluation and what
+    A `Trainer` for image classifiers, segmentation models and detectors with the authors' recipe. Evaluation and what
     `save_model` writes use the averaged weights if there are any; checkpoints hold both, the averaged ones in the
     folder `ema`, as a model of its own. Label smoothing (`label_smoothing_factor`), for classifiers, is for training
     only. A loss that is not finite in one process ends the training in all. A run that is resumed from a checkpoint
@@ -242,7 +249,14 @@ class InternImageTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """The authors' schedule, if `lr_scheduler_kwargs` has what their recipes have."""
+        """The authors' schedule, if the recipe has milestones or `lr_scheduler_kwargs` has what their recipes have."""
+        if self.lr_scheduler is None and self.recipe.lr_milestones is not None:
+            self.lr_scheduler = create_step_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                self.args.get_warmup_steps(num_training_steps),
+                [round(milestone * num_training_steps) for milestone in self.recipe.lr_milestones],
+            )
+            self._created_lr_scheduler = True
         name, factors = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs or {}
         if self.lr_scheduler is None and name == "cosine_warmup_with_min_lr" and factors.keys() == SCHEDULE_FACTORS:
             self.lr_scheduler = create_cosine_schedule(
@@ -267,9 +281,9 @@ class InternImageTrainer(Trainer):
             self.train_dataset, self.data_collator = dataset, collate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy with class indices or, after mixup, probabilities as labels. Label maps: the model's own."""
+        """Cross-entropy with class indices or, after mixup, probabilities. Label maps and boxes: the model's own."""
         labels = inputs["labels"]
-        if labels.ndim > 2:
+        if isinstance(labels, list) or labels.ndim > 2:
             outputs = model(**inputs)
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
