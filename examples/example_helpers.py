@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """What the training and evaluation scripts of the tasks share."""
 
+import colorsys
 import datetime
 import io
 import json
@@ -15,6 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import datasets
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -23,11 +25,12 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib import pyplot as plt
 from PIL import Image
 from safetensors import safe_open
-from transformers import HfArgumentParser, Trainer
+from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from modeling_internimage import InternImageConfig, dcnv3_implementations
+from modeling_internimage import InternImageBackbone, InternImageConfig, dcnv3_implementations
+from modeling_internimage.training import Recipe
 
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,39 @@ class CheckpointArguments:
 
 
 @dataclass
+class HeadArguments(CheckpointArguments):
+    """The same for models with a head of their own on InternImage."""
+
+    backbone: str | None = field(
+        default=None, metadata={"help": "InternImage checkpoint, for example a classifier, that gets a new head."}
+    )
+    head_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Fields of the new head's configuration, a JSON object: '{\"hidden_size\": 256}'."},
+    )
+
+    def __post_init__(self):
+        if self.model_name_or_path is not None and (self.backbone or self.config_overrides or self.head_overrides):
+            raise ValueError(
+                "`--backbone`, `--config_overrides` and `--head_overrides` describe a new model: leave out "
+                "`--model_name_or_path`."
+            )
+        if self.backbone is not None and self.config_overrides is not None:
+            raise ValueError("`--config_overrides` describes a new backbone: leave out `--backbone`.")
+
+
+@dataclass
+class HeadRecipe(Recipe):
+    """The recipe of such models, whose labels cannot be mixed."""
+
+    layer_counting: str = field(default="downstream", metadata=Recipe.__dataclass_fields__["layer_counting"].metadata)
+
+    def __post_init__(self):
+        if self.mixup or self.cutmix:
+            raise ValueError("`--mixup` and `--cutmix` are for classification: leave them out.")
+
+
+@dataclass
 class DatasetArguments:
     """Which images to train and evaluate on."""
 
@@ -95,6 +131,14 @@ def parse_dataclasses(types: tuple[type, ...], argv: list[str]) -> tuple:
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
     return parser.parse_args_into_dataclasses(argv)
+
+
+def parse_head_arguments(model_type: type, data_type: type, argv: list[str]) -> tuple:
+    """Arguments of model, data, recipe and training."""
+    arguments = parse_dataclasses((model_type, data_type, HeadRecipe, TrainingArguments), argv)
+    if arguments[-1].label_smoothing_factor:
+        raise ValueError("`--label_smoothing_factor` is for classification: leave it out.")
+    return arguments
 
 
 def train_and_validation(
@@ -133,6 +177,16 @@ def select_samples(splits: datasets.DatasetDict, data_args: DatasetArguments, tr
             shuffled = splits[name].shuffle(seed=training_args.seed)
             splits[name] = shuffled.select(range(min(limit, len(shuffled))))
     return splits
+
+
+def undecoded(rows, *columns: str):
+    """A dataset or splits with image files, {"bytes", "path"}, in `columns`; a `ValueError` if there are none."""
+    first = rows if isinstance(rows, datasets.Dataset) else next(iter(rows.values()))
+    for column in columns:
+        if not isinstance(first.features[column], datasets.Image):
+            raise ValueError(f"Column '{column}' has values of type {first.features[column]}, it must have images.")
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
 
 
 def open_image(row: dict) -> Image.Image:
@@ -174,6 +228,27 @@ def check_same_architecture(model, checkpoint: str):
                 f"{checkpoint} is of another model: {name} has the shape {shapes.get(name)} there and "
                 f"{list(tensor.shape)} here. Name another `--output_dir`, or delete that one."
             )
+
+
+def create_backbone(model_args: HeadArguments, hub: dict) -> tuple[InternImageBackbone | None, InternImageConfig]:
+    """
+    The backbone that `model_args.backbone` names, with four feature maps, and its configuration; for a new one only
+    the configuration.
+    """
+    stages = [f"stage{idx}" for idx in range(1, 5)]
+    drop_path = {} if model_args.drop_path_rate is None else {"drop_path_rate": model_args.drop_path_rate}
+    if model_args.backbone is None:
+        overrides = json.loads(model_args.config_overrides or "{}") | drop_path
+        return None, InternImageConfig(**overrides, out_features=stages)
+    config = AutoConfig.from_pretrained(model_args.backbone, **hub)
+    if not isinstance(config, InternImageConfig):
+        raise ValueError(
+            f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be InternImage. "
+            "(A checkpoint with heads is `--model_name_or_path`.)"
+        )
+    # (`AutoBackbone` does not load folders in transformers 5.22.)
+    backbone = InternImageBackbone.from_pretrained(model_args.backbone, out_features=stages, **drop_path, **hub)
+    return backbone, backbone.config
 
 
 def freeze_stages(model, num_stages: int):
@@ -254,6 +329,29 @@ def train_and_evaluate(
         trainer.push_to_hub(**card)
     elif trainer.is_world_process_zero():
         trainer.create_model_card(**card)
+
+
+def check_stems(files: list[str]):
+    """Raise a `ValueError` if pictures named after `files` would overwrite each other."""
+    stems = [Path(file).stem for file in files]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ValueError(
+                f"{stems.count(stem)} images are called {stem}, and so would be their pictures: rename them."
+            )
+
+
+def class_colours(config) -> np.ndarray:
+    """uint8 (num_labels, 3): the model's palette, or hues that are far apart for neighbouring classes."""
+    palette = getattr(config, "palette", None)
+    if palette is None:
+        golden_ratio = 0.618034
+        hues = [
+            (idx * golden_ratio % 1.0, 0.9 - 0.3 * (idx % 2), 0.95 - 0.3 * (idx // 2 % 2))
+            for idx in range(config.num_labels)
+        ]
+        palette = [[round(255 * value) for value in colorsys.hsv_to_rgb(*hue)] for hue in hues]
+    return np.array(palette, dtype=np.uint8)
 
 
 def check_numbers_and_output(args, minima: dict[str, int]):

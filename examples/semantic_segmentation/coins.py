@@ -23,8 +23,8 @@ from skimage import data, filters, segmentation
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import plt
-from segment import blend, class_colours
+from example_helpers import class_colours, plt
+from segment import blend
 from segmentation_data import list_folder, read_pair
 from segmentation_metrics import confusion_matrix, segmentation_metrics
 from segmentation_models import load_segmentation_model

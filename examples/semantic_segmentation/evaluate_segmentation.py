@@ -34,9 +34,10 @@ from example_helpers import (
     describe_preprocessing,
     describe_run,
     load_split,
+    undecoded,
     write_json,
 )
-from segmentation_data import check_ignore_index, list_folder, read_pair, undecoded
+from segmentation_data import check_ignore_index, list_folder, read_pair
 from segmentation_metrics import confusion_matrix, segmentation_metrics
 from segmentation_models import load_segmentation_model
 

@@ -31,57 +31,40 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from example_helpers import (
-    CheckpointArguments,
     DatasetArguments,
+    HeadArguments,
+    create_backbone,
     freeze_stages,
-    parse_dataclasses,
+    parse_head_arguments,
     select_samples,
     train_and_evaluate,
     train_and_validation,
+    undecoded,
 )
-from segmentation_data import check_ignore_index, list_folder, read_classes, read_pair, undecoded
+from segmentation_data import check_ignore_index, list_folder, read_classes, read_pair
 from segmentation_metrics import StreamedMetrics, confusion_matrix
 
 from modeling_internimage import (
-    InternImageBackbone,
-    InternImageConfig,
     InternImageSegmentationImageProcessor,
     SegformerHeadConfig,
 )
 from modeling_internimage.resizing import keep_ratio_size
-from modeling_internimage.training import InternImageTrainer, Recipe
+from modeling_internimage.training import InternImageTrainer
 
 
 logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 HEADS = {"upernet": UperNetConfig, "segformer": SegformerHeadConfig}
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 ATTEMPTS_TO_CROP = 10
 
 
 @dataclass
-class ModelArguments(CheckpointArguments):
+class ModelArguments(HeadArguments):
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Segmentation checkpoint to fine-tune: a folder or a Hub id."}
     )
-    backbone: str | None = field(
-        default=None, metadata={"help": "InternImage checkpoint, for example a classifier, that gets a new head."}
-    )
     head: str = field(default="upernet", metadata={"help": "Of a new model.", "choices": list(HEADS)})
-    head_overrides: str | None = field(
-        default=None,
-        metadata={"help": "Fields of the new head's configuration, a JSON object: '{\"hidden_size\": 256}'."},
-    )
-
-    def __post_init__(self):
-        if self.model_name_or_path is not None and (self.backbone or self.config_overrides or self.head_overrides):
-            raise ValueError(
-                "`--backbone`, `--config_overrides` and `--head_overrides` describe a new model: leave out "
-                "`--model_name_or_path`."
-            )
-        if self.backbone is not None and self.config_overrides is not None:
-            raise ValueError("`--config_overrides` describes a new backbone: leave out `--backbone`.")
 
 
 @dataclass
@@ -134,24 +117,6 @@ class DataArguments(DatasetArguments):
                 f"`--min_resize_ratio {self.min_resize_ratio}` must be above 0 and at most `--max_resize_ratio "
                 f"{self.max_resize_ratio}`."
             )
-
-
-@dataclass
-class RecipeArguments(Recipe):
-    layer_counting: str = field(default="downstream", metadata=Recipe.__dataclass_fields__["layer_counting"].metadata)
-
-    def __post_init__(self):
-        if self.mixup or self.cutmix:
-            raise ValueError(
-                "`--mixup` and `--cutmix` are for classification: label maps cannot be mixed. Leave them out."
-            )
-
-
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, RecipeArguments, TrainingArguments]:
-    arguments = parse_dataclasses((ModelArguments, DataArguments, RecipeArguments, TrainingArguments), argv)
-    if arguments[-1].label_smoothing_factor:
-        raise ValueError("`--label_smoothing_factor` is for classification: leave it out.")
-    return arguments
 
 
 def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int) -> datasets.DatasetDict:
@@ -329,21 +294,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
 
 def new_model(model_args: ModelArguments, fields: dict, hub: dict):
     """A model with a new head, whose backbone is that of a checkpoint or also new."""
-    drop_path = {} if model_args.drop_path_rate is None else {"drop_path_rate": model_args.drop_path_rate}
-    backbone = None
-    if model_args.backbone is not None:
-        config = AutoConfig.from_pretrained(model_args.backbone, **hub)
-        if not isinstance(config, InternImageConfig):
-            raise ValueError(
-                f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be InternImage. "
-                "(A checkpoint for segmentation is `--model_name_or_path`.)"
-            )
-        # (`AutoBackbone` does not load folders in transformers 5.22.)
-        backbone = InternImageBackbone.from_pretrained(model_args.backbone, out_features=STAGES, **drop_path, **hub)
-        backbone_config = backbone.config
-    else:
-        overrides = json.loads(model_args.config_overrides or "{}") | drop_path
-        backbone_config = InternImageConfig(**overrides, out_features=STAGES)
+    backbone, backbone_config = create_backbone(model_args, hub)
     if model_args.head == "upernet":
         fields = {"auxiliary_in_channels": backbone_config.hidden_sizes[2], **fields}
     fields = fields | json.loads(model_args.head_overrides or "{}")
@@ -399,7 +350,9 @@ def prepare_training(model, training_args: TrainingArguments, num_images: int):
 
 
 def main(argv: list[str] | None = None):
-    model_args, data_args, recipe, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, recipe, training_args = parse_head_arguments(
+        ModelArguments, DataArguments, sys.argv[1:] if argv is None else argv
+    )
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)

@@ -6,7 +6,6 @@ Segment image files: a picture of each with its classes in colours and a legend,
 """
 
 import argparse
-import colorsys
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import decode_image, plt
+from example_helpers import check_stems, class_colours, decode_image, plt
 from segmentation_models import load_segmentation_model
 
 from modeling_internimage import segment_image
@@ -39,26 +38,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
     parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
     args = parser.parse_args(argv)
-    stems = [Path(image).stem for image in args.images]
-    for stem in stems:
-        if stems.count(stem) > 1:
-            raise ValueError(
-                f"{stems.count(stem)} images are called {stem}, and so would be their pictures: rename them."
-            )
+    check_stems(args.images)
     return args
-
-
-def class_colours(config) -> np.ndarray:
-    """uint8 (num_labels, 3): the model's palette, or hues that are far apart for neighbouring classes."""
-    palette = getattr(config, "palette", None)
-    if palette is None:
-        golden_ratio = 0.618034
-        hues = [
-            (idx * golden_ratio % 1.0, 0.9 - 0.3 * (idx % 2), 0.95 - 0.3 * (idx // 2 % 2))
-            for idx in range(config.num_labels)
-        ]
-        palette = [[round(255 * value) for value in colorsys.hsv_to_rgb(*hue)] for hue in hues]
-    return np.array(palette, dtype=np.uint8)
 
 
 def blend(image: Image.Image, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -41,16 +41,6 @@ def list_folder(folder: str, argument: str, image_column: str = "image", label_c
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def undecoded(rows, image_column: str, label_column: str):
-    """A dataset or splits with files, {"bytes", "path"}, in both columns; a `ValueError` if they have no images."""
-    first = rows if isinstance(rows, datasets.Dataset) else next(iter(rows.values()))
-    for column in (image_column, label_column):
-        if not isinstance(first.features[column], datasets.Image):
-            raise ValueError(f"Column '{column}' has values of type {first.features[column]}, it must have images.")
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
-
-
 def read_label_map(row: dict, num_labels: int, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
     """
     Class index of every pixel, int64 (height, width), in `[0, num_labels)` or `ignore_index`. Grey values are the

@@ -348,7 +348,9 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = json.loads((script.RECIPES / f"{name}.json").read_text()) | {"bf16": False, "use_cpu": True}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    model_args, data_args, recipe, training = script.parse_arguments([str(tmp_path / "recipe.json")])
+    model_args, data_args, recipe, training = script.parse_head_arguments(
+        script.ModelArguments, script.DataArguments, [str(tmp_path / "recipe.json")]
+    )
     actual = (
         data_args.image_size, training.learning_rate, recipe.layer_decay, model_args.drop_path_rate,
         training.max_grad_norm, training.per_device_train_batch_size,
