@@ -1,0 +1,94 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Detect objects in image files: a picture of each with boxes, masks, labels and scores.
+
+    python examples/object_detection/detect.py --model_name_or_path outputs/my_detector photo.jpg
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import font_manager
+from PIL import Image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from detection_models import load_detection_model
+from example_helpers import check_stems, class_colours, decode_image
+
+
+OPACITY = 0.5
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/detections"), help="folder for the pictures")
+    parser.add_argument("--threshold", type=float, default=0.5, help="draw detections with a higher score")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
+    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
+    args = parser.parse_args(argv)
+    check_stems(args.images)
+    return args
+
+
+@torch.inference_mode()
+def detect(model, image_processor, image: Image.Image, threshold: float) -> dict[str, torch.Tensor]:
+    """`scores`, `labels`, `boxes` (n, 4) and, of a model with mask heads, `masks` (n, height, width) of an image."""
+    inputs = image_processor(image, return_tensors="pt").to(model.device, model.dtype)
+    outputs = model(**inputs)
+    process = image_processor.post_process_object_detection
+    if outputs.pred_masks is not None:
+        process = image_processor.post_process_instance_segmentation
+    return process(outputs, threshold=threshold, target_sizes=[(image.height, image.width)])[0]
+
+
+def draw_detections(image: Image.Image, result: dict[str, torch.Tensor], config) -> np.ndarray:
+    """uint8 (height, width, 3): the best detection on top."""
+    order = result["scores"].argsort().cpu()
+    labels = result["labels"].cpu()[order].tolist()
+    colours = [tuple(colour) for colour in class_colours(config)[labels].tolist()]
+    captions = [
+        f"{config.id2label[label]} {score:.2f}" for label, score in zip(labels, result["scores"].cpu()[order].tolist())
+    ]
+    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if not labels:
+        return picture.permute(1, 2, 0).numpy()
+    if "masks" in result:
+        picture = draw_segmentation_masks(picture, result["masks"].cpu()[order], alpha=OPACITY, colors=colours)
+    line = max(round(min(image.size) / 200), 1)
+    picture = draw_bounding_boxes(
+        picture,
+        result["boxes"].cpu()[order],
+        labels=captions,
+        colors=colours,
+        width=line,
+        font=font_manager.findfont("DejaVu Sans"),
+        font_size=max(round(min(image.size) / 25), 10),
+        label_colors="white",
+        fill_labels=True,
+    )
+    return picture.permute(1, 2, 0).numpy()
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, image_processor = load_detection_model(args.model_name_or_path, args.dtype, device, args.use_kernels)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for file in args.images:
+        image = decode_image({"bytes": None, "path": file})
+        result = detect(model, image_processor, image, args.threshold)
+        path = args.output_dir / f"{Path(file).stem}.png"
+        Image.fromarray(draw_detections(image, result, model.config)).save(path)
+        names = ", ".join(model.config.id2label[label] for label in result["labels"].tolist())
+        print(f"{len(result['scores'])} objects ({names}). Written: {path}")
+
+
+if __name__ == "__main__":
+    main()

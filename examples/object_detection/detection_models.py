@@ -1,0 +1,31 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Loading a detector for inference."""
+
+import torch
+from example_helpers import check_trained
+from transformers import AutoConfig, AutoImageProcessor
+
+from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, use_dcnv3_kernel
+
+
+def load_detection_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
+    """The model, in eval mode, and the image processor of its checkpoint."""
+    config = AutoConfig.from_pretrained(model_name_or_path)
+    check_detector(config, f"--model_name_or_path {model_name_or_path}")
+    model, info = MaskRCNNForObjectDetection.from_pretrained(
+        model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    check_trained(info, model_name_or_path, "heads")
+    model = model.to(device).eval()
+    if use_kernels:
+        model = use_dcnv3_kernel(model)  # which needs to know the device
+    return model, AutoImageProcessor.from_pretrained(model_name_or_path)
+
+
+def check_detector(config, argument: str):
+    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of a two-stage detector."""
+    if not isinstance(config, MaskRCNNConfig):
+        raise ValueError(
+            f"`{argument}` is a model of type {config.model_type}, it must be {MaskRCNNConfig.model_type}: a "
+            "detector of this library. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
+        )

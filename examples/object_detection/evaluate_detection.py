@@ -1,0 +1,169 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+COCO's average precision of a detector: of boxes and, if it has mask heads, of masks, computed by pycocotools.
+
+    python examples/object_detection/evaluate_detection.py --model_name_or_path ... \\
+        --data_dir coco/val2017 --annotations coco/annotations/instances_val2017.json
+    accelerate launch examples/object_detection/evaluate_detection.py ...
+
+The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
+also on a CPU). Each process takes its share of the images. Preprocessing is that of the checkpoint's image processor;
+classes of the model and categories of the data find each other by their names.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator, PartialState
+from accelerate.utils import send_to_device
+from tqdm import tqdm
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from detection_data import Collate, DetectionImages, hub_categories, order_categories, read_coco
+from detection_metrics import CocoEvaluator
+from detection_models import load_detection_model
+from example_helpers import (
+    check_numbers_and_output,
+    create_model_index,
+    describe_data,
+    describe_preprocessing,
+    describe_run,
+    load_split,
+    undecoded,
+    write_json,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data_dir", help="folder of images")
+    data.add_argument("--dataset_name", help="a dataset of the Hub or a local folder of one")
+    parser.add_argument("--annotations", help="JSON file in the format of COCO, on the images in --data_dir")
+    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
+    parser.add_argument("--split", default="validation", help="split of the dataset")
+    parser.add_argument("--image_column_name", default="image", help="column with the images")
+    parser.add_argument("--label_column_name", default="objects", help="column with `bbox` and `category` of objects")
+    parser.add_argument("--max_samples", type=int, help="evaluate this many images, chosen at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of --max_samples")
+    parser.add_argument("--batch_size", type=int, default=1, help="images at a time; above 1 they are padded")
+    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="that read images")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
+    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    args = parser.parse_args(argv)
+    if (args.data_dir is None) != (args.annotations is None):
+        raise ValueError("`--data_dir` and `--annotations` go together: give both.")
+    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1, "batch_size": 1})
+    return args
+
+
+def load_rows(args: argparse.Namespace):
+    """Undecoded images with objects, and names of categories by id."""
+    columns = (args.image_column_name, args.label_column_name)
+    if args.data_dir is not None:
+        return read_coco(args.data_dir, args.annotations, "--annotations", *columns)
+    rows = undecoded(load_split(args), columns[0])
+    return rows, hub_categories(rows.features, columns[1])
+
+
+def evaluate_model(model, images: DetectionImages, evaluator: CocoEvaluator, indices: list[int], args, accelerator):
+    """Adds this process's images, those at `indices`, to `evaluator`."""
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(images, indices),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        collate_fn=Collate(images.image_processor),
+    )
+    for batch in tqdm(loader, desc="Evaluating", unit="batch", disable=not accelerator.is_main_process):
+        labels = batch.pop("labels")
+        batch = send_to_device(batch, accelerator.device)
+        with torch.inference_mode():
+            outputs = model(batch["pixel_values"].to(model.dtype), pixel_mask=batch["pixel_mask"])
+        evaluator.add(outputs, labels)
+
+
+def percent(fraction: float) -> float | None:
+    """-1 stands for what is not defined, as there are no objects."""
+    return None if fraction < 0 else round(100 * fraction, 4)
+
+
+def describe_results(
+    args: argparse.Namespace, accelerator: Accelerator, model, image_processor, results, num_images: int, seconds
+) -> dict:
+    """All that is known about a run, for the JSON file. Percent, or `null` for what is not defined."""
+    metrics, per_category = results
+    metrics = {name: percent(value) for name, value in metrics.items()}
+    task = "image-segmentation" if model.config.use_mask_head else "object-detection"
+    reported = [("bbox_map", "box AP"), ("segm_map", "mask AP")]
+    return {
+        "model": args.model_name_or_path,
+        "dataset": describe_data(args) | {"annotations": args.annotations},
+        "num_images": num_images,
+        **metrics,
+        "categories": {
+            kind: {name: percent(value) for name, value in values.items()} for kind, values in per_category.items()
+        },
+        "preprocessing": describe_preprocessing(image_processor, ("size_divisor",)) | {"batch_size": args.batch_size},
+        **describe_run(args, accelerator, model, num_images, seconds),
+        "model_index": create_model_index(
+            args,
+            task,
+            [(name, title, metrics[name]) for name, title in reported if metrics.get(name) is not None],
+            {},
+        ),
+    }
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    accelerator = Accelerator()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if not accelerator.is_main_process:  # the others have nothing else to say
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+
+    with accelerator.main_process_first():  # the others find the data in the cache
+        rows, categories = load_rows(args)
+    model, image_processor = load_detection_model(
+        args.model_name_or_path, args.dtype, accelerator.device, args.use_kernels
+    )
+    image_processor.category_ids = order_categories(categories, model.config.id2label)
+    indices = list(range(len(rows)))
+    if args.max_samples is not None:
+        indices = np.random.default_rng(args.seed).permutation(len(rows))[: args.max_samples].tolist()
+    own = indices[accelerator.process_index :: accelerator.num_processes]
+    columns = (args.image_column_name, args.label_column_name)
+    images = DetectionImages(rows, columns, image_processor, with_masks=False)
+    evaluator = CocoEvaluator(rows, columns, categories, image_processor, model.config.use_mask_head)
+
+    start = time.perf_counter()
+    evaluate_model(model, images, evaluator, own, args, accelerator)
+    results = evaluator.compute()
+    seconds = time.perf_counter() - start
+    if not accelerator.is_main_process:
+        return
+    result = describe_results(args, accelerator, model, image_processor, results, len(indices), seconds)
+    names = {"bbox_map": "box AP", "bbox_map_50": "AP50", "segm_map": "mask AP", "segm_map_50": "AP50"}
+    values = ", ".join(f"{title} {result[name]}" for name, title in names.items() if name in result)
+    print(f"{values} of {len(indices)} images in {seconds:.1f} s")
+    if args.output is not None:
+        write_json(args.output, result)
+        print(f"Written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
+    PartialState().destroy_process_group()

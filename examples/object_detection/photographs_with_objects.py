@@ -1,0 +1,107 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Eight photographs of scikit-image with the outlines of 36 objects, drawn by hand, in the format of COCO.
+
+    python examples/object_detection/photographs_with_objects.py --output_dir outputs/objects
+    python examples/object_detection/photographs_with_objects.py --output_dir outputs/objects --model outputs/detector
+
+With `--model`, its detections are drawn. The data set is for trying things out: what a model has learnt from eight
+images shows on these images only.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from skimage import data
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from detect import detect, draw_detections
+from detection_models import load_detection_model
+from example_helpers import plt
+
+
+# Ids as in COCO, where it has the class.
+CATEGORIES = {"person": 1, "motorcycle": 4, "cat": 17, "cup": 47, "spoon": 50}
+CATEGORIES |= {"rocket": 91, "helmet": 92, "camera": 93, "coin": 94, "saucer": 95, "optic disc": 96}
+PHOTOGRAPHS = {
+    "astronaut": data.astronaut,
+    "camera": data.camera,
+    "cat": data.cat,
+    "coffee": data.coffee,
+    "coins": data.coins,
+    "motorcycle": lambda: data.stereo_motorcycle()[0],
+    "retina": data.retina,
+    "rocket": data.rocket,
+}
+OUTLINES = Path(__file__).parent / "outlines.json"
+CORNERS_OF_ELLIPSE = 24
+
+
+def polygon(outline: list[int]) -> list[float]:
+    """x, y, x, y, ... of corners; four numbers are left, top, right, bottom of an ellipse."""
+    if len(outline) > 4:
+        return outline
+    left, top, right, bottom = outline
+    angles = (2 * math.pi * idx / CORNERS_OF_ELLIPSE for idx in range(CORNERS_OF_ELLIPSE))
+    return [
+        round((start + end) / 2 + (end - start) / 2 * function(angle), 2)
+        for angle in angles
+        for start, end, function in ((left, right, math.cos), (top, bottom, math.sin))
+    ]
+
+
+def write_data_set(folder: Path):
+    """`folder / "images"` and `folder / "annotations.json"`."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    objects = json.loads(OUTLINES.read_text())
+    images, annotations = [], []
+    for image_id, (name, load) in enumerate(PHOTOGRAPHS.items()):
+        image = Image.fromarray(load())
+        image.save(folder / "images" / f"{name}.png")
+        size = {"width": image.width, "height": image.height}
+        images.append({"id": image_id, "file_name": f"{name}.png"} | size)
+        for category, outlines in objects[name].items():
+            for outline in map(polygon, outlines):
+                (mask,) = coco_mask.frPyObjects([outline], image.height, image.width)
+                annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": CATEGORIES[category]}
+                annotation |= {"segmentation": [outline], "bbox": coco_mask.toBbox(mask).tolist()}
+                annotations.append(annotation | {"area": int(coco_mask.area(mask)), "iscrowd": 0})
+    categories = [{"id": idx, "name": name} for name, idx in CATEGORIES.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content) + "\n")
+    print(f"{len(images)} photographs with {len(annotations)} objects in {folder}")
+
+
+def draw_photographs(folder: Path, model_name: str, path: Path):
+    """All photographs with the detections of a model."""
+    model, image_processor = load_detection_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
+    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
+    for name, axis in zip(PHOTOGRAPHS, axes.flat):
+        image = Image.open(folder / "images" / f"{name}.png").convert("RGB")
+        axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold=0.5), model.config))
+        axis.set_axis_off()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    print(f"Written: {path}")
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/objects"), help="folder for images and JSON")
+    parser.add_argument("--model", help="trained detector, to draw detections of")
+    args = parser.parse_args(argv)
+    if args.model is not None:
+        draw_photographs(args.output_dir, args.model, args.output_dir / "detections.png")
+        return
+    write_data_set(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tune a two-stage detector, with masks or without, on images annotated in the format of COCO or a Hub dataset.
+
+    python run_object_detection.py --train_dir images --train_annotations train.json --backbone ... --do_train
+    python run_object_detection.py arguments.json
+
+The shape is that of transformers' own example of this name. README.md beside this file has complete commands.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from torchvision.transforms import v2
+from transformers import AutoConfig, AutoImageProcessor, set_seed
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from detection_data import (
+    Collate,
+    DetectionImages,
+    annotations_of,
+    check_box,
+    hub_categories,
+    order_categories,
+    read_coco,
+)
+from detection_metrics import CocoEvaluator
+from detection_models import check_detector
+from example_helpers import (
+    DatasetArguments,
+    HeadArguments,
+    create_backbone,
+    freeze_stages,
+    parse_head_arguments,
+    select_samples,
+    train_and_evaluate,
+    train_and_validation,
+    undecoded,
+)
+
+from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
+from modeling_internimage.training import InternImageTrainer
+
+
+logger = logging.getLogger(__name__)
+
+STEP_OF_SCALES = 32
+CROP_SIDES = (384, 600)
+SIDES_BEFORE_CROP = [400, 500, 600]
+
+
+@dataclass
+class ModelArguments(HeadArguments):
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Detector to fine-tune: a folder or a Hub id."}
+    )
+    use_mask_head: bool | None = field(
+        default=None, metadata={"help": "Whether masks are trained. Default: checkpoint's; a new model has them."}
+    )
+
+
+@dataclass
+class DataArguments(DatasetArguments):
+    train_annotations: str | None = field(
+        default=None, metadata={"help": "JSON file in the format of COCO, on the images in `train_dir`."}
+    )
+    validation_annotations: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
+    label_column_name: str = field(
+        default="objects", metadata={"help": "Column of a Hub dataset with `bbox` and `category` of all objects."}
+    )
+    skip_images_without_objects: bool = field(
+        default=False, metadata={"help": "Do not train on images without objects, as the authors."}
+    )
+    shortest_edge: int | None = field(
+        default=None, metadata={"help": "Shorter side of images in pixels, if not the image processor's; 800."}
+    )
+    longest_edge: int | None = field(
+        default=None, metadata={"help": "Longer side at most, if not the image processor's; 5/3 of the shorter."}
+    )
+    min_shortest_edge: int | None = field(
+        default=None,
+        metadata={"help": "Smallest shorter side in training, for random scales in steps of 32. Default: one scale."},
+    )
+    random_crop: bool = field(
+        default=False,
+        metadata={
+            "help": "Half of the training images are cut before they are scaled, as in the authors' 3x recipes."
+        },
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+
+    def __post_init__(self):
+        folders = (self.train_dir, self.validation_dir)
+        if self.dataset_name is None and not any(folders):
+            raise ValueError(
+                "No images: give `--dataset_name` (a Hub dataset), or `--train_dir` and/or `--validation_dir` "
+                "(folders of images) with `--train_annotations` and `--validation_annotations` (JSON files)."
+            )
+        for name, folder in zip(("train", "validation"), folders):
+            if (folder is None) != (getattr(self, f"{name}_annotations") is None):
+                raise ValueError(f"`--{name}_dir` and `--{name}_annotations` go together: give both.")
+
+
+def load_images(
+    data_args: DataArguments, model_args: ModelArguments, seed: int
+) -> tuple[datasets.DatasetDict, dict[int, str]]:
+    """The splits `train` and `validation`, as far as there are images for them, and names of categories by id."""
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    if data_args.dataset_name is not None:
+        splits = datasets.load_dataset(
+            data_args.dataset_name,
+            data_args.dataset_config_name,
+            cache_dir=model_args.cache_dir,
+            token=model_args.token,
+        )
+        splits = undecoded(train_and_validation(splits, data_args, seed, ""), columns[0])
+        return splits, hub_categories(next(iter(splits.values())).features, columns[1])
+    splits, categories = {}, {}
+    for name in ("train", "validation"):
+        folder, file = getattr(data_args, f"{name}_dir"), getattr(data_args, f"{name}_annotations")
+        if folder is not None:
+            splits[name], categories[name] = read_coco(folder, file, f"--{name}_annotations", *columns)
+    first, *others = categories.values()
+    if any(other != first for other in others):
+        raise ValueError(
+            f"`--train_annotations` has the categories {first} and `--validation_annotations` {others[0]}: they must "
+            "be the same."
+        )
+    return train_and_validation(datasets.DatasetDict(splits), data_args, seed, ""), first
+
+
+def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
+    """Raise a `ValueError` now, not after hours, for boxes that are none and, if masks are trained, missing ones."""
+    for idx, row in enumerate(
+        rows.select_columns([name for name in (label_column, "image_id") if name in rows.features])
+    ):
+        for annotation in annotations_of(row[label_column]):
+            check_box(annotation["bbox"], row.get("image_id", idx))
+            if with_masks and not annotation.get("iscrowd") and not annotation.get("segmentation"):
+                raise ValueError(
+                    f"The image {row.get('image_id', idx)} has an object without `segmentation`, which masks are "
+                    "trained with: train boxes only, with `--use_mask_head false`."
+                )
+
+
+class RandomSizedCrop(v2.Transform):
+    """A crop whose sides are chosen between `CROP_SIDES`, as far as the image is large enough."""
+
+    def make_params(self, flat_inputs) -> dict:
+        params = {}
+        for side, start, size in zip(("height", "width"), ("top", "left"), v2.query_size(flat_inputs)):
+            low, high = (min(limit, size) for limit in CROP_SIDES)
+            params[side] = torch.randint(low, high + 1, ()).item()
+            params[start] = torch.randint(size - params[side] + 1, ()).item()
+        return params
+
+    def transform(self, inpt, params):
+        return self._call_kernel(v2.functional.crop, inpt, **params)
+
+
+def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
+    """The steps of the original's training pipelines, for an image and its objects."""
+    shortest, longest = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+    sides = [*range(data_args.min_shortest_edge or shortest, shortest, STEP_OF_SCALES), shortest]
+    resize = v2.RandomShortestSize(sides, max_size=longest, antialias=False)
+    if data_args.random_crop:
+        before = v2.RandomShortestSize(SIDES_BEFORE_CROP, antialias=False)
+        resize = v2.RandomChoice([resize, v2.Compose([before, RandomSizedCrop(), resize])])
+    return v2.Compose(
+        [
+            resize,
+            v2.RandomHorizontalFlip(0.5 if data_args.horizontal_flip else 0.0),
+            v2.ClampBoundingBoxes(),
+            v2.SanitizeBoundingBoxes(min_size=1.0),
+        ]
+    )
+
+
+def load_model(model_args: ModelArguments, data_args: DataArguments, categories: dict[int, str]):
+    """The model and its image processor: of a checkpoint, or with new heads."""
+    hub = model_args.hub_arguments()
+    names = list(categories.values())
+    fields = {} if model_args.use_mask_head is None else {"use_mask_head": model_args.use_mask_head}
+    if model_args.model_name_or_path is None:
+        backbone, backbone_config = create_backbone(model_args, hub)
+        fields |= json.loads(model_args.head_overrides or "{}") | _classes(names)
+        model = MaskRCNNForObjectDetection(MaskRCNNConfig(backbone_config=backbone_config, **fields))
+        if backbone is not None:
+            model.backbone.load_state_dict(backbone.state_dict())
+    else:
+        config = AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
+        check_detector(config, f"--model_name_or_path {model_args.model_name_or_path}")
+        if set(names) != set(config.id2label.values()):  # else in the order of the checkpoint
+            fields |= _classes(names)
+        if model_args.drop_path_rate is not None:
+            config.backbone_config.drop_path_rate = model_args.drop_path_rate
+        config.update(fields)
+        model = MaskRCNNForObjectDetection.from_pretrained(
+            model_args.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            **hub,
+        )
+    source = model_args.image_processor_name or model_args.model_name_or_path
+    image_processor = MaskRCNNImageProcessor() if source is None else AutoImageProcessor.from_pretrained(source, **hub)
+    size = dict(image_processor.size)
+    if data_args.shortest_edge is not None:
+        size = {"shortest_edge": data_args.shortest_edge, "longest_edge": data_args.shortest_edge * 5 // 3}
+    if data_args.longest_edge is not None:
+        size["longest_edge"] = data_args.longest_edge
+    image_processor.size = size
+    image_processor.category_ids = order_categories(categories, model.config.id2label)
+    return model, image_processor
+
+
+def _classes(names: list[str]) -> dict:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: idx for idx, name in enumerate(names)}}
+
+
+class DetectionTrainer(InternImageTrainer):
+    """Evaluation computes COCO's metrics of the detections."""
+
+    def __init__(self, *args, evaluator: CocoEvaluator | None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.evaluator = evaluator
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self.evaluator.add(outputs, inputs["labels"])
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics, _ = self.evaluator.compute()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+def main(argv: list[str] | None = None):
+    model_args, data_args, recipe, training_args = parse_head_arguments(
+        ModelArguments, DataArguments, sys.argv[1:] if argv is None else argv
+    )
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    set_seed(training_args.seed)
+
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    splits, categories = load_images(data_args, model_args, training_args.seed)
+    if data_args.skip_images_without_objects and "train" in splits:
+        splits["train"] = splits["train"].filter(_has_object, input_columns=columns[1])
+    splits = select_samples(splits, data_args, training_args)
+    model, image_processor = load_model(model_args, data_args, categories)
+    with_masks = model.config.use_mask_head
+    for rows in splits.values():
+        check_objects(rows, columns[1], with_masks)
+    freeze_stages(model, model_args.freeze_stages)
+    if training_args.world_size > 1 and training_args.device.type == "cuda":  # as the authors do
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    training_args.remove_unused_columns = False  # the examples are dictionaries of their own
+    train_dataset = eval_dataset = evaluator = None
+    if training_args.do_train:
+        augmentation = training_augmentation(image_processor, data_args)
+        train_dataset = DetectionImages(splits["train"], columns, image_processor, with_masks, augmentation)
+    if training_args.do_eval:
+        eval_dataset = DetectionImages(splits["validation"], columns, image_processor, with_masks)
+        evaluator = CocoEvaluator(splits["validation"], columns, categories, image_processor, with_masks)
+    trainer = DetectionTrainer(
+        model=model,
+        args=training_args,
+        recipe=recipe,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        evaluator=evaluator,
+        processing_class=image_processor,
+        data_collator=Collate(image_processor),
+    )
+    source = model_args.model_name_or_path or model_args.backbone
+    task = "instance-segmentation" if with_masks else "object-detection"
+    train_and_evaluate(trainer, data_args, source, task, ("bbox_map", "AP of boxes"))
+
+
+def _has_object(objects) -> bool:
+    return any(
+        not entry.get("iscrowd") and min(entry["bbox"][2:]) >= 1 and entry.get("area", 1) > 0
+        for entry in annotations_of(objects)
+    )
+
+
+if __name__ == "__main__":
+    main()
