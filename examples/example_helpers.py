@@ -44,7 +44,7 @@ class CheckpointArguments:
         default=None,
         metadata={"help": "Checkpoint to fine-tune: a folder or a Hub id. Without it: train from scratch."},
     )
-    config_overrides: str | None = field(
+    config_overrides: dict | str | None = field(
         default=None,
         metadata={"help": 'Architecture to train from scratch, a JSON object: \'{"embed_dim": 80, "depths": ...}\'.'},
     )
@@ -82,7 +82,7 @@ class HeadArguments(CheckpointArguments):
     backbone: str | None = field(
         default=None, metadata={"help": "InternImage checkpoint, for example a classifier, that gets a new head."}
     )
-    head_overrides: str | None = field(
+    head_overrides: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of the new head's configuration, a JSON object: '{\"hidden_size\": 256}'."},
     )
@@ -131,6 +131,11 @@ def parse_dataclasses(types: tuple[type, ...], argv: list[str]) -> tuple:
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
     return parser.parse_args_into_dataclasses(argv)
+
+
+def read_overrides(overrides: dict | str | None) -> dict:
+    """An object in a JSON file of arguments, or on the command line a string of one."""
+    return overrides if isinstance(overrides, dict) else json.loads(overrides or "{}")
 
 
 def parse_head_arguments(model_type: type, data_type: type, argv: list[str]) -> tuple:
@@ -238,7 +243,7 @@ def create_backbone(model_args: HeadArguments, hub: dict) -> tuple[InternImageBa
     stages = [f"stage{idx}" for idx in range(1, 5)]
     drop_path = {} if model_args.drop_path_rate is None else {"drop_path_rate": model_args.drop_path_rate}
     if model_args.backbone is None:
-        overrides = json.loads(model_args.config_overrides or "{}") | drop_path
+        overrides = read_overrides(model_args.config_overrides) | drop_path
         return None, InternImageConfig(**overrides, out_features=stages)
     config = AutoConfig.from_pretrained(model_args.backbone, **hub)
     if not isinstance(config, InternImageConfig):

@@ -8,7 +8,6 @@ Fine-tune InternImage, or any model of `AutoModelForImageClassification`, with t
 The shape is that of transformers' own example of this name. README.md beside this file has complete commands.
 """
 
-import json
 import logging
 import os
 import sys
@@ -39,6 +38,7 @@ from example_helpers import (
     decode_image,
     freeze_stages,
     parse_dataclasses,
+    read_overrides,
     select_samples,
     train_and_evaluate,
     train_and_validation,
@@ -245,7 +245,7 @@ def load_model(model_args: CheckpointArguments, data_args: DataArguments, labels
     }
     hub = model_args.hub_arguments()
     if model_args.model_name_or_path is None:
-        overrides = json.loads(model_args.config_overrides or "{}")
+        overrides = read_overrides(model_args.config_overrides)
         if data_args.image_size is not None:
             overrides["image_size"] = data_args.image_size
         config = InternImageConfig(**overrides, **names)

@@ -8,7 +8,6 @@ Fine-tune a two-stage detector, with masks or without, on images annotated in th
 The shape is that of transformers' own example of this name. README.md beside this file has complete commands.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from example_helpers import (
     create_backbone,
     freeze_stages,
     parse_head_arguments,
+    read_overrides,
     select_samples,
     train_and_evaluate,
     train_and_validation,
@@ -171,8 +171,8 @@ def training_augmentation(image_processor, data_args: DataArguments) -> v2.Trans
     sides = [*range(data_args.min_shortest_edge or shortest, shortest, STEP_OF_SCALES), shortest]
     resize = v2.RandomShortestSize(sides, max_size=longest, antialias=False)
     if data_args.random_crop:
-        before = v2.RandomShortestSize(SIDES_BEFORE_CROP, antialias=False)
-        resize = v2.RandomChoice([resize, v2.Compose([before, RandomSizedCrop(), resize])])
+        smaller = v2.RandomShortestSize(SIDES_BEFORE_CROP, max_size=longest, antialias=False)
+        resize = v2.RandomChoice([resize, v2.Compose([smaller, RandomSizedCrop(), resize])])
     return v2.Compose(
         [
             resize,
@@ -190,7 +190,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, categories:
     fields = {} if model_args.use_mask_head is None else {"use_mask_head": model_args.use_mask_head}
     if model_args.model_name_or_path is None:
         backbone, backbone_config = create_backbone(model_args, hub)
-        fields |= json.loads(model_args.head_overrides or "{}") | _classes(names)
+        fields |= read_overrides(model_args.head_overrides) | _classes(names)
         model = MaskRCNNForObjectDetection(MaskRCNNConfig(backbone_config=backbone_config, **fields))
         if backbone is not None:
             model.backbone.load_state_dict(backbone.state_dict())

@@ -8,7 +8,6 @@ Fine-tune InternImage with UperNet or the SegFormer head, or any model of `AutoM
 The shape is that of transformers' own example of this name. README.md beside this file has complete commands.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from example_helpers import (
     create_backbone,
     freeze_stages,
     parse_head_arguments,
+    read_overrides,
     select_samples,
     train_and_evaluate,
     train_and_validation,
@@ -297,7 +297,7 @@ def new_model(model_args: ModelArguments, fields: dict, hub: dict):
     backbone, backbone_config = create_backbone(model_args, hub)
     if model_args.head == "upernet":
         fields = {"auxiliary_in_channels": backbone_config.hidden_sizes[2], **fields}
-    fields = fields | json.loads(model_args.head_overrides or "{}")
+    fields = fields | read_overrides(model_args.head_overrides)
     config = HEADS[model_args.head](backbone_config=backbone_config, **fields)
     model = AutoModelForSemanticSegmentation.from_config(config)
     if backbone is not None:

@@ -218,7 +218,7 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     recipe = json.loads((script.RECIPES / f"{name}.json").read_text()) | {"bf16": False, "use_cpu": True}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     model_args, data_args, recipe, training = script.parse_arguments([str(tmp_path / "recipe.json")])
-    architecture = json.loads(model_args.config_overrides or "{}")
+    architecture = script.read_overrides(model_args.config_overrides)
     schedule = training.lr_scheduler_kwargs
     actual = (
         training.num_train_epochs,

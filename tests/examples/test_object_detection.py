@@ -1,0 +1,528 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""The scripts for detection, end to end on small real images, COCO's metrics, and what the scripts refuse."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, randomize
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision import tv_tensors
+from transformers import AutoModelForObjectDetection, pipeline
+
+from conversion.checkpoints import CHECKPOINTS, find_checkpoint
+from modeling_internimage import InternImageForImageClassification, MaskRCNNImageProcessor
+
+
+FOLDER = REPOSITORY / "examples" / "object_detection"
+sys.path.insert(0, str(FOLDER))
+script = importlib.import_module("run_object_detection")
+evaluate = importlib.import_module("evaluate_detection")
+detect = importlib.import_module("detect")
+data = importlib.import_module("detection_data")
+metrics = importlib.import_module("detection_metrics")
+photographs_script = importlib.import_module("photographs_with_objects")
+
+ARCHITECTURE = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
+HEADS = {"hidden_size": 8, "box_head_hidden_size": 16, "mask_head_num_layers": 1, "num_train_proposals": 50}
+HEADS |= {"num_train_proposals_per_level": 50, "num_proposals_per_level": 50, "score_threshold": 0.0}
+CATEGORIES = [{"id": 3, "name": "left"}, {"id": 70, "name": "right"}]  # with a gap
+
+
+def rle(mask: np.ndarray, compressed: bool) -> dict:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    if compressed:
+        return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+    column = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(np.concatenate(([0], column)))).tolist()
+    return {"size": list(mask.shape), "counts": np.diff([0, *changes, column.size]).tolist()}
+
+
+def annotation(image_id: int, box, category: int = 3, **kwargs) -> dict:
+    left, top, width, height = box
+    corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+    own = {"image_id": image_id, "category_id": category, "bbox": list(box), "segmentation": [corners], "iscrowd": 0}
+    return own | {"area": width * height} | kwargs
+
+
+def write_scenes(folder, photographs):
+    """Crops of a photograph, of different sizes, with every kind of annotation there is."""
+    random = np.random.default_rng(0)
+    (folder / "images" / "deeper").mkdir(parents=True)
+    images, annotations = [], []
+    for idx in range(5):
+        (top, left), (height, width) = random.integers(0, 300, size=2), random.integers(60, 90, size=2).tolist()
+        name = f"deeper/{idx}.jpg" if idx else "0.jpg"
+        Image.fromarray(photographs[0][top : top + height, left : left + width]).save(folder / "images" / name)
+        images.append({"id": 10 * idx, "file_name": name, "height": height, "width": width})
+        mask = np.zeros((height, width), dtype=np.uint8)
+        mask[20:50, 30:55] = 1
+        if idx != 2:  # an image without objects
+            annotations += [
+                annotation(10 * idx, [4, 5, 20, 30]),
+                annotation(10 * idx, [30, 20, 25, 30], 70, segmentation=rle(mask, compressed=idx % 2 == 0)),
+            ]
+    annotations += [
+        annotation(0, [10, 10, 0, 30]),  # empty
+        annotation(0, [40, -10, 200, 40]),  # beyond the image
+        annotation(0, [500, 500, 10, 10]),  # outside
+        annotation(10, [0, 0, 50, 50], 70, iscrowd=1, segmentation=rle(np.ones((images[1]["height"],
+                   images[1]["width"])), compressed=False)),
+        annotation(20, [0, 0, 40, 40], iscrowd=1, segmentation=rle(np.ones((images[2]["height"],
+                   images[2]["width"])), compressed=False)),
+    ]  # fmt: skip
+    annotations = [entry | {"id": idx + 1} for idx, entry in enumerate(annotations)]
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "annotations.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def scenes(photographs, tmp_path):
+    write_scenes(tmp_path / "scenes", photographs)
+    return tmp_path / "scenes"
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory, photographs):
+    """A small Mask R-CNN with random weights, and images for it."""
+    folder = tmp_path_factory.mktemp("detector")
+    write_scenes(folder / "scenes", photographs)
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head_overrides=HEADS | {"max_detections": 8})
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64)
+    model, image_processor = script.load_model(model_args, data_args, {3: "left", 70: "right"})
+    randomize(model).save_pretrained(folder / "model")
+    image_processor.save_pretrained(folder / "model")
+    return folder
+
+
+def run(folder, output_dir, **kwargs):
+    arguments = {
+        "config_overrides": ARCHITECTURE,
+        "head_overrides": HEADS,
+        "train_dir": str(folder / "images"),
+        "train_annotations": str(folder / "annotations.json"),
+        "validation_dir": str(folder / "images"),
+        "validation_annotations": str(folder / "annotations.json"),
+        "shortest_edge": 64,
+        "output_dir": str(output_dir),
+        "do_train": True,
+        "do_eval": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | kwargs
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    output_dir.parent.mkdir(exist_ok=True, parents=True)
+    file = output_dir.with_suffix(".json")
+    file.write_text(json.dumps(arguments))
+    script.main([str(file)])
+    return json.loads((output_dir / "all_results.json").read_text())
+
+
+def test_train_save_resume_and_use(scenes, tmp_path):
+    output = tmp_path / "output"
+    options = {
+        "min_shortest_edge": 48,
+        "random_crop": True,
+        "lr_milestones": [0.7],
+        "metric_for_best_model": "bbox_map",
+    }
+    run(scenes, output, **options)
+    for name in ("model.safetensors", "preprocessor_config.json", "training_curves.png", "README.md"):
+        assert (output / name).is_file(), name
+    results = run(scenes, output, **options, num_train_epochs=2)
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    rates = {entry["step"]: entry["learning_rate"] for entry in log if "loss" in entry}
+    assert list(rates) == [1, 2, 3, 4, 5, 6] and rates[6] == pytest.approx(1e-4)
+    for kind in ("bbox", "segm"):
+        for name in metrics.METRICS:
+            assert -1 <= results[f"eval_{kind}_{name}"] <= 1
+        assert results[f"eval_{kind}_map"] >= 0
+
+    config = json.loads((output / "config.json").read_text())
+    assert config["id2label"] == {"0": "left", "1": "right"} and config["use_mask_head"]
+    image_processor = MaskRCNNImageProcessor.from_pretrained(output)
+    assert image_processor.category_ids == [3, 70]
+    assert dict(image_processor.size) == {"shortest_edge": 64, "longest_edge": 106}
+    detections = pipeline("object-detection", model=str(output))(str(scenes / "images" / "0.jpg"), threshold=0.0)
+    assert detections and {detection["label"] for detection in detections} <= {"left", "right"}
+
+
+def hub_dataset(folder, scenes, category_name: str = "category"):
+    """As `cppe-5`: files inside a table, objects as lists."""
+    import datasets
+
+    content = json.loads((scenes / "annotations.json").read_text())
+    rows = []
+    for image in content["images"]:
+        own = [entry for entry in content["annotations"] if entry["image_id"] == image["id"] and not entry["iscrowd"]]
+        objects = {
+            "bbox": [entry["bbox"] for entry in own],
+            category_name: [int(entry["category_id"] == 70) for entry in own],
+        }
+        rows.append(
+            {
+                "image": {"bytes": (scenes / "images" / image["file_name"]).read_bytes(), "path": None},
+                "objects": objects,
+            }
+        )
+    classes = datasets.List(datasets.ClassLabel(names=["left", "right"]))
+    features = {"bbox": datasets.List(datasets.List(datasets.Value("float32"))), category_name: classes}
+    features = datasets.Features({"image": datasets.Image(), "objects": features})
+    folder.mkdir()
+    columns = {name: [row[name] for row in rows] for name in ("image", "objects")}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "validation.parquet")
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+
+
+FILES = dict.fromkeys(("train_dir", "train_annotations", "validation_dir", "validation_annotations"))
+
+
+def test_a_hub_dataset_without_masks(scenes, tmp_path, tiny_config):
+    """New heads on a classifier's backbone, which is kept; then other classes, in the order of the data."""
+    hub_dataset(tmp_path / "hub", scenes)
+    classifier = InternImageForImageClassification(tiny_config())
+    randomize(classifier).save_pretrained(tmp_path / "classifier")
+    options = {"config_overrides": None, "learning_rate": 0.0, "weight_decay": 0.0, "gradient_checkpointing": True}
+    results = run(scenes, tmp_path / "first", **options, **FILES, dataset_name=str(tmp_path / "hub"),
+                  backbone=str(tmp_path / "classifier"), use_mask_head=False, freeze_stages=2)  # fmt: skip
+    assert "eval_bbox_map" in results and "eval_segm_map" not in results
+    content = json.loads((scenes / "annotations.json").read_text())
+    content["categories"] = [{"id": 5, "name": "new"}, *CATEGORIES]
+    (scenes / "annotations.json").write_text(json.dumps(content))
+    run(scenes, tmp_path / "second", **options, head_overrides=None, model_name_or_path=str(tmp_path / "first"),
+        do_eval=False, eval_strategy="no", max_steps=1)  # fmt: skip
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "second")
+    assert model.config.id2label == {0: "new", 1: "left", 2: "right"} and not model.config.use_mask_head
+    expected = classifier.internimage.state_dict()
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_classes_keep_the_order_of_a_checkpoint(detector):
+    model_args = script.ModelArguments(model_name_or_path=str(detector / "model"))
+    data_args = script.DataArguments(train_dir="x", train_annotations="y")
+    model, image_processor = script.load_model(model_args, data_args, {8: "right", 9: "left"})
+    assert model.config.id2label == {0: "left", 1: "right"} and image_processor.category_ids == [9, 8]
+
+
+def coco_api(scenes, results: list[dict], kind: str) -> np.ndarray:
+    truth = COCO(scenes / "annotations.json")
+    evaluation = COCOeval(truth, truth.loadRes(results), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats
+
+
+def test_metrics_are_those_of_the_file(scenes):
+    """Objects found exactly, shifted, twice, not at all, inside of crowds: as COCO's API says of files."""
+    rows, categories = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    image_processor = MaskRCNNImageProcessor(category_ids=[3, 70])
+    evaluator = metrics.CocoEvaluator(rows, ("image", "objects"), categories, image_processor, with_masks=True)
+    content = json.loads((scenes / "annotations.json").read_text())
+    random = np.random.default_rng(0)
+    expected = {"bbox": [], "segm": []}
+    for image in content["images"]:
+        height, width = image["height"], image["width"]
+        boxes, labels, scores = [], [], []
+        for entry in content["annotations"]:
+            if entry["image_id"] == image["id"]:
+                for _ in range(random.integers(0, 3)):
+                    left, top, box_width, box_height = np.array(entry["bbox"]) + random.integers(-2, 3, size=4)
+                    boxes.append([left / width, top / height, (left + box_width) / width, (top + box_height) / height])
+                    labels.append(int(entry["category_id"] == 70))
+                    scores.append(random.random())
+        boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        outputs = SimpleNamespace(
+            pred_boxes=torch.cat((boxes[:, :2] + sizes / 2, sizes), dim=1)[None],
+            pred_scores=torch.tensor(scores, dtype=torch.float64)[None],
+            pred_labels=torch.tensor(labels, dtype=torch.int64)[None],
+            pred_masks=torch.ones(1, len(labels), 4, 4, dtype=torch.float64),
+        )
+        evaluator.add(outputs, [{"image_id": torch.tensor([image["id"]]), "orig_size": torch.tensor([height, width])}])
+        result = image_processor.post_process_instance_segmentation(outputs, 0.0, target_sizes=[(height, width)])[0]
+        for box, mask, label, score in zip(result["boxes"].tolist(), result["masks"].numpy(), labels, scores):
+            box = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            own = {"image_id": image["id"], "category_id": [3, 70][label], "score": score}
+            expected["bbox"].append(own | {"bbox": box})
+            expected["segm"].append(own | {"segmentation": rle(mask, compressed=True)})
+    actual, per_category = evaluator.compute()
+    for kind in ("bbox", "segm"):
+        stats = coco_api(scenes, expected[kind], kind)
+        assert [actual[f"{kind}_{name}"] for name in metrics.METRICS] == pytest.approx(stats.tolist())
+        assert 0.1 < actual[f"{kind}_map"] < 0.9
+        assert np.mean(list(per_category[kind].values())) == pytest.approx(actual[f"{kind}_map"])
+
+
+def test_no_detections(scenes):
+    rows, categories = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    evaluator = metrics.CocoEvaluator(rows, ("image", "objects"), categories, MaskRCNNImageProcessor(), False)
+    nothing = {"pred_boxes": (1, 3, 4), "pred_scores": (1, 3), "pred_labels": (1, 3)}
+    outputs = SimpleNamespace(**{name: torch.zeros(shape) for name, shape in nothing.items()})
+    evaluator.add(outputs, [{"image_id": torch.tensor([0]), "orig_size": torch.tensor([70, 70])}])
+    result, _ = evaluator.compute()
+    assert result["bbox_map"] == 0.0 and result["bbox_map_large"] == -1
+
+
+DRIVER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import evaluate_detection, run_object_detection
+from accelerate import PartialState
+evaluate_detection.main(json.loads(sys.argv[2]))
+run_object_detection.main(json.loads(sys.argv[3]))
+PartialState().destroy_process_group()
+"""
+
+
+def test_two_processes_count_every_image_once(detector, tmp_path):
+    """Five images for two processes, in the evaluation script and in the Trainer: the metrics of one process."""
+    scenes, checkpoint = detector / "scenes", str(detector / "model")
+    (tmp_path / "driver.py").write_text(DRIVER)
+    evaluation = ["--model_name_or_path", checkpoint, "--data_dir", str(scenes / "images"), "--annotations",
+                  str(scenes / "annotations.json"), "--num_workers", "0", "--output"]  # fmt: skip
+    training = ["--model_name_or_path", checkpoint, "--validation_dir", str(scenes / "images"), "--do_eval"]
+    training += ["--validation_annotations", str(scenes / "annotations.json"), "--per_device_eval_batch_size", "1"]
+    training += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = [[*evaluation, str(tmp_path / "two.json")], [*training, str(tmp_path / "two")]]
+    process = subprocess.run(
+        [*launch, str(tmp_path / "driver.py"), str(FOLDER), *map(json.dumps, options)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert process.returncode == 0, process.stderr
+    evaluate.main([*evaluation, str(tmp_path / "one.json")])
+    script.main([*training, str(tmp_path / "one")])
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert (two["processes"], two["num_images"], process.stdout.count("of 5 images")) == (2, 5, 1)
+    trainer = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two")]
+    for kind in ("bbox", "segm"):
+        for name in (f"{kind}_{metric}" for metric in metrics.METRICS):
+            expected = -1 if one[name] is None else one[name] / 100
+            assert (-1 if two[name] is None else two[name] / 100) == pytest.approx(expected)
+            assert [result[f"eval_{name}"] for result in trainer] == pytest.approx([expected] * 2, abs=1e-6)
+        assert one[f"{kind}_map"] == pytest.approx(np.mean(list(one["categories"][kind].values())), abs=1e-3)
+    assert one["model_index"][0]["results"][0]["metrics"][0]["name"] == "box AP"
+
+
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_augmentation_keeps_image_and_objects_together(random_crop):
+    """Where the image is bright there is the mask, and the box around it."""
+    image = torch.zeros(3, 700, 900, dtype=torch.uint8)
+    image[:, 300:420, 350:610] = 255
+    boxes = tv_tensors.BoundingBoxes([[350.0, 300, 610, 420], [0, 0, 9, 9]], format="XYXY", canvas_size=(700, 900))
+    masks = torch.zeros(2, 700, 900, dtype=torch.bool)
+    masks[0], masks[1, :9, :9] = image[0] > 0, True
+    data_args = script.DataArguments(
+        train_dir="x", train_annotations="y", min_shortest_edge=200, random_crop=random_crop
+    )
+    augment = script.training_augmentation(
+        MaskRCNNImageProcessor(size={"shortest_edge": 400, "longest_edge": 600}), data_args
+    )
+    sizes, numbers = set(), set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        target = {"boxes": boxes, "labels": torch.tensor([7, 8]), "masks": tv_tensors.Mask(masks)}
+        pixels, target = augment(tv_tensors.Image(image), target)
+        sizes.add(tuple(pixels.shape[1:]))
+        numbers.add(len(target["labels"]))
+        assert len(target["labels"]) == len(target["boxes"]) == len(target["masks"])
+        assert min(pixels.shape[1:]) <= 400 and max(pixels.shape[1:]) <= 600
+        for box, label, mask in zip(target["boxes"], target["labels"], target["masks"]):
+            if label == 7:
+                rows, columns = (pixels[0] > 127).nonzero().unbind(dim=1)
+                bright = torch.stack((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+                torch.testing.assert_close(box.as_subclass(torch.Tensor), bright.float(), atol=2.0, rtol=0)
+                assert ((pixels[0] > 127) == mask).float().mean() > 0.98
+    assert len(sizes) > 3 and (numbers == {2} if not random_crop else len(numbers) > 1)
+
+
+def test_labels_after_augmentation(scenes):
+    """Mirrored and nothing else: relative boxes and masks are mirrored, and the image processor normalises."""
+    rows, _ = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    image_processor = MaskRCNNImageProcessor(category_ids=[3, 70], size={"shortest_edge": 64, "longest_edge": 106})
+    mirror = script.v2.RandomHorizontalFlip(1.0)
+    plain = data.DetectionImages(rows, ("image", "objects"), image_processor, True, script.v2.Identity())[0]
+    mirrored = data.DetectionImages(rows, ("image", "objects"), image_processor, True, mirror)[0]
+    assert len(plain["labels"]["boxes"]) == 3  # of five
+    expected = plain["labels"]["boxes"].clone()
+    expected[:, 0] = 1 - expected[:, 0]
+    torch.testing.assert_close(mirrored["labels"]["boxes"], expected)
+    assert torch.equal(mirrored["labels"]["masks"], plain["labels"]["masks"].flip(-1))
+    batch = data.Collate(image_processor)([plain, mirrored])
+    height, width = plain["image"].shape[1:]
+    direct = image_processor(plain["image"], do_resize=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"][0], direct[0]) and batch["pixel_mask"][0].sum() == height * width
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file["images"][1].update(file_name="gone.jpg"), "1 of 5 images .* do not exist, .*gone"),
+        (lambda file: file["annotations"][0].update(image_id=99), "annotation of the image 99, which is not among"),
+        (lambda file: file["annotations"][0].update(category_id=4), r"category 4 on the image 0.*\[3, 70\]"),
+        (lambda file: file["annotations"][0].update(bbox=[1, 2, 3]), r"image 0 has an object with the `bbox`"),
+        (lambda file: file["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), r"`bbox` \[1, 2, 3, nan\]"),
+        (lambda file: file["images"][1].update(id=0), "has the same image id twice"),
+        (lambda file: file["images"][1].update(id="1"), "whose 'id' is not an integer"),
+        (lambda file: file["categories"].append({"id": 4, "name": "left"}), "has the same category name twice"),
+        (lambda file: file.pop("categories"), "has no list 'categories': it must be in COCO's format"),
+        (lambda file: file.update(images=[]), "has 0 images"),
+        (lambda file: file["annotations"][0].pop("segmentation"), "image 0 has an object without `segmentation`"),
+        (lambda file: file["images"][1].update(width=7), "pixels, but its annotations say 7x"),
+        (lambda file: file["annotations"][0].update(segmentation=[[1, 2]]), "polygon without three corners"),
+    ],
+)
+def test_bad_annotations(change, message, scenes, tmp_path):
+    content = json.loads((scenes / "annotations.json").read_text())
+    change(content)
+    (scenes / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        run(scenes, tmp_path / "output")
+    assert not (tmp_path / "output" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_annotations": None}, "`--train_dir` and `--train_annotations` go together"),
+        (FILES, "No images: give `--dataset_name`"),
+        ({"train_annotations": "gone.json"}, "`--train_annotations gone.json` is not a file"),
+        ({"mixup": 0.8}, "`--mixup` and `--cutmix` are for classification"),
+        ({"model_name_or_path": "somewhere"}, "describe a new model: leave out `--model_name_or_path`"),
+        ({"label_smoothing_factor": 0.1}, "`--label_smoothing_factor` is for classification"),
+        ({"freeze_stages": 9}, "must be between 0 and 4"),
+    ],
+)
+def test_bad_arguments(arguments, message, scenes, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(scenes, tmp_path / "output", **arguments)
+
+
+def test_other_bad_input(scenes, detector, tmp_path, tiny_config):
+    with pytest.raises(ValueError, match="is no complete JSON file"):
+        (tmp_path / "half.json").write_text((scenes / "annotations.json").read_text()[:200])
+        data.read_coco(str(scenes / "images"), str(tmp_path / "half.json"), "--annotations")
+    content = json.loads((scenes / "annotations.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 1, "name": "new"}]}))
+    with pytest.raises(ValueError, match="and `--validation_annotations` .*'new'.*: they must be the same"):
+        run(scenes, tmp_path / "output", validation_annotations=str(tmp_path / "other.json"))
+    evaluation = ["--model_name_or_path", str(detector / "model"), "--data_dir", str(scenes / "images")]
+    with pytest.raises(ValueError, match="has categories that the model does not know, such as 'new'"):
+        evaluate.main([*evaluation, "--annotations", str(tmp_path / "other.json"), "--num_workers", "0"])
+    with pytest.raises(ValueError, match="`--data_dir` and `--annotations` go together"):
+        evaluate.main(evaluation)
+    InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="is a model of type internimage, it must be mask_rcnn"):
+        detect.main(["x.jpg", "--model_name_or_path", str(tmp_path / "classifier")])
+    hub_dataset(tmp_path / "hub", scenes, category_name="kind")
+    with pytest.raises(ValueError, match="It must have objects with `bbox` and `category`"):
+        run(scenes, tmp_path / "output", **FILES, dataset_name=str(tmp_path / "hub"))
+
+
+def test_pictures(detector, tmp_path, capsys):
+    """Boxes and masks are in the colours of the classes, where they belong; nothing to draw is no error."""
+    file = detector / "scenes" / "images" / "0.jpg"
+    options = ["--model_name_or_path", str(detector / "model"), "--output_dir", str(tmp_path)]
+    detect.main([str(file), *options, "--threshold", "0.0"])
+    assert "8 objects (" in capsys.readouterr().out
+    image = Image.open(file)
+    with Image.open(tmp_path / "0.png") as picture:
+        assert picture.size == image.size and not np.array_equal(np.asarray(picture), np.asarray(image))
+    detect.main([str(file), *options, "--threshold", "1.0"])
+    with Image.open(tmp_path / "0.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(image))
+
+    config = AutoModelForObjectDetection.from_pretrained(detector / "model").config
+    black = Image.new("RGB", (200, 100))
+    masks = torch.zeros(1, 100, 200, dtype=torch.bool)
+    masks[0, 50:70, 40:60] = True
+    result = {"boxes": torch.tensor([[30.0, 40, 90, 80]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.75])}
+    picture = detect.draw_detections(black, result | {"masks": masks}, config)
+    colour = detect.class_colours(config)[1]
+    assert picture[80, 60].tolist() == colour.tolist()
+    assert np.abs(picture[65, 50].astype(int) - colour * detect.OPACITY).max() <= 1
+    assert picture[65, 75].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="2 images are called 0"):
+        detect.main([str(file), "elsewhere/0.jpg", *options])
+
+
+def test_photographs(tmp_path):
+    """The outlines lie inside the photographs; a few steps of the recipe run."""
+    photographs_script.main(["--output_dir", str(tmp_path / "objects")])
+    content = json.loads((tmp_path / "objects" / "annotations.json").read_text())
+    assert (len(content["images"]), len(content["annotations"])) == (8, 36)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    for entry in content["annotations"]:
+        left, top, width, height = entry["bbox"]
+        image_width, image_height = sizes[entry["image_id"]]
+        assert left >= 0 and top >= 0 and left + width <= image_width and top + height <= image_height
+        assert 0.15 < entry["area"] / (width * height) < 1
+    arguments = json.loads((FOLDER / "photographs.json").read_text())
+    arguments = {name: value.replace("outputs/", f"{tmp_path}/") if isinstance(value, str) else value
+                 for name, value in arguments.items()}  # fmt: skip
+    short = {"output_dir": str(tmp_path / "model"), "max_steps": 2, "eval_strategy": "no", "max_eval_samples": 1}
+    run(tmp_path, tmp_path / "model", **arguments | short)
+    photographs_script.main(["--output_dir", str(tmp_path / "objects"), "--model", str(tmp_path / "model")])
+    with Image.open(tmp_path / "objects" / "detections.png") as picture:
+        assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 10
+
+
+# Schedule, learning rate, layer decay, stochastic depth, images per step, decay of averaged weights.
+AUTHORS = {
+    "mask_rcnn_internimage_t_fpn_1x_coco": (12, 1e-4, 1.0, 0.2, 16, None),
+    "mask_rcnn_internimage_t_fpn_3x_coco": (36, 1e-4, 1.0, 0.2, 16, None),
+    "mask_rcnn_internimage_s_fpn_1x_coco": (12, 1e-4, 1.0, 0.3, 16, None),
+    "mask_rcnn_internimage_s_fpn_3x_coco": (36, 1e-4, 1.0, 0.3, 16, None),
+    "mask_rcnn_internimage_b_fpn_1x_coco": (12, 1e-4, 1.0, 0.4, 16, None),
+    "mask_rcnn_internimage_b_fpn_3x_coco": (36, 1e-4, 1.0, 0.4, 16, None),
+    "cascade_internimage_l_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None),
+    "cascade_internimage_l_fpn_3x_coco": (36, 2e-4, 0.90, 0.4, 64, None),
+    "cascade_internimage_xl_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None),
+    "cascade_internimage_xl_fpn_3x_coco": (36, 2e-4, 0.90, 0.6, 64, 0.9999),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = json.loads((FOLDER / "recipes" / f"{name}.json").read_text()) | {"bf16": False, "use_cpu": True}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    model_args, data_args, recipe, training = script.parse_head_arguments(
+        script.ModelArguments, script.DataArguments, [str(tmp_path / "recipe.json")]
+    )
+    images = 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    actual = (training.num_train_epochs, training.learning_rate, recipe.layer_decay, model_args.drop_path_rate, images,
+              recipe.ema_decay)  # fmt: skip
+    assert actual == AUTHORS[name]
+    epochs = [round(milestone * training.num_train_epochs, 3) for milestone in recipe.lr_milestones]
+    assert epochs == ([8, 11] if "1x" in name else [27, 33])
+    assert (data_args.min_shortest_edge, data_args.random_crop) == ((None, False) if "1x" in name else (480, True))
+    assert (training.weight_decay, training.warmup_steps, training.max_grad_norm) == (0.05, 500, 0.0)
+    assert recipe.layer_counting == "downstream" and data_args.skip_images_without_objects
+    assert model_args.backbone.split("/")[1] in CHECKPOINTS
+    official = find_checkpoint(name).config().to_dict()
+    ours = script.MaskRCNNConfig(**script.read_overrides(model_args.head_overrides)).to_dict()
+    for field in official.keys() - {"backbone_config", "id2label", "label2id", "palette", "architectures", "dtype"}:
+        assert ours[field] == official[field], field
