@@ -15,7 +15,7 @@ from modeling_internimage import (
     InternImageForImageClassification,
     create_parameter_groups,
 )
-from modeling_internimage.optimization import create_cosine_schedule
+from modeling_internimage.optimization import create_cosine_schedule, create_step_schedule
 
 
 MODELS = ["internimage_t_1k_224", "internimage_l_22kto1k_384", "internimage_h_22kto1k_640"]
@@ -136,6 +136,22 @@ def test_schedule_has_one_lowest_and_first_rate(warmup):
                 expected = warmup_lr + step * (rate - warmup_lr) / warmup
             else:
                 expected = min_lr + 0.5 * (rate - min_lr) * (1 + math.cos(math.pi * step / 300))
+            assert group["lr"] == pytest.approx(expected)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_steps_with_warmup(warmup):
+    """mmcv's `StepLrUpdaterHook` with `warmup="linear"`, `warmup_ratio=0.001`, by its formula."""
+    rates = [1e-4, 3e-5]
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
+    schedule = create_step_schedule(optimizer, warmup, milestones=[80, 110])
+    for step in range(121):
+        for group, rate in zip(optimizer.param_groups, rates):
+            expected = rate * (0.1 ** ((step >= 80) + (step >= 110)))
+            if step < warmup:
+                expected *= 1 - (1 - step / warmup) * (1 - 0.001)
             assert group["lr"] == pytest.approx(expected)
         optimizer.step()
         schedule.step()
