@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ from modeling_internimage import (
 
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
-READMES += ["examples/semantic_segmentation/README.md"]
+READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 # Appended to training commands: enough to run every part of the script.
 SHORT_RUN = ["--max_steps", "1", "--max_train_samples", "4", "--max_eval_samples", "2", "--report_to", "none"]
@@ -43,9 +44,14 @@ SHORT_RUN += ["--per_device_train_batch_size", "2"]
 SHORT_JSON = {
     "max_steps": 1, "max_train_samples": 4, "max_eval_samples": 2, "report_to": "none", "bf16": False,
     "per_device_train_batch_size": 2, "dataloader_num_workers": 0,
-    "train_dir": "images/train", "validation_dir": "images/validation",
 }  # fmt: skip
-SHORT_SEGMENTATION = [*SHORT_RUN, "--image_size", "64"]
+FOLDERS = {"train_dir": "images/train", "validation_dir": "images/validation"}
+# Metric, what is appended to commands, what replaces entries of JSON files.
+SHORT_TASKS = {
+    "run_image_classification.py": ("eval_accuracy", [], FOLDERS),
+    "run_semantic_segmentation.py": ("eval_mean_iou", ["--image_size", "64"], {}),
+    "run_object_detection.py": ("eval_bbox_map", ["--shortest_edge", "64"], {}),
+}
 
 
 def blocks(language: str) -> list:
@@ -80,43 +86,96 @@ def original_checkpoint(tmp_path_factory):
     return file
 
 
-@pytest.fixture
-def workplace(photographs, tiny_config, tmp_path, monkeypatch):
-    """A folder with everything the commands name: images, a data set, the model of the demo, the scripts."""
+TINY = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+@pytest.fixture(scope="module")
+def stock(photographs, tmp_path_factory):
+    """A folder with everything the commands name: images, data sets, models."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
-    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
-    Image.fromarray(photographs[0]).save(tmp_path / "photo.jpg")
+    folder = tmp_path_factory.mktemp("stock")
+    Image.fromarray(photographs[0]).save(folder / "photo.jpg")
     images = []
     for split in ("train", "validation"):
         for name, photograph in zip(("astronaut", "coffee"), photographs):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
+            (folder / "images" / split / name).mkdir(parents=True)
             for idx in range(4):
                 images.append(Image.fromarray(photograph[idx * 60 : idx * 60 + 200, :300]))
-                images[-1].save(tmp_path / "images" / split / name / f"{idx}.jpg")
-    (tmp_path / "beans").mkdir()
+                images[-1].save(folder / "images" / split / name / f"{idx}.jpg")
+    (folder / "beans").mkdir()
     features = Features({"image": ImageFeature(), "labels": ClassLabel(names=["healthy", "rust"])})
     data = Dataset.from_dict({"image": images, "labels": [idx % 2 for idx in range(len(images))]}, features=features)
-    data.to_parquet(tmp_path / "beans" / "train.parquet")
+    data.to_parquet(folder / "beans" / "train.parquet")
     digits = {idx: str(idx) for idx in range(10)}
     for name, labels in (("digits", digits), ("my_model", {0: "astronaut", 1: "coffee"})):
         label2id = {label: idx for idx, label in labels.items()}
-        model = InternImageForImageClassification(tiny_config(id2label=labels, label2id=label2id))
-        randomize(model).save_pretrained(tmp_path / "outputs" / name)
-        modeling_internimage.create_image_processor(32).save_pretrained(tmp_path / "outputs" / name)
-    add_segmentation(tmp_path, images)
-    detector = MaskRCNNConfig(
-        backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
-        hidden_size=16,
-        box_head_hidden_size=16,
-    )
-    randomize(MaskRCNNForObjectDetection(detector)).save_pretrained(tmp_path / "mask_rcnn_internimage_t_fpn_1x_coco")
-    modeling_internimage.MaskRCNNImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(
-        tmp_path / "mask_rcnn_internimage_t_fpn_1x_coco"
-    )
+        model = InternImageForImageClassification(
+            InternImageConfig(**TINY, image_size=32, id2label=labels, label2id=label2id)
+        )
+        randomize(model).save_pretrained(folder / "outputs" / name)
+        modeling_internimage.create_image_processor(32).save_pretrained(folder / "outputs" / name)
+    add_segmentation(folder, images)
+    add_detection(folder, images)
+    return folder
+
+
+@pytest.fixture
+def workplace(stock, tmp_path, monkeypatch):
+    """A copy of it, and the scripts."""
+    shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def add_detection(folder: Path, images: list[Image.Image]):
+    """What the commands for detection name: eight photographs, files in COCO's format, a data set, three models."""
+    import datasets
+
+    sys.path.insert(0, str(REPOSITORY / "examples" / "object_detection"))
+    photographs = importlib.import_module("photographs_with_objects")
+    photographs.write_data_set(folder / "outputs" / "objects")
+    (folder / "scenes" / "images").mkdir()
+    objects = {"bbox": [[10, 20, 100, 90], [60, 70, 200, 110]], "category": [0, 1]}
+    for split, own in (("train", images[:4]), ("validation", images[4:8])):
+        content = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "cup"}, {"id": 9, "name": "cat"}]}
+        for idx, image in enumerate(own):
+            name = f"{split}_{idx}.jpg"
+            image.save(folder / "scenes" / "images" / name)
+            content["images"].append({"id": idx, "file_name": name, "width": image.width, "height": image.height})
+            for (left, top, width, height), category in zip(*objects.values()):
+                corners = [left, top, left + width, top, left, top + height]
+                entry = {"id": 2 * idx + category, "image_id": idx, "category_id": [3, 9][category], "iscrowd": 0}
+                entry |= {"bbox": [left, top, width, height], "area": width * height, "segmentation": [corners]}
+                content["annotations"].append(entry)
+        (folder / "scenes" / f"{split}.json").write_text(json.dumps(content))
+    (folder / "medical").mkdir()
+    features = {
+        "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+        "category": datasets.List(datasets.ClassLabel(names=["mask", "glove"])),
+    }
+    features = datasets.Features({"image": datasets.Image(), "objects": features})
+    rows = {"image": images[:8], "objects": [objects] * 8}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "medical" / "train.parquet")
+    for name, classes in (
+        ("outputs/objects_model", list(photographs.CATEGORIES)),
+        ("outputs/my_detector", ["cup", "cat"]),
+        ("mask_rcnn_internimage_t_fpn_1x_coco", ["cup", "cat", "dog"]),
+    ):
+        config = MaskRCNNConfig(
+            backbone_config=InternImageConfig(**TINY, out_features=STAGES),
+            hidden_size=16,
+            box_head_hidden_size=16,
+            max_detections=10,
+            id2label=dict(enumerate(classes)),
+            label2id={name: idx for idx, name in enumerate(classes)},
+        )
+        randomize(MaskRCNNForObjectDetection(config)).save_pretrained(folder / name)
+        size = {"shortest_edge": 64, "longest_edge": 128}
+        modeling_internimage.MaskRCNNImageProcessor(size=size).save_pretrained(folder / name)
 
 
 def add_segmentation(folder: Path, images: list[Image.Image]):
@@ -141,10 +200,7 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
     features = Features(dict.fromkeys(files, ImageFeature()))
     Dataset.from_dict(files, features=features).to_parquet(folder / "streets" / "train.parquet")
     config = UperNetConfig(
-        backbone_config=InternImageConfig(
-            embed_dim=16, depths=[1, 1, 1, 1], num_groups=[1, 2, 4, 8],
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
+        backbone_config=InternImageConfig(**TINY, out_features=STAGES),
         hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=64, id2label={0: "dark", 1: "bright"},
         label2id={"dark": 0, "bright": 1},
     )  # fmt: skip
@@ -196,18 +252,17 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
         return
     assert words[0] == "python", f"unknown kind of command: {command}"
     words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
-    is_segmentation = "run_semantic_segmentation.py" in command
-    if is_segmentation or "run_image_classification.py" in command:
+    task = Path(words[1]).name
+    if task in SHORT_TASKS:
         if words[-1].endswith(".json"):
             arguments = json.loads((REPOSITORY / words[-1]).read_text())
-            folders = {name: arguments[name] for name in ("train_dir", "validation_dir") if is_segmentation}
-            arguments |= SHORT_JSON | folders
+            arguments |= SHORT_JSON | SHORT_TASKS[task][2]
             if "model_name_or_path" in arguments:
                 arguments["model_name_or_path"] = str(official_checkpoint)
             (workplace / "short.json").write_text(json.dumps(arguments))
             words[-1] = "short.json"
         else:
-            words += SHORT_SEGMENTATION if is_segmentation else SHORT_RUN
+            words += SHORT_RUN + SHORT_TASKS[task][1]
     if "conversion.convert_internimage_to_hf" in words:
         monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # as if this were the checkout
         if "internimage_t_1k_224" in words:
@@ -224,7 +279,7 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
     assert result.returncode == 0, result.stderr
     if "--do_eval" in words:
         metrics = json.loads((workplace / words[words.index("--output_dir") + 1] / "all_results.json").read_text())
-        assert ("eval_mean_iou" if is_segmentation else "eval_accuracy") in metrics
+        assert SHORT_TASKS[task][0] in metrics
 
 
 def test_digits_table(workplace):
