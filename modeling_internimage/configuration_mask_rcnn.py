@@ -3,6 +3,7 @@
 
 from dataclasses import field
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -11,6 +12,22 @@ from .configuration_internimage import InternImageConfig
 
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
+Numbers = list[float | int] | tuple[float | int, ...]
+
+# What numbers must be, alone or in lists.
+POSITIVE = (
+    "feature_strides", "hidden_size", "anchor_scale", "anchor_ratios", "num_proposals", "num_proposals_per_level",
+    "num_train_proposals", "num_train_proposals_per_level", "box_head_hidden_size", "box_roi_size", "box_stds",
+    "mask_roi_size", "max_detections", "rpn_num_samples", "roi_num_samples",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "box_head_num_conv_layers", "box_head_num_fc_layers", "mask_head_num_layers", "rpn_smooth_l1_beta",
+    "smooth_l1_beta", "box_loss_weight", "stage_loss_weights",
+)  # fmt: skip
+FRACTIONS = (
+    "proposal_nms_threshold", "score_threshold", "nms_threshold", "rpn_positive_iou", "rpn_negative_iou",
+    "stage_positive_ious",
+)  # fmt: skip
 
 
 @strict
@@ -115,40 +132,46 @@ class MaskRCNNConfig(PreTrainedConfig):
     }
 
     backbone_config: dict | PreTrainedConfig | None = None
-    feature_strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    feature_strides: list[int] | tuple[int, ...] = field(default_factory=lambda: [4, 8, 16, 32])
     hidden_size: int = 256
     anchor_scale: float | int = 8
-    anchor_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    anchor_ratios: Numbers = field(default_factory=lambda: [0.5, 1.0, 2.0])
     num_proposals: int = 1000
     num_proposals_per_level: int = 1000
     num_train_proposals: int = 1000
     num_train_proposals_per_level: int = 2000
-    proposal_nms_threshold: float = 0.7
+    proposal_nms_threshold: float | int = 0.7
     box_head_num_conv_layers: int = 0
     box_head_num_fc_layers: int = 2
     box_head_hidden_size: int = 1024
     box_roi_size: int = 7
     class_agnostic_boxes: bool = False
-    box_stds: list[list[float]] = field(default_factory=lambda: [[0.1, 0.1, 0.2, 0.2]])
+    box_stds: list[Numbers] | tuple[Numbers, ...] = field(default_factory=lambda: [[0.1, 0.1, 0.2, 0.2]])
     use_mask_head: bool = True
     mask_head_num_layers: int = 4
     mask_roi_size: int = 14
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
+    score_threshold: float | int = 0.05
+    nms_threshold: float | int = 0.5
     max_detections: int = 100
-    rpn_positive_iou: float = 0.7
-    rpn_negative_iou: float = 0.3
+    rpn_positive_iou: float | int = 0.7
+    rpn_negative_iou: float | int = 0.3
     rpn_num_samples: int = 256
     rpn_outside_anchors: bool = True
     rpn_box_loss: str = "l1"
-    rpn_smooth_l1_beta: float = 1 / 9
-    stage_positive_ious: list[float] = field(default_factory=lambda: [0.5])
+    rpn_smooth_l1_beta: float | int = 1 / 9
+    stage_positive_ious: Numbers = field(default_factory=lambda: [0.5])
     match_low_quality: bool = True
     roi_num_samples: int = 512
     box_loss: str = "l1"
-    smooth_l1_beta: float = 1.0
+    smooth_l1_beta: float | int = 1.0
     box_loss_weight: float | int = 1.0
-    stage_loss_weights: list[float | int] = field(default_factory=lambda: [1.0])
+    stage_loss_weights: Numbers = field(default_factory=lambda: [1.0])
+
+    def __post_init__(self, **kwargs):
+        for name in ("feature_strides", "anchor_ratios", "stage_positive_ious", "stage_loss_weights"):
+            setattr(self, name, list(getattr(self, name)))
+        self.box_stds = [list(stds) for stds in self.box_stds]
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Raise a `ValueError` for combinations that cannot be built."""
@@ -160,9 +183,18 @@ class MaskRCNNConfig(PreTrainedConfig):
             )
         if any(len(stds) != 4 for stds in self.box_stds):
             raise ValueError(f"`box_stds` must have four numbers for each stage, got {self.box_stds}.")
-        for name in ("score_threshold", "nms_threshold", "proposal_nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
+        for names, condition in ((POSITIVE, "positive"), (NOT_NEGATIVE, "at least 0"), (FRACTIONS, "from 0 to 1")):
+            for name in names:
+                numbers = np.ravel(getattr(self, name))
+                above = numbers > 0 if names is POSITIVE else numbers >= 0
+                below = numbers <= 1 if names is FRACTIONS else numbers < np.inf
+                if not (len(numbers) > 0 and (above & below).all()):
+                    raise ValueError(f"`{name}` must be {condition}, got {getattr(self, name)}.")
+        if self.rpn_negative_iou > self.rpn_positive_iou:
+            raise ValueError(
+                "An anchor cannot be background and an object: `rpn_negative_iou` must be at most `rpn_positive_iou`, "
+                f"got {self.rpn_negative_iou} and {self.rpn_positive_iou}."
+            )
         if self.rpn_box_loss not in BOX_LOSSES[:2]:
             raise ValueError(f"Unknown `rpn_box_loss={self.rpn_box_loss!r}`. Choose one of {BOX_LOSSES[:2]}.")
         if self.box_loss not in BOX_LOSSES:

@@ -475,11 +475,44 @@ def test_another_backbone():
         ({"box_stds": [[0.1, 0.2]]}, "`box_stds` must have four numbers for each stage"),
         ({"box_loss": "iou"}, "Unknown `box_loss='iou'`"),
         ({"rpn_box_loss": "giou"}, "Unknown `rpn_box_loss='giou'`"),
+        ({"anchor_ratios": []}, "`anchor_ratios` must be positive, got .."),
+        ({"feature_strides": [4, 8, 0, 32]}, "`feature_strides` must be positive, got .4, 8, 0, 32."),
+        ({"box_stds": [[0.1, 0.1, 0.2, 0]]}, "`box_stds` must be positive"),
+        ({"max_detections": 0}, "`max_detections` must be positive, got 0"),
+        ({"anchor_scale": float("nan")}, "`anchor_scale` must be positive, got nan"),
+        ({"mask_head_num_layers": -1}, "`mask_head_num_layers` must be at least 0, got -1"),
+        ({"stage_loss_weights": [-1]}, "`stage_loss_weights` must be at least 0"),
+        ({"nms_threshold": 50}, "`nms_threshold` must be from 0 to 1, got 50"),
+        ({"stage_positive_ious": [1.5]}, "`stage_positive_ious` must be from 0 to 1"),
+        ({"rpn_positive_iou": 0.2}, "`rpn_negative_iou` must be at most `rpn_positive_iou`, got 0.3 and 0.2"),
+        ({"hidden_size": 0.5}, "hidden_size"),
+        ({"score_threshold": "0.5"}, "score_threshold"),
     ],
 )
 def test_bad_configurations(arguments, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         MaskRCNNConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"feature_strides": (4, 8, 16, 32), "anchor_ratios": (0.5, 1, 2), "stage_positive_ious": (0.5,)},
+        {"box_stds": ((0.1, 0.1, 0.2, 0.2),), "stage_loss_weights": (1,)},
+        {"box_stds": [(1, 1, 1, 1)], "anchor_ratios": [1]},
+        {"score_threshold": 0, "nms_threshold": 1, "proposal_nms_threshold": 1, "smooth_l1_beta": 1},
+        {"rpn_positive_iou": 1, "rpn_negative_iou": 0, "rpn_smooth_l1_beta": 0, "anchor_scale": 8.0},
+        {"box_head_num_fc_layers": 0, "mask_head_num_layers": 0},
+    ],
+)
+def test_tuples_and_whole_numbers(arguments, tmp_path):
+    """Are as good as lists and fractions, in Python and after the way through JSON."""
+    config = MaskRCNNConfig(**arguments)
+    config.save_pretrained(tmp_path)
+    loaded = MaskRCNNConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    for name, value in arguments.items():
+        np.testing.assert_array_equal(getattr(loaded, name), value)
 
 
 class Exported(nn.Module):
