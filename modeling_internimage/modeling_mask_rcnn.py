@@ -19,7 +19,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
-from .loss_mask_rcnn import SampledProposals, detection_losses, mask_loss, offsets_of_class, proposal_losses
+from .loss_mask_rcnn import (
+    SampledProposals,
+    check_labels,
+    detection_losses,
+    mask_loss,
+    offsets_of_class,
+    proposal_losses,
+)
 from .modeling_internimage import InternImageBatchNorm
 
 
@@ -34,7 +41,8 @@ FINEST_REGION = 56
 class MaskRCNNObjectDetectionOutput(ModelOutput):
     r"""
     Detections have fixed numbers, `max_detections` for each image, the best first. Where there are fewer, the others
-    have score 0, label -1 and zeros.
+    have score 0, label -1 and zeros. `pred_masks` are probabilities, not logits as those of other models: a cascade
+    averages the probabilities of its stages.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
@@ -296,6 +304,9 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             The original drops overlapping boxes after scaling them to the original image. Here that is done at the
             size of the input, with the same result: intersection over union does not change when axes are scaled.
 
+        Raises:
+            `ValueError`: For labels that do not fit each other, the images or the model.
+
         Example:
 
         ```python
@@ -308,11 +319,13 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        image_sizes = self._image_sizes(pixel_values, pixel_mask)
+        if labels is not None:
+            check_labels(self.config, labels, image_sizes, pixel_values.shape[2:])
         outputs = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, return_dict=True
         )
         feature_maps = self.neck(outputs.feature_maps)
-        image_sizes = self._image_sizes(pixel_values, pixel_mask)
         results = {"hidden_states": outputs.hidden_states}
         if labels is not None:
             losses = self._losses(feature_maps, image_sizes, self._prepare_labels(labels, image_sizes))
@@ -336,31 +349,14 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
 
     def _prepare_labels(self, labels, image_sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """Labels with boxes (left, top, right, bottom) in pixels, without empty boxes."""
-        if len(labels) != len(image_sizes):
-            raise ValueError(f"`labels` must have an entry for each of the {len(image_sizes)} images: {len(labels)}.")
         prepared = []
-        for label, (height, width) in zip(labels, image_sizes):
-            classes, boxes = label["class_labels"], label["boxes"].reshape(-1, 4)
-            if len(classes) != len(boxes):
-                raise ValueError(f"`labels` have {len(classes)} `class_labels` and {len(boxes)} `boxes` for an image.")
-            # (On another device, looking at them would wait for it.)
-            is_visible = classes.device.type == "cpu" and len(classes) > 0
-            if is_visible and not 0 <= classes.min() <= classes.max() < self.config.num_labels:
-                raise ValueError(
-                    f"`class_labels` must be at least 0 and below `num_labels={self.config.num_labels}`, got "
-                    f"{classes.min().item()} to {classes.max().item()}. Ids of categories with gaps become class "
-                    "indices in the image processor, with `category_ids`."
-                )
+        for label, size in zip(labels, image_sizes):
+            boxes = label["boxes"].reshape(-1, 4)
             boxes = center_to_corners_format(boxes.to(_box_dtype(boxes)))
-            boxes = boxes * torch.stack((width, height, width, height))
+            boxes = clip_boxes(boxes * size.flip(0).repeat(2), size)
             kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            own = {"class_labels": classes[kept], "boxes": boxes[kept]}
+            own = {"class_labels": label["class_labels"][kept], "boxes": boxes[kept]}
             if self.config.use_mask_head:
-                if "masks" not in label:
-                    raise ValueError(
-                        "`labels` have no `masks`, which the mask heads are trained with. Call the image processor "
-                        "with `return_segmentation_masks=True`, or load the model with `use_mask_head=False`."
-                    )
                 own["masks"] = label["masks"][kept]
             prepared.append(own)
         return prepared
@@ -439,10 +435,10 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
                 rois = self._refine(rois, *stages[-1], stage - 1, image_sizes)
             stages.append(box_head(self.box_roi_align(feature_maps, rois)))
         logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
+        probabilities = logits.softmax(dim=-1)[:, :-1]
         boxes = decode_boxes(rois[:, None, 1:], stages[-1][1].to(rois.dtype), config.box_stds[-1])
         boxes = clip_boxes(boxes, image_sizes[rois[:, 0].long(), None])
         boxes = boxes.expand(-1, config.num_labels, -1)
-        probabilities = logits.softmax(dim=-1)[:, :-1]
         selected = [
             select_detections(
                 boxes,

@@ -428,22 +428,53 @@ def test_gradient_checkpointing(build):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
+def boxes(*second) -> dict[str, torch.Tensor]:
+    return {"boxes": torch.tensor([[0.5, 0.5, 1.0, 1.0], second])}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"class_labels": torch.tensor([0, 3])}, "below `num_labels=3`, got 0 to 3"),
+        ({"class_labels": torch.tensor([-1, 0])}, "below `num_labels=3`, got -1 to 2"),
         ({"class_labels": torch.tensor([0])}, "1 `class_labels` and 2 `boxes`"),
+        (boxes(70.0, 40.0, 40.0, 40.0), "relative to the size of the image, inside it, got .70.0, 40.0, 40.0, 40.0."),
+        (boxes(0.5, 0.5, 0.25, float("nan")), "`boxes` must be centre x, .* got .0.5, 0.5, 0.25, nan."),
+        (boxes(0.5, 0.5, 0.25, float("inf")), "`boxes` must be centre x, .* got .0.5, 0.5, 0.25, inf."),
+        (boxes(0.5, 0.5, 0.8, 0.6), None),
+        (boxes(0.5, 0.5, -0.1, 0.6), "`boxes` must be centre x"),
+        (boxes(0.6, 0.5, 0.9, 0.9), "`boxes` must be centre x"),  # corners, not centre and size
+        (boxes(0.05, 0.5, 0.15, 0.9), "`boxes` must be centre x"),
         ({"masks": None}, "`labels` have no `masks`"),
+        ({"masks": torch.zeros(1, 64, 96)}, r"image 1 must have the shape \(2, 64, 96\), .* got \(1, 64, 96\)"),
+        ({"masks": torch.zeros(2, 32, 48)}, r"or \(2, 40, 60\) without padding, got \(2, 32, 48\)"),
+        ({"masks": torch.zeros(2, 40, 60)}, None),
     ],
 )
 def test_bad_labels(change, message, build):
-    model = build()
-    (label,) = example_labels()[:1]
-    label = {name: value for name, value in (label | change).items() if value is not None}
+    """With the name of the argument, its value and the way out. Masks need no padding."""
+    model = build().train()
+    good = example_labels()[0]
+    bad = {name: value for name, value in (good | change).items() if value is not None}
+    pixel_mask = torch.ones(2, 64, 96)
+    pixel_mask[1, 40:] = pixel_mask[1, :, 60:] = 0
+    if message is None:
+        assert model(torch.randn(2, 3, 64, 96), pixel_mask, labels=[good, bad]).loss.isfinite()
+        return
     with pytest.raises(ValueError, match=message):
-        model(torch.randn(1, 3, 64, 96), labels=[label])
-    with pytest.raises(ValueError, match="`labels` must have an entry for each of the 2 images"):
-        model(torch.randn(2, 3, 64, 96), labels=[label])
+        model(torch.randn(2, 3, 64, 96), pixel_mask, labels=[good, bad])
+    with pytest.raises(ValueError, match="`labels` must have an entry for each of the 3 images"):
+        model(torch.randn(3, 3, 64, 96), labels=[good, bad])
+
+
+def test_rounded_boxes(build):
+    """Those of bfloat16 may reach a little beyond the image, by which they are cut."""
+    label = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.902, 0.5, 0.2, 1.0]], dtype=torch.bfloat16)}
+    model = build(use_mask_head=False)
+    (prepared,) = model._prepare_labels([label], torch.tensor([[64, 96]]))
+    torch.testing.assert_close(prepared["boxes"], torch.tensor([[0.802 * 96, 0, 96, 64]]), rtol=0, atol=0.2)
+    assert prepared["boxes"][0, 2] == 96
+    assert model(torch.randn(1, 3, 64, 96), labels=[label]).loss.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
