@@ -44,6 +44,8 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
     have score 0, label -1 and zeros. `pred_masks` are probabilities, not logits as those of other models: a cascade
     averages the probabilities of its stages.
 
+    All numbers are finite. Where they would not be, the model raises a `FloatingPointError`.
+
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
             Sum of `loss_dict`.
@@ -306,6 +308,9 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
 
         Raises:
             `ValueError`: For labels that do not fit each other, the images or the model.
+            `FloatingPointError`: For detections that are not finite, because of weights or `pixel_values` that are
+            not, or of activations that overflow in float16. (In training mode with labels, the loss is not finite
+            then.)
 
         Example:
 
@@ -421,9 +426,10 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
 
     def _detect(self, feature_maps: list[torch.Tensor], image_sizes: torch.Tensor) -> dict[str, torch.Tensor]:
         """The detections, under the names of the output."""
-        config = self.config
+        config, dtype = self.config, feature_maps[0].dtype
         with torch.no_grad():
             rpn_logits, rpn_offsets = self._rpn_outputs(feature_maps)
+            _check_finite("proposals", dtype, *rpn_logits, *rpn_offsets)
             candidates = self._propose(
                 feature_maps, image_sizes, rpn_logits, rpn_offsets, config.num_proposals_per_level
             )
@@ -436,6 +442,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             stages.append(box_head(self.box_roi_align(feature_maps, rois)))
         logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
         probabilities = logits.softmax(dim=-1)[:, :-1]
+        _check_finite("detections", dtype, probabilities, *(offsets for _, offsets in stages))
         boxes = decode_boxes(rois[:, None, 1:], stages[-1][1].to(rois.dtype), config.box_stds[-1])
         boxes = clip_boxes(boxes, image_sizes[rois[:, 0].long(), None])
         boxes = boxes.expand(-1, config.num_labels, -1)
@@ -466,7 +473,9 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
                 mask_head(regions)[torch.arange(len(label), device=label.device), label].sigmoid()
                 for mask_head in self.mask_heads
             ]
-            detections["pred_masks"] = _pad(torch.stack(masks).mean(dim=0), numbers, config.max_detections)
+            masks = torch.stack(masks).mean(dim=0)
+            _check_finite("masks", dtype, masks)
+            detections["pred_masks"] = _pad(masks, numbers, config.max_detections)
         return detections
 
     def _losses(
@@ -540,6 +549,19 @@ def select_detections(
 def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
     """Boxes have at least single precision."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
+    """
+    Raise a `FloatingPointError` for infinite numbers and those that are none. Comparing them with a threshold would
+    drop them: an image would look empty.
+    """
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+        raise FloatingPointError(
+            f"The {what} are not finite; the feature maps are {dtype}. In float16 large activations overflow: load "
+            "the model in bfloat16 or float32. Else `pixel_values` or weights are not finite; of the weights, "
+            "`[name for name, weight in model.named_parameters() if not weight.isfinite().all()]`."
+        )
 
 
 def _concatenate(boxes: list[torch.Tensor]) -> torch.Tensor:

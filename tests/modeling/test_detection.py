@@ -291,6 +291,43 @@ def test_no_detections(build):
     assert outputs.pred_masks.shape == (1, 7, 28, 28)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name, what",
+    [
+        ("backbone.embeddings.convolution1.weight", "proposals"),
+        ("rpn.classifier.bias", "proposals"),
+        ("rpn.box_regressor.weight", "proposals"),
+        ("box_heads.0.box_regressor.bias", "detections"),
+        ("box_heads.1.classifier.weight", "detections"),
+        ("box_heads.1.fc_layers.0.weight", "detections"),
+        ("mask_heads.1.convolutions.0.weight", "masks"),
+    ],
+)
+def test_weights_that_are_not_finite(name, what, number, build):
+    """An error, not an image without detections. In training with labels the loss shows it."""
+    model = build("cascade")
+    model.get_parameter(name).fill_(number)
+    with pytest.raises(FloatingPointError, match=f"The {what} are not finite; the feature maps are torch.float32"):
+        model(torch.randn(2, 3, 64, 96))
+    if number != number:
+        assert model.train()(torch.randn(2, 3, 64, 96), labels=example_labels()).loss.isnan()
+
+
+@torch.no_grad()
+def test_activations_that_overflow(build):
+    model = build()
+    model.neck.output_convolutions[2].weight.mul_(1e5)
+    pixel_values = torch.randn(1, 3, 64, 96)
+    assert all(tensor.isfinite().all() for tensor in model(pixel_values).to_tuple())
+    with pytest.raises(FloatingPointError, match="the feature maps are torch.float16. In float16 large activations"):
+        model.half()(pixel_values.half())
+    pixel_values[0, 1, 20, 30] = torch.nan
+    with pytest.raises(FloatingPointError, match="`pixel_values` or weights are not finite"):
+        build()(pixel_values)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_of_every_loss(kind, build, monkeypatch):
     """Finite differences along a random direction in all parameters. Regions have no gradient, and are held still."""
