@@ -301,7 +301,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         Returns:
             [`MaskRCNNObjectDetectionOutput`]: `loss` and `loss_dict` if `labels` are given; `hidden_states` if asked
             for; detections, except in training mode with labels. The image processor turns them into boxes and masks
-            of the original image.
+            of the original image. A batch may have no image, without labels.
 
             The original drops overlapping boxes after scaling them to the original image. Here that is done at the
             size of the input, with the same result: intersection over union does not change when axes are scaled.
@@ -343,7 +343,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     def _image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
         """Height and width of each image without padding, (batch_size, 2)."""
         if pixel_mask is None:
-            return torch.tensor([pixel_values.shape[2:]] * len(pixel_values), device=pixel_values.device)
+            return torch.tensor(pixel_values.shape[2:], device=pixel_values.device).expand(len(pixel_values), 2)
         if pixel_mask.shape != pixel_values.shape[:1] + pixel_values.shape[2:]:
             raise ValueError(
                 f"`pixel_mask` must have the size of `pixel_values` without channels, got {tuple(pixel_mask.shape)} "
@@ -413,7 +413,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         dtype = _box_dtype(logits[0])
         # (batch_size, anchors, height, width) -> (batch_size, height, width, anchors)
         return [level.permute(0, 2, 3, 1).flatten(1).to(dtype) for level in logits], [
-            level.permute(0, 2, 3, 1).reshape(len(level), -1, 4).to(dtype) for level in offsets
+            level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)).to(dtype) for level in offsets
         ]
 
     def _refine(self, rois, logits, offsets, stage: int, image_sizes, labels=None) -> torch.Tensor:
@@ -434,7 +434,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
                 feature_maps, image_sizes, rpn_logits, rpn_offsets, config.num_proposals_per_level
             )
             proposals, _ = self._select_proposals(*candidates, config.num_proposals)
-            rois = _concatenate(proposals)
+            rois = _concatenate(proposals, candidates[0])
         stages = []  # logits and offsets of each
         for stage, box_head in enumerate(self.box_heads):
             if stage > 0:
@@ -456,7 +456,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             )
             for idx in range(len(image_sizes))
         ]
-        row, label = (torch.cat(indices) for indices in zip(*selected))
+        nothing = torch.zeros(0, dtype=torch.int64, device=rois.device)
+        row, label = (torch.cat(indices) for indices in zip((nothing, nothing), *selected))
         boxes = boxes[row, label]
         numbers = [len(own) for own, _ in selected]
         sizes = image_sizes[rois[row, 0].long()].to(boxes.dtype)
@@ -564,9 +565,10 @@ def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
         )
 
 
-def _concatenate(boxes: list[torch.Tensor]) -> torch.Tensor:
+def _concatenate(boxes: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     """Boxes (n, 4) of each image -> regions (n of all, 5), the index of the image first."""
-    return torch.cat([nn.functional.pad(own, (1, 0), value=idx) for idx, own in enumerate(boxes)])
+    regions = [nn.functional.pad(own, (1, 0), value=idx) for idx, own in enumerate(boxes)]
+    return torch.cat([like.new_zeros((0, 5)), *regions])  # (there may be no image)
 
 
 def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float = 0) -> torch.Tensor:

@@ -291,6 +291,22 @@ def test_no_detections(build):
     assert outputs.pred_masks.shape == (1, 7, 28, 28)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_images(kind, build):
+    """An empty batch has empty outputs, with and without a mask; but no loss."""
+    model = build(kind)
+    pixel_values = torch.zeros(0, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(torch.zeros(1, 3, 64, 96))
+        for pixel_mask in (None, torch.ones(0, 64, 96)):
+            outputs = model(pixel_values, pixel_mask)
+            assert {name: (tensor.shape, tensor.dtype) for name, tensor in outputs.items()} == {
+                name: ((0, *tensor.shape[1:]), tensor.dtype) for name, tensor in expected.items()
+            }
+    with pytest.raises(ValueError, match="There is no loss of a batch without images"):
+        model.train()(pixel_values, labels=[])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
