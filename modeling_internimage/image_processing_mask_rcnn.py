@@ -2,6 +2,7 @@
 """Image processors of the two-stage detectors."""
 
 import math
+import operator
 
 import numpy as np
 import torch
@@ -53,10 +54,10 @@ class _MaskRCNNProcessing:
             images:
                 One or more, of any sizes.
             annotations (`dict` or `list[dict]`, *optional*):
-                For each image, as in files of COCO, `image_id` and `annotations`: dictionaries with `bbox` (left, top,
-                width, height in pixels), `category_id` and, for masks, `segmentation` (polygons or run lengths). Boxes
-                are cut at the border of the image; crowds and boxes of less than a pixel are left out, as in the
-                original.
+                For each image, as in files of COCO, `image_id` (a number) and `annotations`: dictionaries with `bbox`
+                (left, top, width, height in pixels), `category_id` and, for masks, `segmentation` (polygons or run
+                lengths). Boxes are cut at the border of the image. Crowds, boxes of less than a pixel and what has
+                `ignore` are left out, as in the original: where they are, background is learned.
             return_segmentation_masks (`bool`, *optional*, defaults to `False`):
                 Whether labels get the masks of the annotations.
 
@@ -114,7 +115,7 @@ class _MaskRCNNProcessing:
         return batch
 
     def post_process_object_detection(
-        self, outputs, threshold: float = 0.05, target_sizes: torch.Tensor | list[tuple[int, int]] | None = None
+        self, outputs, threshold: float = 0.05, target_sizes: torch.Tensor | list | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """
         Detections of each image, the best first. The model has already dropped those with a score of at most
@@ -125,7 +126,7 @@ class _MaskRCNNProcessing:
                 Of the model.
             threshold (`float`, *optional*, defaults to 0.05):
                 Scores are above this. Lower than `config.score_threshold` it has no effect.
-            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`, *optional*):
+            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or a list of tuples or tensors, *optional*):
                 Height and width of each original image. Without it boxes are relative to the size of the image.
 
         Returns:
@@ -134,7 +135,8 @@ class _MaskRCNNProcessing:
         """
         boxes = center_to_corners_format(outputs.pred_boxes)
         if target_sizes is not None:
-            sizes = torch.as_tensor(target_sizes, device=boxes.device, dtype=boxes.dtype)
+            sizes = [torch.as_tensor(size, device=boxes.device, dtype=boxes.dtype) for size in target_sizes]
+            sizes = torch.stack(sizes) if sizes else boxes.new_zeros(0, 2)
             if sizes.shape != (len(boxes), 2):
                 raise ValueError(
                     f"`target_sizes` must have a height and a width for each of the {len(boxes)} images, got shape "
@@ -153,11 +155,12 @@ class _MaskRCNNProcessing:
         outputs,
         threshold: float = 0.05,
         mask_threshold: float = 0.5,
-        target_sizes: torch.Tensor | list[tuple[int, int]] | None = None,
+        target_sizes: torch.Tensor | list | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """
-        As [`post_process_object_detection`], with the mask of each detection in the original image. Masks of different
-        detections may overlap.
+        For each image a dictionary of tensors `scores`, `labels`, `boxes` and `masks`, as of the image processor of
+        SAM 3: not `segmentation` and `segments_info` as of that of Mask2Former, which give every pixel to one segment.
+        Here masks of different detections may overlap.
 
         Args:
             outputs, threshold, target_sizes:
@@ -166,7 +169,8 @@ class _MaskRCNNProcessing:
                 Probability from which a pixel belongs to the mask.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: `scores`, `labels`, `boxes`, and `masks` (n, height, width) of bool.
+            `list[dict[str, torch.Tensor]]`: what [`post_process_object_detection`] returns, and `masks` (n, height,
+            width) of bool, in the original image.
         """
         if target_sizes is None:
             raise ValueError("Masks need `target_sizes`, the height and width of each original image.")
@@ -202,6 +206,13 @@ def _labels(
             "`annotations` must be dictionaries with `image_id` and `annotations`, as in files of COCO, got "
             f"{sorted(annotation)}."
         )
+    try:
+        image_id = operator.index(annotation["image_id"])
+    except TypeError as error:
+        raise ValueError(
+            f"`image_id` must be a whole number, got {annotation['image_id']!r}. Give the images numbers, such as "
+            "their positions in a list of the names."
+        ) from error
     height, width = original_size
     class_of = None if category_ids is None else {category: idx for idx, category in enumerate(category_ids)}
     boxes, classes, masks = [], [], []
@@ -209,21 +220,22 @@ def _labels(
         left, top, box_width, box_height = entry["bbox"]
         corners = (max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height))
         inside = corners[2] > corners[0] and corners[3] > corners[1]
-        if entry.get("iscrowd") or not inside or box_width < 1 or box_height < 1 or entry.get("area", 1) <= 0:
+        is_object = not (entry.get("iscrowd") or entry.get("ignore"))
+        if not is_object or not inside or box_width < 1 or box_height < 1 or entry.get("area", 1) <= 0:
             continue
         category = entry["category_id"]
         if class_of is not None and category not in class_of:
             raise ValueError(
-                f"Image {annotation['image_id']} has an annotation of category {category}, which is not in "
+                f"Image {image_id} has an annotation of category {category}, which is not in "
                 "`category_ids`. Add it there, or leave the annotation out."
             )
         boxes.append(corners)
         classes.append(category if class_of is None else class_of[category])
         if with_masks:
-            masks.append(_decode_mask(entry.get("segmentation"), height, width, annotation["image_id"]))
+            masks.append(_decode_mask(entry.get("segmentation"), height, width, image_id))
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = {
-        "image_id": torch.tensor([annotation["image_id"]]),
+        "image_id": torch.tensor([image_id]),
         "class_labels": torch.tensor(classes, dtype=torch.int64),
         "boxes": corners_to_center_format(boxes / torch.tensor([width, height, width, height])),
         "orig_size": torch.tensor(tuple(original_size)),

@@ -87,6 +87,7 @@ def test_labels(backend):
         annotation(category_id=5, bbox=[5, 5, 0, 10], area=0),
         annotation(category_id=5, bbox=[60, 5, 10, 10]),  # outside
         annotation(category_id=5, area=0),
+        annotation(category_id=5, ignore=1),
     ]
     image = np.zeros((100, 50, 3), np.uint8)
     batch = image_processor(
@@ -125,8 +126,49 @@ def test_bad_annotations(entries, message):
     annotations = {"image_id": 7, "annotations": entries} if entries else {"image_id": 7}
     with pytest.raises(ValueError, match=message):
         image_processor(image, annotations, return_segmentation_masks=True)
+    with pytest.raises(ValueError, match="`image_id` must be a whole number, got 'a.jpg'. Give the images numbers"):
+        image_processor(image, {"image_id": "a.jpg", "annotations": []})
     with pytest.raises(ValueError, match="`annotations` must have an entry for each of the 2 images"):
         image_processor([image, image], [annotations])
+
+
+@pytest.mark.parametrize(
+    "target_sizes",
+    [
+        torch.tensor([[20, 40], [10, 30]]),
+        [torch.tensor([20, 40]), torch.tensor([10, 30])],
+        [[torch.tensor(20), torch.tensor(40)], (10, 30)],
+        np.array([[20, 40], [10, 30]]),
+        ((20.0, 40.0), (10.0, 30.0)),
+    ],
+)
+def test_target_sizes(target_sizes):
+    """As `labels` or a pipeline have them: numbers in tensors, arrays, lists."""
+    outputs = MaskRCNNObjectDetectionOutput(
+        pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0]]] * 2),
+        pred_scores=torch.tensor([[0.9]] * 2),
+        pred_labels=torch.tensor([[0]] * 2),
+        pred_masks=torch.ones(2, 1, 28, 28),
+    )
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"]()
+    results = image_processor.post_process_instance_segmentation(outputs, target_sizes=target_sizes)
+    assert [result["boxes"].tolist() for result in results] == [[[0, 0, 40, 20]], [[0, 0, 30, 10]]]
+    assert [result["masks"].shape for result in results] == [(1, 20, 40), (1, 10, 30)]
+    assert list(results[0]) == ["scores", "labels", "boxes", "masks"]
+
+
+@pytest.mark.parametrize("target_sizes", [[], torch.zeros(0, 2)])
+def test_post_processing_of_no_images(target_sizes):
+    outputs = MaskRCNNObjectDetectionOutput(
+        pred_boxes=torch.zeros(0, 7, 4),
+        pred_scores=torch.zeros(0, 7),
+        pred_labels=torch.zeros(0, 7, dtype=torch.int64),
+        pred_masks=torch.zeros(0, 7, 28, 28),
+    )
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"]()
+    assert image_processor.post_process_instance_segmentation(outputs, target_sizes=target_sizes) == []
+    with pytest.raises(ValueError, match="`target_sizes` must have a height and a width for each of the 0 images"):
+        image_processor.post_process_object_detection(outputs, target_sizes=[(1, 2)])
 
 
 def test_post_processing():
@@ -150,6 +192,8 @@ def test_post_processing():
     assert len(result["scores"]) == 2
     with pytest.raises(ValueError, match="`target_sizes` must have a height and a width for each of the 1 images"):
         image_processor.post_process_object_detection(outputs, target_sizes=[(1, 2), (3, 4)])
+    with pytest.raises(ValueError, match="for each of the 1 images, got shape .2,."):
+        image_processor.post_process_object_detection(outputs, target_sizes=(20, 40))
     with pytest.raises(ValueError, match="Masks need `target_sizes`"):
         image_processor.post_process_instance_segmentation(outputs)
     outputs.pred_masks = None
