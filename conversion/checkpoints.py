@@ -110,8 +110,13 @@ _CLASSES_OF = {
 _CITYSCAPES_CLASSIFIER = 150
 
 
-# Ids of COCO's 80 categories in its annotation files, in the order of the classes: of 1 to 90, ten are not used.
-COCO_CATEGORY_IDS = [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+# Ids of the categories in annotation files, in the order of the classes. COCO does not use ten of 1 to 90. Those of
+# CrowdHuman are what `detection/tools/create_crowd_anno.py` of the original writes: 1, and `iscrowd` for what is no
+# person.
+CATEGORY_IDS = {
+    "COCO": [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)],
+    "CrowdHuman": [1],
+}
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ class Checkpoint:
         longest_edge, shortest_edge = self.test_scale
         size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
         if self.task == "object-detection":
-            category_ids = COCO_CATEGORY_IDS if self.dataset == "COCO" else None
+            category_ids = CATEGORY_IDS.get(self.dataset)
             return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(size=size, category_ids=category_ids)
         windows = {}
         if self.window:

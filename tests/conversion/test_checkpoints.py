@@ -113,8 +113,10 @@ def test_text_table():
     assert len(lines) == 61 and len({re.search(r" (image|object)-", line).start() for line in lines[1:]}) == 1
 
 
-def test_ids_of_coco():
-    """Its annotation files number the classes with gaps."""
+def test_category_ids():
+    """COCO's annotation files number the classes with gaps. The original's script numbers CrowdHuman's from 1."""
     checkpoint = CHECKPOINTS["mask_rcnn_internimage_t_fpn_1x_coco"]
     names = dict(zip(checkpoint.image_processor().category_ids, checkpoint.labels, strict=True))
     assert (names[1], names[13], names[90], len(names)) == ("person", "stop sign", "toothbrush", 80)
+    checkpoint = CHECKPOINTS["cascade_internimage_xl_fpn_3x_crowd_human"]
+    assert dict(zip(checkpoint.image_processor().category_ids, checkpoint.labels, strict=True)) == {1: "person"}
