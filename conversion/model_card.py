@@ -7,7 +7,7 @@ from string import Template
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
-from conversion.checkpoints import METRICS, REPORTS, SOURCE_CODE, SOURCE_REPOSITORY, Checkpoint
+from conversion.checkpoints import CATEGORY_IDS, METRICS, REPORTS, SOURCE_CODE, SOURCE_REPOSITORY, Checkpoint
 from conversion.methods import METHODS
 
 
@@ -73,7 +73,7 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
         "backbone": checkpoint.backbone,
         "task": _task(checkpoint),
         "use": _use(checkpoint),
-        "classes": _classes(config),
+        "classes": _classes(checkpoint, config),
         "dataset": checkpoint.dataset,
         "pretraining": f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else "",
         "num_labels": config.num_labels,
@@ -149,17 +149,20 @@ def _use(checkpoint: Checkpoint) -> str:
     return Template(USES[checkpoint.task]).substitute(values)
 
 
-def _classes(config: PreTrainedConfig) -> str:
-    """A section with the classes and colours of a segmentation model."""
-    palette = getattr(config, "palette", None)
-    if palette is None:
+def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
+    """A section with the classes of a segmentation or detection model, and the colours of the former."""
+    if checkpoint.task == "image-classification" or not checkpoint.labels:
         return ""
-    rows = [
-        f"| {idx} | {config.id2label[idx]} | `#{red:02x}{green:02x}{blue:02x}` |"
-        for idx, (red, green, blue) in enumerate(palette)
-    ]
-    table = "\n".join(["| index | class | colour |", "|---|---|---|", *rows])
-    return f"## Classes\n\nThe colours are also `model.config.palette`.\n\n{table}\n\n"
+    columns, note = {"index": range(config.num_labels), "class": config.id2label.values()}, ""
+    if checkpoint.palette:
+        columns["colour"] = [f"`#{red:02x}{green:02x}{blue:02x}`" for red, green, blue in config.palette]
+        note = "The colours are also `model.config.palette`.\n\n"
+    elif checkpoint.dataset in CATEGORY_IDS:
+        ids = f"Their ids in annotations of {checkpoint.dataset}"
+        note = f"{ids} are `category_ids` of the image processor, in this order.\n\n"
+    rows = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    return f"## Classes\n\n{note}{table}\n\n"
 
 
 def _source(checkpoint: Checkpoint, file: str) -> str:

@@ -275,7 +275,7 @@ def test_wrong_keys_are_named(tmp_path):
 
 
 def test_model_card(case):
-    """What the model is for, and that it finds masks, if it does."""
+    """What the model is for, that it finds masks, if it does, and the names of the classes."""
     facts, _, model, _, folder = case
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: object-detection" in card and 'pipeline("object-detection"' in card
@@ -284,3 +284,6 @@ def test_model_card(case):
         == ("post_process_instance_segmentation" in card)
         == (model.config.use_mask_head)
     )
+    assert "\n## Classes\n\nTheir ids in annotations of C" in card
+    table = [line for line in card.splitlines() if re.match(r"\| \d", line)]
+    assert table == [f"| {idx} | class {idx} |" for idx in range(model.config.num_labels)]
