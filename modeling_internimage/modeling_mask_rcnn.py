@@ -290,9 +290,9 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
                 does.
             labels (`list[dict[str, torch.Tensor]]`, *optional*):
                 For each image `class_labels` (num_objects,), class indices in `[0, num_labels)`; `boxes`
-                (num_objects, 4), centre x, centre y, width, height relative to the size of the image without padding;
-                and, with mask heads, `masks` (num_objects, height, width) in pixels of the model's input. An image may
-                have no object.
+                (num_objects, 4), centre x, centre y, width, height relative to the size of the image without padding,
+                and inside it; and, with mask heads, `masks` (num_objects, height, width) in pixels of the model's
+                input, with or without padding. An image may have no object.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the hidden states of the backbone. Defaults to the configuration's value.
             return_dict (`bool`, *optional*):

@@ -596,7 +596,8 @@ def test_tuples_and_whole_numbers(arguments, tmp_path):
     loaded = MaskRCNNConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
     for name, value in arguments.items():
-        np.testing.assert_array_equal(getattr(loaded, name), value)
+        assert getattr(loaded, name) == getattr(config, name)
+        np.testing.assert_array_equal(getattr(config, name), value)
 
 
 class Exported(nn.Module):
