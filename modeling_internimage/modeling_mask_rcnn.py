@@ -40,11 +40,11 @@ FINEST_REGION = 56
 @dataclass
 class MaskRCNNObjectDetectionOutput(ModelOutput):
     r"""
-    Detections have fixed numbers, `max_detections` for each image, the best first. Where there are fewer, the others
-    have score 0, label -1 and zeros. `pred_masks` are probabilities, not logits as those of other models: a cascade
-    averages the probabilities of its stages.
+    `pred_masks` are probabilities, not logits as those of other models: a cascade averages the probabilities of its
+    stages. All numbers are finite: where they would not be, the model raises a `FloatingPointError`.
 
-    All numbers are finite. Where they would not be, the model raises a `FloatingPointError`.
+    Detections have fixed numbers, `max_detections` for each image, the best first. Where there are fewer, the others
+    have score 0, label -1 and zeros.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
