@@ -22,7 +22,7 @@ class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     window_size (`dict[str, int]`, *optional*):
         `height` and `width` of the windows that [`segment_image`] moves over an image. `None`: the whole image.
     window_stride (`dict[str, int]`, *optional*):
-        `height` and `width` of its steps.
+        `height` and `width` of its steps. `None`: those of the windows, which then lie side by side.
     """
 
     size_divisor: int | None
@@ -67,7 +67,8 @@ class _OfficialSegmentationProcessing:
                 Of a semantic segmentation model (`logits`) or of Mask2Former (`class_queries_logits` and
                 `masks_queries_logits`).
             target_sizes (`list[tuple[int, int]]`, *optional*):
-                Height and width for each image, usually of the original. Defaults to the size of the input.
+                Height and width for each image, usually of the original. Defaults to the size of the logits,
+                for Mask2Former to 4 times that of its masks.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Return for each image an output with `segmentation` and `segmentation_scores` (num_labels, height,
                 width): logits, or Mask2Former's sums of probabilities.
@@ -79,20 +80,29 @@ class _OfficialSegmentationProcessing:
         return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
 
 
-def semantic_scores(outputs) -> torch.Tensor:
+def semantic_scores(outputs, size: tuple[int, int] | None = None) -> torch.Tensor:
     """
-    (batch_size, num_labels, height, width) at the size of the model's input: the logits of a semantic segmentation
-    model; for Mask2Former, over all queries, the sum of class probability times mask probability (`semantic_inference`
-    of its paper's code), taken at a quarter of the size and then enlarged. (The input of Mask2Former has to be a
-    multiple of 4 in size.)
+    (batch_size, num_labels, height, width): the logits of a semantic segmentation model; for Mask2Former, over all
+    queries, the sum of class probability times mask probability (`semantic_inference` of its paper's code), taken at a
+    quarter of the size and then enlarged.
+
+    Args:
+        outputs:
+            Of the model.
+        size (`tuple[int, int]`, *optional*):
+            Height and width of the model's input, to which the scores are resized. Defaults to the size of the logits,
+            or 4 times that of Mask2Former's masks: the next multiple of 4.
     """
     if "class_queries_logits" not in outputs:
-        return outputs.logits
-    # (In float32: sums of 200 products.)
-    classes = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]  # the last stands for no object
-    masks = outputs.masks_queries_logits.float().sigmoid()
-    scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
-    size = (4 * masks.shape[-2], 4 * masks.shape[-1])
+        scores = outputs.logits
+    else:
+        # (In float32: sums of 200 products.)
+        classes = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]  # the last stands for no object
+        masks = outputs.masks_queries_logits.float().sigmoid()
+        scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
+        size = size or (4 * masks.shape[-2], 4 * masks.shape[-1])
+    if size is None or scores.shape[-2:] == size:
+        return scores
     return torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 

@@ -92,18 +92,24 @@ def window_scores(
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
             Normalised images.
         window_size, window_stride (`dict[str, int]`, *optional*):
-            `height` and `width` in pixels. Without them the whole images are one window.
+            `height` and `width` in pixels. Without a size the whole images are one window; without a stride windows
+            lie side by side.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_labels, height, width)`, float32.
+
+    Raises:
+        `ValueError`: if windows leave pixels out.
     """
     if window_size is None:
-        return semantic_scores(model(pixel_values)).float()
+        return semantic_scores(model(pixel_values), pixel_values.shape[-2:]).float()
+    window_stride = window_stride or window_size
     height, width = pixel_values.shape[-2:]
     total, count = None, pixel_values.new_zeros((height, width), dtype=torch.float32)
     for top, bottom in _windows(height, window_size["height"], window_stride["height"]):
         for left, right in _windows(width, window_size["width"], window_stride["width"]):
-            scores = semantic_scores(model(pixel_values[..., top:bottom, left:right])).float()
+            window = pixel_values[..., top:bottom, left:right]
+            scores = semantic_scores(model(window), window.shape[-2:]).float()
             if total is None:
                 total = scores.new_zeros((*scores.shape[:2], height, width))
             total[..., top:bottom, left:right] += scores
@@ -113,6 +119,11 @@ def window_scores(
 
 def _windows(size: int, window: int, stride: int) -> list[tuple[int, int]]:
     """Start and end of each window along one side."""
+    if not 0 < stride <= window:
+        raise ValueError(
+            f"`window_stride` must be above 0 and at most `window_size`, got {stride} and {window}: every pixel has "
+            "to be in a window."
+        )
     number = max(size - window + stride - 1, 0) // stride + 1
     ends = [min(idx * stride + window, size) for idx in range(number)]
     return [(max(end - window, 0), end) for end in ends]

@@ -14,7 +14,10 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     ResNetConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -131,6 +134,22 @@ def test_windows():
     assert model.sizes == [(5, 11)]  # never beyond the image
 
 
+def test_windows_without_a_stride():
+    """They lie side by side; a stride that leaves pixels out is refused."""
+    model = Stripes()
+    pixel_values = torch.randn(1, 3, 8, 12)
+    scores = window_scores(model, pixel_values, {"height": 4, "width": 6}, None)
+    assert model.sizes == [(4, 6)] * 4
+    torch.testing.assert_close(scores[0, 0, 0], 0.1 * torch.arange(6.0).repeat(2))
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES["pil"](
+        size={"height": 8, "width": 12}, window_size={"height": 4, "width": 6}
+    )
+    assert segment_image(model, image_processor, np.zeros((10, 10, 3), np.uint8)).shape == (2, 10, 10)
+    for stride in (0, 7):
+        with pytest.raises(ValueError, match=f"`window_stride` must be above 0 and .*, got {stride} and 6: every"):
+            window_scores(model, pixel_values, {"height": 8, "width": 6}, {"height": 8, "width": stride})
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scales_and_mirror_images(backend, photographs):
@@ -160,6 +179,53 @@ def test_scores_of_mask2former():
     scores = semantic_scores(outputs)
     assert scores.shape == (1, 2, 8, 12)
     torch.testing.assert_close(scores[0, :, 0, 0], torch.tensor([0.5 * 0.5 + 0.1 * 0.9, 0.25 * 0.5 + 0.1 * 0.9]))
+
+
+def tiny_mask2former(tiny_config):
+    backbone_config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = Mask2FormerConfig(
+        backbone_config=backbone_config, feature_size=32, mask_feature_size=32, hidden_dim=32,
+        encoder_feedforward_dim=16, dim_feedforward=16, num_attention_heads=2, encoder_layers=1, decoder_layers=2,
+        num_queries=5, num_labels=4,
+    )  # fmt: skip
+    return randomize(Mask2FormerForUniversalSegmentation(config))
+
+
+def tiny_segformer(tiny_config):
+    """Of transformers: its logits have a quarter of the size."""
+    config = SegformerConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2],
+                             decoder_hidden_size=8, num_labels=4)  # fmt: skip
+    return randomize(SegformerForSemanticSegmentation(config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, {"height": 33, "width": 45}], ids=["whole", "windows"])
+@pytest.mark.parametrize("build", [tiny_mask2former, tiny_segformer])
+def test_inputs_whose_size_is_no_multiple_of_4(build, window, tiny_config):
+    """In the order of the original: quarter of the input, size of the input (or window), size of the image."""
+    model = build(tiny_config)
+    stride = window and {"height": 20, "width": 20}
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES["pil"](
+        size={"height": 37, "width": 50}, window_size=window, window_stride=stride
+    )
+    image = torch.randint(0, 256, (3, 61, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
+    total, count = torch.zeros(1, 4, 37, 50), torch.zeros(37, 50)
+    for top, bottom in ((0, 37),) if window is None else ((0, 33), (4, 37)):
+        for left, right in ((0, 50),) if window is None else ((0, 45), (5, 50)):
+            outputs = model(pixel_values[..., top:bottom, left:right])
+            if build is tiny_mask2former:
+                classes = outputs.class_queries_logits.softmax(dim=-1)[..., :4]
+                quarter = torch.einsum("bqc,bqhw->bchw", classes, outputs.masks_queries_logits.sigmoid())
+            else:
+                quarter = outputs.logits
+            assert quarter.shape[-2:] == (-(-(bottom - top) // 4), -(-(right - left) // 4))
+            total[..., top:bottom, left:right] += nn.functional.interpolate(
+                quarter, size=(bottom - top, right - left), mode="bilinear"
+            )
+            count[top:bottom, left:right] += 1
+    expected = nn.functional.interpolate(total / count, size=(61, 90), mode="bilinear")[0].softmax(dim=0)
+    torch.testing.assert_close(segment_image(model, image_processor, image), expected)
 
 
 @pytest.fixture
