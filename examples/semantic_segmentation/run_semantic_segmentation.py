@@ -269,6 +269,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
                 "which this script cannot train: give an InternImage checkpoint as `--backbone`, for a new head."
             )
         config.update(fields)
+        if hasattr(config, "semantic_loss_ignore_index"):  # what SegFormer and others of transformers call it
+            config.semantic_loss_ignore_index = data_args.ignore_index
         if model_args.drop_path_rate is not None:
             config.backbone_config.drop_path_rate = model_args.drop_path_rate
         model = AutoModelForSemanticSegmentation.from_pretrained(
@@ -306,17 +308,22 @@ def new_model(model_args: ModelArguments, fields: dict, hub: dict):
 
 
 class SegmentationTrainer(InternImageTrainer):
-    """Evaluation returns a confusion matrix for each image in place of its logits."""
+    """
+    Evaluation returns a confusion matrix for each image in place of its logits, which it enlarges to the size of the
+    label map if the model (transformers' SegFormer) has not.
+    """
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if logits is None or labels is None:
             return loss, logits, labels
         config = self.model.config
-        matrices = [
-            confusion_matrix(scores.argmax(dim=0), label, config.num_labels, config.loss_ignore_index)
-            for scores, label in zip(logits, labels)
-        ]
+        matrices = []
+        for scores, label in zip(logits, labels):
+            if scores.shape[1:] != label.shape:
+                scores = torch.nn.functional.interpolate(scores[None], size=label.shape, mode="bilinear")[0]
+            predictions = scores.argmax(dim=0)
+            matrices.append(confusion_matrix(predictions, label, config.num_labels, config.loss_ignore_index))
         # Label maps of other processes may have other sizes; nobody needs them any more.
         return loss, torch.stack(matrices), labels[:, 0, 0]
 
@@ -334,17 +341,20 @@ class SegmentationTrainer(InternImageTrainer):
 
 def prepare_training(model, training_args: TrainingArguments, num_images: int):
     """What the heads of transformers need for training. Returns the model."""
-    if min(training_args.train_batch_size * training_args.world_size, num_images) < 2:
+    is_synchronised = training_args.world_size > 1 and training_args.device.type == "cuda"
+    images_per_step = training_args.per_device_train_batch_size * (training_args.world_size if is_synchronised else 1)
+    if min(images_per_step, num_images) < 2:
         raise ValueError(
             f"`--per_device_train_batch_size {training_args.per_device_train_batch_size}` with {num_images} training "
-            "images: batch normalisation needs at least two images per step."
+            "images: batch normalisation needs at least two images per step and process (processes on GPUs count "
+            "together)."
         )
     if (
         training_args.gradient_checkpointing and not model.supports_gradient_checkpointing
     ):  # UperNet; its backbone does
         model.backbone.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
         training_args.gradient_checkpointing = False
-    if training_args.world_size > 1 and training_args.device.type == "cuda":  # as the authors do
+    if is_synchronised:  # as the authors do
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
 

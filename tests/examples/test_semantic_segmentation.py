@@ -12,7 +12,13 @@ import torch
 from conftest import REPOSITORY, randomize
 from PIL import Image
 from torchvision import tv_tensors
-from transformers import AutoModelForSemanticSegmentation, pipeline
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
 
 from conversion.checkpoints import CHECKPOINTS
 from modeling_internimage import InternImageForImageClassification, segment_image
@@ -127,14 +133,21 @@ def test_a_new_head_and_other_classes(scenes, tmp_path, tiny_config, monkeypatch
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_evaluation_at_the_size_of_the_input(scenes, tmp_path):
-    """The Trainer's streamed mIoU, against one loop over the images and mmsegmentation's histograms."""
+@pytest.mark.parametrize("kind", ["upernet", "segformer of transformers"])
+def test_evaluation_at_the_size_of_the_input(kind, scenes, tmp_path):
+    """
+    The Trainer's streamed mIoU, against one loop over the images and mmsegmentation's histograms. (transformers'
+    SegFormer has logits of a quarter of the size.)
+    """
     config = {"model_name_or_path": str(tmp_path / "model"), "config_overrides": None, "head_overrides": None}
     model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head_overrides=HEAD)
     data_args = script.DataArguments(
         train_dir=str(scenes / "train"), classes_file=str(scenes / "classes.json"), image_size=48
     )
     model, image_processor = script.load_model(model_args, data_args)
+    if kind != "upernet":
+        model, image_processor = tiny_segformer(), SegformerImageProcessor(size={"height": 50, "width": 70})
+        config["image_size"] = None
     randomize(model).save_pretrained(tmp_path / "model")
     image_processor.save_pretrained(tmp_path / "model")
     run(scenes, tmp_path / "output", do_train=False, **config)
@@ -144,7 +157,10 @@ def test_evaluation_at_the_size_of_the_input(scenes, tmp_path):
         labels = np.asarray(Image.open(scenes / "validation" / "maps" / f"{idx}.png"))
         inputs = image_processor(image, labels, return_tensors="pt")
         with torch.inference_mode():
-            predictions = model(inputs["pixel_values"]).logits[0].argmax(dim=0)
+            logits = model(inputs["pixel_values"]).logits
+        assert (logits.shape[-2:] == inputs["labels"][0].shape) == (kind == "upernet")
+        logits = torch.nn.functional.interpolate(logits, size=inputs["labels"][0].shape, mode="bilinear")
+        predictions = logits[0].argmax(dim=0)
         counted = inputs["labels"][0] != 255
         for label in range(3):
             is_label, is_predicted = inputs["labels"][0][counted] == label, predictions[counted] == label
@@ -152,6 +168,29 @@ def test_evaluation_at_the_size_of_the_input(scenes, tmp_path):
             either[label] += (is_label | is_predicted).sum()
     results = json.loads((tmp_path / "output" / "all_results.json").read_text())
     assert results["eval_mean_iou"] == pytest.approx((hits / either).mean())
+
+
+def tiny_segformer():
+    config = SegformerConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2],
+                             decoder_hidden_size=8, num_labels=3)  # fmt: skip
+    return SegformerForSemanticSegmentation(config)
+
+
+def test_transformers_segformer_trains(scenes, tmp_path):
+    """With a value to ignore that is not the checkpoint's."""
+    for split in ("train", "validation"):
+        for file in (scenes / split / "maps").iterdir():
+            labels = np.asarray(Image.open(file)).copy()
+            labels[labels == 255] = 77
+            Image.fromarray(labels).save(file)
+    tiny_segformer().save_pretrained(tmp_path / "model")
+    SegformerImageProcessor(size={"height": 50, "width": 70}).save_pretrained(tmp_path / "model")
+    run(scenes, tmp_path / "output", model_name_or_path=str(tmp_path / "model"), config_overrides=None,
+        head_overrides=None, image_size=None, ignore_index=77)  # fmt: skip
+    results = json.loads((tmp_path / "output" / "all_results.json").read_text())
+    assert 0 <= results["eval_mean_iou"] <= 1 and results["train_loss"] > 0
+    config = json.loads((tmp_path / "output" / "config.json").read_text())
+    assert config["semantic_loss_ignore_index"] == config["loss_ignore_index"] == 77
 
 
 def augmentation(**kwargs):
@@ -329,6 +368,21 @@ def test_what_the_heads_need_for_training(segmenter):
     assert list(model.state_dict()) == names
     with pytest.raises(ValueError, match="with 1 training images: batch normalisation needs at least two"):
         script.prepare_training(model, arguments, num_images=1)
+
+
+@pytest.mark.parametrize("world_size, device", [(1, "cpu"), (1, "cuda"), (2, "cpu")])
+def test_batch_normalisation_has_two_images(world_size, device, segmenter):
+    """Only processes on GPUs share their statistics; the GPUs of one process do not."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(segmenter)
+    arguments = SimpleNamespace(
+        train_batch_size=2 if (world_size, device) == (1, "cuda") else 1, per_device_train_batch_size=1,
+        world_size=world_size, device=torch.device(device), gradient_checkpointing=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="batch normalisation needs at least two images per step and process"):
+        script.prepare_training(model, arguments, num_images=9)
+    arguments.per_device_train_batch_size = 2
+    model = script.prepare_training(model, arguments, num_images=9)
+    assert type(model.decode_head.bottleneck.batch_norm) is torch.nn.BatchNorm2d
 
 
 # The table of the authors' configurations: size, learning rate, layer decay, stochastic depth, clipping, images per
