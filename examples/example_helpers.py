@@ -153,6 +153,11 @@ def train_and_validation(
     The splits `train` and `validation`, as far as there are images for them, with the columns that the arguments name
     or a `ValueError` that ends with `columns_needed`.
     """
+    evaluation = next((name for name in ("validation", "test", "valid") if name in splits), None)
+    if evaluation is None and "train" not in splits:
+        raise ValueError(
+            f"The dataset has the splits {list(splits)}: one must be called 'train', 'validation', 'test' or 'valid'."
+        )
     for column in (data_args.image_column_name, data_args.label_column_name):
         for name, split in splits.items():
             if column not in split.column_names:
@@ -160,7 +165,6 @@ def train_and_validation(
                     f"The {name} images have no column '{column}', only {split.column_names}. Name the right one with "
                     f"`--image_column_name` or `--label_column_name`{columns_needed}."
                 )
-    evaluation = next((name for name in ("validation", "test", "valid") if name in splits), None)
     if evaluation is None and data_args.train_val_split > 0:
         splits = splits["train"].train_test_split(data_args.train_val_split, seed=seed)
         evaluation = "test"
@@ -260,11 +264,17 @@ def freeze_stages(model, num_stages: int):
     """Exclude the stem and the first stages of the InternImage in `model` from training."""
     if num_stages == 0:
         return
-    internimage = next(
+    internimages = [
         module
         for module in model.modules()
         if hasattr(module, "embeddings") and isinstance(getattr(module, "config", None), InternImageConfig)
-    )
+    ]
+    if not internimages:
+        raise ValueError(
+            f"`--freeze_stages {num_stages}` is for models with an InternImage, which {type(model).__name__} of this "
+            "checkpoint has not: leave it out."
+        )
+    internimage = internimages[0]
     stages = internimage.encoder.stages
     if not 0 <= num_stages <= len(stages):
         raise ValueError(f"`--freeze_stages {num_stages}` must be between 0 and {len(stages)}, the number of stages.")

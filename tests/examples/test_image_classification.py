@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from conversion.checkpoints import CHECKPOINTS
 from modeling_internimage import InternImageConfig
@@ -196,6 +198,38 @@ def test_frozen_stages_stay(image_folder, tmp_path):
     assert json.loads((tmp_path / "second" / "config.json").read_text())["drop_path_rate"] == 0.1
     with pytest.raises(ValueError, match="`--freeze_stages 5` must be between 0 and 4"):
         run(image_folder, tmp_path / "third", **base, freeze_stages=5)
+
+
+def test_nothing_to_freeze():
+    resnet = ResNetForImageClassification(ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8))
+    example_helpers.freeze_stages(resnet, 0)
+    with pytest.raises(ValueError, match="`--freeze_stages 2` is for models with an InternImage, which ResNetFor"):
+        example_helpers.freeze_stages(resnet, 2)
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["full", "validation"], {"validation": "validation"}),
+        (["full", "test"], {"validation": "test"}),
+        (["train", "valid", "full"], {"train": "train", "validation": "valid"}),
+        (["train", "validation", "test"], {"train": "train", "validation": "validation"}),
+    ],
+    ids=str,
+)
+def test_splits_by_their_names(names, expected):
+    """Of a dataset with splits of other names, those that are needed are found; without any, all are named."""
+    splits = datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict({"image": [name], "label": [0]}) for name in names}
+    )
+    data_args = script.DataArguments(dataset_name="x")
+    found = example_helpers.train_and_validation(splits, data_args, 0, "")
+    assert {name: split["image"][0] for name, split in found.items()} == expected
+    for fraction in (0.15, 0.0):
+        data_args = script.DataArguments(dataset_name="x", train_val_split=fraction)
+        with pytest.raises(ValueError, match=r"The dataset has the splits \['full'\]: one must be called 'train', "):
+            others = datasets.DatasetDict({"full": splits[names[0]]})
+            example_helpers.train_and_validation(others, data_args, 0, "")
 
 
 # The table of the authors' configurations: epochs, warm-up epochs, pixels, rate, lowest and first rate, smoothing,
