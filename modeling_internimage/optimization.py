@@ -100,10 +100,13 @@ def create_cosine_schedule(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """
     The authors' schedule (timm's `CosineLRScheduler`): every group rises from `warmup_lr` to its own rate, then
-    follows the cosine that began at step 0 down to `min_lr`. Both are rates, the same for all groups, not factors.
+    follows the cosine that began at step 0 down to `min_lr`. Both are rates, the same for all groups, not factors. A
+    rate of 0 stays 0.
     """
 
     def factor(step: int, lr: float) -> float:
+        if lr == 0:
+            return 0.0
         if step < num_warmup_steps:
             return (warmup_lr + (lr - warmup_lr) * step / num_warmup_steps) / lr
         progress = min(step / num_training_steps, 1)

@@ -155,3 +155,17 @@ def test_steps_with_warmup(warmup):
             assert group["lr"] == pytest.approx(expected)
         optimizer.step()
         schedule.step()
+
+
+def test_schedule_of_rate_0():
+    """It stays 0, whatever `min_lr` and `warmup_lr`; the rates of other groups do not."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate} for rate in (0.0, 1e-3)]
+    optimizer = torch.optim.SGD(groups)
+    schedule = create_cosine_schedule(optimizer, 2, 6, min_lr=1e-5, warmup_lr=1e-6)
+    rates = []
+    for _ in range(7):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    assert [rate for rate, _ in rates] == [0.0] * 7
+    assert rates[0][1] == pytest.approx(1e-6) and rates[6][1] == pytest.approx(1e-5)
