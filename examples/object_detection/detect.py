@@ -21,7 +21,7 @@ from detection_models import load_detection_model
 from example_helpers import check_stems, class_colours, decode_image
 
 
-OPACITY = 0.5
+OPACITY = 0.4
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,8 +59,9 @@ def draw_detections(image: Image.Image, result: dict[str, torch.Tensor], config)
     picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if not labels:
         return picture.permute(1, 2, 0).numpy()
-    if "masks" in result:
-        picture = draw_segmentation_masks(picture, result["masks"].cpu()[order], alpha=OPACITY, colors=colours)
+    for idx, colour in zip(order, colours):  # one by one: of several, torchvision draws what they share in black
+        if "masks" in result:
+            picture = draw_segmentation_masks(picture, result["masks"][idx].cpu(), alpha=OPACITY, colors=colour)
     line = max(round(min(image.size) / 200), 1)
     picture = draw_bounding_boxes(
         picture,

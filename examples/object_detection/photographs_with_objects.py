@@ -42,6 +42,7 @@ PHOTOGRAPHS = {
 }
 OUTLINES = Path(__file__).parent / "outlines.json"
 CORNERS_OF_ELLIPSE = 24
+THRESHOLD = 0.8
 
 
 def polygon(outline: list[int]) -> list[float]:
@@ -85,7 +86,7 @@ def draw_photographs(folder: Path, model_name: str, path: Path):
     figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
     for name, axis in zip(PHOTOGRAPHS, axes.flat):
         image = Image.open(folder / "images" / f"{name}.png").convert("RGB")
-        axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold=0.5), model.config))
+        axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold=THRESHOLD), model.config))
         axis.set_axis_off()
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -482,7 +482,8 @@ def test_photographs(tmp_path):
     arguments = json.loads((FOLDER / "photographs.json").read_text())
     arguments = {name: value.replace("outputs/", f"{tmp_path}/") if isinstance(value, str) else value
                  for name, value in arguments.items()}  # fmt: skip
-    short = {"output_dir": str(tmp_path / "model"), "max_steps": 2, "eval_strategy": "no", "max_eval_samples": 1}
+    del arguments["output_dir"]
+    short = {"max_steps": 2, "eval_strategy": "no", "max_eval_samples": 1}
     run(tmp_path, tmp_path / "model", **arguments | short)
     photographs_script.main(["--output_dir", str(tmp_path / "objects"), "--model", str(tmp_path / "model")])
     with Image.open(tmp_path / "objects" / "detections.png") as picture:

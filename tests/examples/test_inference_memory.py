@@ -8,22 +8,30 @@ import torch
 from conftest import REPOSITORY
 
 from examples.benchmark import peak_memory_mib
-from examples.segmentation_memory import markdown_table, measure
+from examples.inference_memory import markdown_table, measure
 from modeling_internimage import SegformerHeadConfig, SegformerHeadForSemanticSegmentation
 
 
-RESULT = json.loads((REPOSITORY / "examples" / "results" / "segmentation_memory.json").read_text())
+RESULTS = {
+    task: json.loads((REPOSITORY / "examples" / "results" / f"{task}_memory.json").read_text())
+    for task in ("segmentation", "detection")
+}
 
 
-def test_readme_table():
-    assert markdown_table(RESULT) in (REPOSITORY / "examples" / "semantic_segmentation" / "README.md").read_text()
+@pytest.mark.parametrize(
+    "task, folder", [("segmentation", "semantic_segmentation"), ("detection", "object_detection")]
+)
+def test_readme_table(task, folder):
+    assert markdown_table(RESULTS[task]) in (REPOSITORY / "examples" / folder / "README.md").read_text()
 
 
-def test_measured_again():
-    name = "upernet_internimage_t_512_160k_ade20k"
-    assert measure(name, torch.float32, False) == pytest.approx(
-        RESULT["models"][name]["peak_mib"]["float32"], rel=0.02
-    )
+@pytest.mark.parametrize(
+    "task, name",
+    [("segmentation", "upernet_internimage_t_512_160k_ade20k"), ("detection", "mask_rcnn_internimage_t_fpn_1x_coco")],
+)
+def test_measured_again(task, name):
+    expected = RESULTS[task]["models"][name]["peak_mib"]["float32"]
+    assert measure(name, torch.float32, False) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_third_layer_does_not_change_the_peak(tiny_config):

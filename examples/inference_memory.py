@@ -1,19 +1,22 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Memory of inference with the official segmentation models: weights, and the peak of tensors for one image of the size
-that the checkpoint was trained on.
+Memory of inference with the official segmentation and detection models: weights, and the peak of tensors for one image
+of the size that the checkpoint is made for.
 
-    LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 \\
-        python -m examples.segmentation_memory --output examples/results/segmentation_memory.json
-    python -m examples.segmentation_memory --table examples/results/segmentation_memory.json
+    export LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3
+    python -m examples.inference_memory --task segmentation --output examples/results/segmentation_memory.json
+    python -m examples.inference_memory --task detection --output examples/results/detection_memory.json
+    python -m examples.inference_memory --table examples/results/detection_memory.json
 
 The peak is that of the tensors a real forward pass on the CPU allocates. On a GPU they are the same tensors; nothing
 has been measured there. Each stage of the backbone has two layers: further ones run when those before them have freed
-their memory, and do not change the peak. Workspaces and the allocator's reserve come on top.
+their memory, and do not change the peak. Detectors find as many objects as they may. Workspaces and the allocator's
+reserve come on top.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,17 +30,26 @@ from examples.benchmark import machine_description, peak_memory_mib
 from modeling_internimage import use_dcnv3_kernel
 
 
-MODELS = [
-    "upernet_internimage_t_512_160k_ade20k",
-    "upernet_internimage_s_512_160k_ade20k",
-    "upernet_internimage_b_512_160k_ade20k",
-    "upernet_internimage_l_640_160k_ade20k",
-    "upernet_internimage_xl_640_160k_ade20k",
-    "upernet_internimage_h_896_160k_ade20k",
-    "segformer_internimage_l_512x1024_80k_mapillary",
-    "mask2former_internimage_h_896_80k_cocostuff2ade20k",
-    "mask2former_internimage_h_480_40k_nyu",
-]
+MODELS = {
+    "segmentation": [
+        "upernet_internimage_t_512_160k_ade20k",
+        "upernet_internimage_s_512_160k_ade20k",
+        "upernet_internimage_b_512_160k_ade20k",
+        "upernet_internimage_l_640_160k_ade20k",
+        "upernet_internimage_xl_640_160k_ade20k",
+        "upernet_internimage_h_896_160k_ade20k",
+        "segformer_internimage_l_512x1024_80k_mapillary",
+        "mask2former_internimage_h_896_80k_cocostuff2ade20k",
+        "mask2former_internimage_h_480_40k_nyu",
+    ],
+    "detection": [
+        "mask_rcnn_internimage_t_fpn_1x_coco",
+        "mask_rcnn_internimage_s_fpn_1x_coco",
+        "mask_rcnn_internimage_b_fpn_1x_coco",
+        "cascade_internimage_l_fpn_1x_coco",
+        "cascade_internimage_xl_fpn_1x_coco",
+    ],
+}
 SETTINGS = {  # dtype, whether DCNv3 is the compiled kernel
     "float32": (torch.float32, False),
     "bfloat16": (torch.bfloat16, False),
@@ -52,12 +64,17 @@ def measure(name: str, dtype: torch.dtype, with_kernel: bool) -> float:
     config.dtype = dtype
     config.backbone_config.depths = [2, 2, 2, 2]
     config.backbone_config.level2_post_norm_block_ids = None
+    if hasattr(config, "score_threshold"):
+        config.score_threshold = 0.0
     model = empty_model(METHODS[checkpoint.method].model_class, config).to_empty(device="cpu").eval()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data.fill_(0.01)  # neither NaN nor denormal: those are slow
+    torch.manual_seed(0)
+    for tensor in [*model.parameters(), *model.buffers()]:  # neither NaN nor denormal: those are slow
+        tensor.data.normal_(std=tensor[0].numel() ** -0.5) if tensor.ndim > 1 else tensor.data.fill_(0.5)
     if with_kernel:
         use_dcnv3_kernel(model, strict=True)
-    pixel_values = torch.zeros(1, 3, *checkpoint.image_size, dtype=dtype)
+    divisor = checkpoint.size_divisor or 1
+    size = [math.ceil(side / divisor) * divisor for side in checkpoint.image_size]
+    pixel_values = torch.randn(1, 3, *size, dtype=dtype)
     with torch.inference_mode():
         return peak_memory_mib(lambda: model(pixel_values), "cpu")
 
@@ -79,7 +96,8 @@ def markdown_table(result: dict) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=CHECKPOINTS, default=MODELS, metavar="NAME")
+    parser.add_argument("--task", choices=MODELS, default="segmentation", help="whose models to measure")
+    parser.add_argument("--models", nargs="+", choices=CHECKPOINTS, metavar="NAME", help="in place of the task's")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--table", type=Path, help="print an earlier JSON file as Markdown, measure nothing")
     args = parser.parse_args()
@@ -87,7 +105,7 @@ def main():
         print(markdown_table(json.loads(args.table.read_text())))
         return
     models = {}
-    for name in args.models:
+    for name in args.models or MODELS[args.task]:
         checkpoint = find_checkpoint(name)
         models[name] = {
             "pixels": "x".join(map(str, checkpoint.image_size)),
