@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
+# Tests side by side, each with one thread: they start more processes than they compute.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 DIGITS := examples/image_classification
 
 .PHONY: demo test kernel test-kernel bench clean
@@ -19,7 +21,7 @@ test: $(VENV)/installed
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@echo "== 2/2 Tests, without network"
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE)
 
 kernel: $(VENV)/installed
 	@echo "== Building the DCNv3 kernel for the CPU, and for CUDA where nvcc is installed"

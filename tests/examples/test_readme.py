@@ -86,7 +86,7 @@ def original_checkpoint(tmp_path_factory):
     return file
 
 
-TINY = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
+TINY = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_groups": [1, 2, 4, 8]}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
