@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """What the training and evaluation scripts of the tasks share."""
 
+import argparse
 import colorsys
 import datetime
 import io
@@ -29,7 +30,7 @@ from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArgument
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from modeling_internimage import InternImageBackbone, InternImageConfig, dcnv3_implementations
+from modeling_internimage import InternImageBackbone, InternImageConfig, dcnv3_implementations, use_dcnv3_kernel
 from modeling_internimage.training import Recipe
 
 
@@ -369,6 +370,44 @@ def class_colours(config) -> np.ndarray:
     return np.array(palette, dtype=np.uint8)
 
 
+def evaluation_parser(description: str, data_dir: str, label_column_name: str, labels: str) -> argparse.ArgumentParser:
+    """What the evaluation scripts have in common. `data_dir` and `labels` say what these are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data_dir", help=data_dir)
+    data.add_argument("--dataset_name", help="a dataset of the Hub or a local folder of one")
+    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
+    parser.add_argument("--split", default="validation", help="split of the dataset")
+    parser.add_argument("--image_column_name", default="image", help="column with the images")
+    parser.add_argument("--label_column_name", default=label_column_name, help=f"column with {labels}")
+    parser.add_argument("--max_samples", type=int, help="evaluate this many images, chosen at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of --max_samples")
+    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="that read images")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
+    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    return parser
+
+
+def start_evaluation() -> Accelerator:
+    """One process or several, of which the first reports."""
+    accelerator = Accelerator()
+    level = logging.WARNING if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level)
+    if not accelerator.is_main_process:  # the others have nothing else to say
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+    return accelerator
+
+
+def choose_images(number: int, args) -> list[int]:
+    """Indices of all `number` images, or of `--max_samples` of them."""
+    if args.max_samples is None:
+        return list(range(number))
+    return np.random.default_rng(args.seed).permutation(number)[: args.max_samples].tolist()
+
+
 def check_numbers_and_output(args, minima: dict[str, int]):
     """Raise a `ValueError` for an argument below its minimum or an `--output` that cannot be written."""
     for name, minimum in minima.items():
@@ -400,13 +439,20 @@ def named_split(splits: datasets.DatasetDict, args) -> datasets.Dataset:
     return rows
 
 
-def check_trained(info: dict, model_name_or_path: str, part: str):
-    """Raise a `ValueError` if the loading info of a checkpoint says that it lacks weights, such as those of `part`."""
+def load_trained_model(
+    model_class, model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool, part: str, config=None
+):
+    """A model of `model_class`, Auto class or not, in eval mode; a `ValueError` if its `part` is not trained."""
+    model, info = model_class.from_pretrained(
+        model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+    )
     if info["missing_keys"]:
         raise ValueError(
             f"`--model_name_or_path {model_name_or_path}` lacks trained weights of the {part}, such as "
             f"'{sorted(info['missing_keys'])[0]}': fine-tune it first."
         )
+    model = model.to(device).eval()
+    return use_dcnv3_kernel(model) if use_kernels else model  # which needs to know the device
 
 
 def describe_run(args, accelerator: Accelerator, model, num_images: int, seconds: float) -> dict:

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -28,6 +30,49 @@ _spec.loader.exec_module(seeded_weights)
 REDUCED_MODELS = json.loads((GOLDEN / "classification" / "reduced_models.json").read_text())
 FULLSIZE_MODELS = json.loads((GOLDEN / "classification" / "fullsize.json").read_text())
 MANIFESTS = json.loads(gzip.decompress((GOLDEN / "classification" / "manifests.json.gz").read_bytes()))
+
+# Arguments of the training scripts, for a run of seconds.
+SHORT_TRAINING = {
+    "do_train": True,
+    "do_eval": True,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
+    "dataloader_pin_memory": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def run_in_two_processes(folder: Path, file: Path, code: str, *arguments: list) -> str:
+    """
+    What `code` prints in two processes on the CPU. It finds the modules beside `file`, a script, and the `arguments`
+    in a list of this name.
+    """
+    driver = f"""
+import json, sys
+sys.path.insert(0, sys.argv[1])
+arguments = json.loads(sys.argv[2])
+{code}
+from accelerate import PartialState
+PartialState().destroy_process_group()
+"""
+    (folder / "driver.py").write_text(driver)
+    # (`accelerate launch --cpu --num_processes 2` would start a single process.)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run(
+        [*launch, str(folder / "driver.py"), str(file.parent), json.dumps(arguments)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
 
 # What the official config.json contain beyond the architecture. (Their remote code is not to be asked for.)
 OFFICIAL_CONFIG = {

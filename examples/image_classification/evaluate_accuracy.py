@@ -7,7 +7,8 @@ Top-1 and top-5 accuracy of InternImage, or any model of `AutoModelForImageClass
     accelerate launch examples/image_classification/evaluate_accuracy.py ...
 
 The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
-also on a CPU). Preprocessing is that of the checkpoint's image processor.
+also on a CPU). Preprocessing is that of the checkpoint's image processor. `--dataset_name digits`
+is built in.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
@@ -35,18 +35,19 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from example_helpers import (
     check_numbers_and_output,
-    check_trained,
+    choose_images,
     create_model_index,
     decode_image,
     describe_data,
     describe_preprocessing,
     describe_run,
+    evaluation_parser,
     load_split,
+    load_trained_model,
     named_split,
+    start_evaluation,
     write_json,
 )
-
-from modeling_internimage import use_dcnv3_kernel
 
 
 logger = logging.getLogger(__name__)
@@ -55,23 +56,9 @@ CORRUPT = -1  # in place of the label of an image that cannot be decoded
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--data_dir", help="folder with one folder of images per class")
-    data.add_argument("--dataset_name", help="a dataset of the Hub or a local folder of one; 'digits' is built in")
-    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
-    parser.add_argument("--split", default="validation", help="split of the dataset")
-    parser.add_argument("--image_column_name", default="image", help="column with the images")
-    parser.add_argument("--label_column_name", default="label", help="column with the labels")
-    parser.add_argument("--max_samples", type=int, help="evaluate this many images, chosen at random")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of --max_samples")
+    parser = evaluation_parser(__doc__, "folder with one folder of images per class", "label", "the labels")
     parser.add_argument("--skip_corrupt", action="store_true", help="leave corrupt images out and count them")
     parser.add_argument("--batch_size", type=int, default=32, help="images at once, in each process")
-    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="that read images")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
-    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
     check_numbers_and_output(args, {"batch_size": 1, "num_workers": 0, "max_samples": 1})
     return args
@@ -251,13 +238,9 @@ def evaluate_model(model, loader, accelerator: Accelerator, skip_corrupt: bool) 
 
 def load_model(args: argparse.Namespace, device: torch.device):
     """The model, in eval mode, and the image processor of its checkpoint."""
-    model, info = AutoModelForImageClassification.from_pretrained(
-        args.model_name_or_path, dtype=getattr(torch, args.dtype), output_loading_info=True
+    model = load_trained_model(
+        AutoModelForImageClassification, args.model_name_or_path, args.dtype, device, args.use_kernels, "classifier"
     )
-    check_trained(info, args.model_name_or_path, "classifier")
-    model = model.to(device).eval()
-    if args.use_kernels:
-        model = use_dcnv3_kernel(model)  # which needs to know the device
     return model, AutoImageProcessor.from_pretrained(args.model_name_or_path)
 
 
@@ -294,21 +277,13 @@ def describe_results(
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    accelerator = Accelerator()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    if not accelerator.is_main_process:  # the others have nothing else to say
-        logger.setLevel(logging.ERROR)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-
+    accelerator = start_evaluation()
     with accelerator.main_process_first():  # the others find the data in the cache
         rows = load_rows(args)
     model, image_processor = load_model(args, accelerator.device)
     labels = model_labels(rows, args.label_column_name, model.config)
     images = Images(rows, args.image_column_name, labels, image_processor)
-    if args.max_samples is not None:
-        chosen = np.random.default_rng(args.seed).permutation(len(images))[: args.max_samples]
-        images = torch.utils.data.Subset(images, chosen.tolist())
+    images = torch.utils.data.Subset(images, choose_images(len(images), args))
     loader = torch.utils.data.DataLoader(
         images,
         batch_size=args.batch_size,

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import datasets
 import torch
-from example_helpers import decode_image, open_image
+from example_helpers import decode_image
+from torchvision import tv_tensors
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
 
-FIELDS_OF_ANNOTATIONS = ("bbox", "category_id", "area", "iscrowd", "segmentation")
+FIELDS_OF_ANNOTATIONS = ("bbox", "category_id", "area", "iscrowd", "ignore", "segmentation")
 FEATURES = {
     "image_id": datasets.Value("int64"),
     "width": datasets.Value("int64"),
@@ -81,7 +82,10 @@ def _read_json(file: str, argument: str) -> dict:
                 "and 'categories'."
             )
     if not content["images"] or not content["categories"]:
-        raise ValueError(f"`{argument} {file}` has {len(content['images'])} images and no categories, or no image.")
+        raise ValueError(
+            f"`{argument} {file}` has {len(content['images'])} images and {len(content['categories'])} categories: "
+            "there must be some of both."
+        )
     if not all(isinstance(entry.get("id"), int) for name in ("images", "categories") for entry in content[name]):
         raise ValueError(f"`{argument} {file}` has an image or a category whose 'id' is not an integer.")
     return content
@@ -117,6 +121,25 @@ def annotations_of(objects: str | dict | list) -> list[dict]:
     if isinstance(objects, dict):  # of lists
         objects = [dict(zip(objects, values)) for values in zip(*objects.values())]
     return [entry | {"category_id": entry["category"]} for entry in objects]
+
+
+def without_images(rows: datasets.Dataset, label_column: str) -> datasets.Dataset:
+    """The column of objects, and `image_id` if there is one: quick to go through."""
+    return rows.select_columns([name for name in (label_column, "image_id") if name in rows.column_names])
+
+
+def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
+    """Raise a `ValueError` now, not after hours, for boxes that are none and, if masks are needed, missing ones."""
+    for idx, row in enumerate(without_images(rows, label_column)):
+        image_id = row.get("image_id", idx)
+        for annotation in annotations_of(row[label_column]):
+            check_box(annotation["bbox"], image_id)
+            if with_masks and not annotation.get("segmentation"):
+                raise ValueError(
+                    f"The image {image_id} has an object without `segmentation`, which masks are trained and "
+                    "evaluated with. Add it, or use boxes only: `--use_mask_head false` in training, `--boxes_only` "
+                    "in evaluation."
+                )
 
 
 def order_categories(categories: dict[int, str], id2label: dict[int, str]) -> list[int | None]:
@@ -186,8 +209,6 @@ class DetectionImages(torch.utils.data.Dataset):
         return {"image": image, "labels": labels}
 
     def _augment(self, image: torch.Tensor, labels: dict) -> tuple[torch.Tensor, dict]:
-        from torchvision import tv_tensors
-
         boxes = center_to_corners_format(labels["boxes"]) * _scale(image)
         objects = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=tuple(image.shape[-2:])),
@@ -220,10 +241,3 @@ class Collate:
         images = [example["image"] for example in examples]
         inputs = self.image_processor(images, do_resize=False, return_tensors="pt")
         return {**inputs, "labels": [example["labels"] for example in examples]}
-
-
-def image_size(row: dict, image_column: str) -> tuple[int, int]:
-    """Width and height in pixels, from the annotations or else the file."""
-    if row.get("width") and row.get("height"):
-        return row["width"], row["height"]
-    return open_image(row[image_column]).size

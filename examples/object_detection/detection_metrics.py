@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from detection_data import annotations_of, image_size
+from detection_data import annotations_of, without_images
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -25,8 +25,8 @@ class CocoEvaluator:
     original size of every image.
 
     Args:
-        rows: Undecoded images with objects.
-        columns: Names of the columns of images and objects.
+        rows: Images with objects.
+        label_column: Name of the column of objects.
         categories: Names by id.
         image_processor: Of the model, with `category_ids` of the data.
         with_masks: Whether masks are compared, too.
@@ -35,15 +35,16 @@ class CocoEvaluator:
     def __init__(
         self,
         rows: datasets.Dataset,
-        columns: tuple[str, str],
+        label_column: str,
         categories: dict[int, str],
         image_processor,
         with_masks: bool,
     ):
-        self.rows, self.columns, self.categories = rows, columns, categories
+        self.rows, self.label_column = without_images(rows, label_column), label_column
+        self.categories = categories
         self.image_processor = image_processor
         self.with_masks = with_masks
-        self.detections = {}
+        self.results = {}  # by the id of the image: height and width, detections
 
     def add(self, outputs, labels: list[dict[str, torch.Tensor]]):
         """Detections of a batch, of images whose `labels` come from the image processor."""
@@ -52,7 +53,8 @@ class CocoEvaluator:
         if self.with_masks:
             process = self.image_processor.post_process_instance_segmentation
         for label, result in zip(labels, process(outputs, threshold=0.0, target_sizes=sizes)):
-            self.detections[label["image_id"].item()] = self._as_coco(label["image_id"].item(), result)
+            image_id = label["image_id"].item()
+            self.results[image_id] = label["orig_size"].tolist(), self._as_coco(image_id, result)
 
     def _as_coco(self, image_id: int, result: dict[str, torch.Tensor]) -> list[dict]:
         left, top, right, bottom = result["boxes"].double().cpu().unbind(dim=1)
@@ -76,12 +78,11 @@ class CocoEvaluator:
             `tuple`: `bbox_map`, `bbox_map_50`, ... and, with masks, `segm_map`, ...; and the mean average precision of
             each category by its name, under `"bbox"` and `"segm"`. Fractions, or -1 where there is no object.
         """
-        detections = {}
-        for image_id, own in gather_object(list(self.detections.items())):  # in several processes some come twice
-            detections[image_id] = own
-        self.detections = {}
+        results = dict(gather_object(list(self.results.items())))  # in several processes some images come twice
+        self.results = {}
+        detections = [detection for _, of_image in results.values() for detection in of_image]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints tables
-            truth = self._ground_truth(set(detections))
+            truth = self._ground_truth({image_id: size for image_id, (size, _) in results.items()})
             metrics, per_category = {}, {}
             for kind in ("bbox", "segm") if self.with_masks else ("bbox",):
                 evaluation = COCOeval(truth, self._load(truth, detections, kind), kind)
@@ -97,29 +98,25 @@ class CocoEvaluator:
                 }
         return metrics, per_category
 
-    def _ground_truth(self, image_ids: set[int]) -> COCO:
+    def _ground_truth(self, sizes: dict[int, list[int]]) -> COCO:
         images, annotations = [], []
         for idx, row in enumerate(self.rows):
             image_id = row.get("image_id", idx)
-            if image_id not in image_ids:
+            if image_id not in sizes:
                 continue
-            width, height = image_size(row, self.columns[0])
+            height, width = sizes[image_id]
             images.append({"id": image_id, "width": width, "height": height})
-            for entry in annotations_of(row[self.columns[1]]):
+            for entry in annotations_of(row[self.label_column]):
                 area = entry["bbox"][2] * entry["bbox"][3]
                 own = {"id": len(annotations) + 1, "image_id": image_id}
                 annotations.append({"iscrowd": 0, "area": area} | entry | own)
         categories = [{"id": idx, "name": name} for idx, name in self.categories.items()]
         return _index({"info": {}, "images": images, "annotations": annotations, "categories": categories})
 
-    def _load(self, truth: COCO, detections: dict[int, list[dict]], kind: str) -> COCO:
+    def _load(self, truth: COCO, detections: list[dict], kind: str) -> COCO:
         # Without boxes the areas of masks are those of their pixels, as in mmdetection.
         unused = "bbox" if kind == "segm" else "segmentation"
-        own = [
-            {name: value for name, value in detection.items() if name != unused}
-            for of_image in detections.values()
-            for detection in of_image
-        ]
+        own = [{name: value for name, value in detection.items() if name != unused} for detection in detections]
         if not own:  # which `loadRes` does not understand
             return _index(truth.dataset | {"annotations": []})
         return truth.loadRes(own)

@@ -2,23 +2,19 @@
 """Loading a detector for inference."""
 
 import torch
-from example_helpers import check_trained
+from example_helpers import load_trained_model
 from transformers import AutoConfig, AutoImageProcessor
 
-from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, use_dcnv3_kernel
+from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
 
 
 def load_detection_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
     """The model, in eval mode, and the image processor of its checkpoint."""
     config = AutoConfig.from_pretrained(model_name_or_path)
     check_detector(config, f"--model_name_or_path {model_name_or_path}")
-    model, info = MaskRCNNForObjectDetection.from_pretrained(
-        model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+    model = load_trained_model(
+        MaskRCNNForObjectDetection, model_name_or_path, dtype, device, use_kernels, "heads", config
     )
-    check_trained(info, model_name_or_path, "heads")
-    model = model.to(device).eval()
-    if use_kernels:
-        model = use_dcnv3_kernel(model)  # which needs to know the device
     return model, AutoImageProcessor.from_pretrained(model_name_or_path)
 
 

@@ -12,57 +12,40 @@ classes of the model and categories of the data find each other by their names.
 """
 
 import argparse
-import logging
-import os
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from detection_data import Collate, DetectionImages, hub_categories, order_categories, read_coco
+from detection_data import Collate, DetectionImages, check_objects, hub_categories, order_categories, read_coco
 from detection_metrics import CocoEvaluator
 from detection_models import load_detection_model
 from example_helpers import (
     check_numbers_and_output,
+    choose_images,
     create_model_index,
     describe_data,
     describe_preprocessing,
     describe_run,
+    evaluation_parser,
     load_split,
+    start_evaluation,
     undecoded,
     write_json,
 )
 
 
-logger = logging.getLogger(__name__)
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--data_dir", help="folder of images")
-    data.add_argument("--dataset_name", help="a dataset of the Hub or a local folder of one")
+    parser = evaluation_parser(__doc__, "folder of images", "objects", "`bbox` and `category` of objects")
     parser.add_argument("--annotations", help="JSON file in the format of COCO, on the images in --data_dir")
-    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
-    parser.add_argument("--split", default="validation", help="split of the dataset")
-    parser.add_argument("--image_column_name", default="image", help="column with the images")
-    parser.add_argument("--label_column_name", default="objects", help="column with `bbox` and `category` of objects")
-    parser.add_argument("--max_samples", type=int, help="evaluate this many images, chosen at random")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of --max_samples")
     parser.add_argument("--batch_size", type=int, default=1, help="images at a time; above 1 they are padded")
-    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="that read images")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
-    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--boxes_only", action="store_true", help="no masks, for data without `segmentation`")
     args = parser.parse_args(argv)
     if (args.data_dir is None) != (args.annotations is None):
         raise ValueError("`--data_dir` and `--annotations` go together: give both.")
@@ -106,7 +89,6 @@ def describe_results(
     """All that is known about a run, for the JSON file. Percent, or `null` for what is not defined."""
     metrics, per_category = results
     metrics = {name: percent(value) for name, value in metrics.items()}
-    task = "image-segmentation" if model.config.use_mask_head else "object-detection"
     reported = [("bbox_map", "box AP"), ("segm_map", "mask AP")]
     return {
         "model": args.model_name_or_path,
@@ -120,7 +102,7 @@ def describe_results(
         **describe_run(args, accelerator, model, num_images, seconds),
         "model_index": create_model_index(
             args,
-            task,
+            "object-detection",
             [(name, title, metrics[name]) for name, title in reported if metrics.get(name) is not None],
             {},
         ),
@@ -129,25 +111,20 @@ def describe_results(
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    accelerator = Accelerator()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    if not accelerator.is_main_process:  # the others have nothing else to say
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-
+    accelerator = start_evaluation()
     with accelerator.main_process_first():  # the others find the data in the cache
         rows, categories = load_rows(args)
     model, image_processor = load_detection_model(
         args.model_name_or_path, args.dtype, accelerator.device, args.use_kernels
     )
     image_processor.category_ids = order_categories(categories, model.config.id2label)
-    indices = list(range(len(rows)))
-    if args.max_samples is not None:
-        indices = np.random.default_rng(args.seed).permutation(len(rows))[: args.max_samples].tolist()
+    with_masks = model.config.use_mask_head and not args.boxes_only
+    check_objects(rows, args.label_column_name, with_masks)
+    indices = choose_images(len(rows), args)
     own = indices[accelerator.process_index :: accelerator.num_processes]
     columns = (args.image_column_name, args.label_column_name)
     images = DetectionImages(rows, columns, image_processor, with_masks=False)
-    evaluator = CocoEvaluator(rows, columns, categories, image_processor, model.config.use_mask_head)
+    evaluator = CocoEvaluator(rows, args.label_column_name, categories, image_processor, with_masks)
 
     start = time.perf_counter()
     evaluate_model(model, images, evaluator, own, args, accelerator)

@@ -25,7 +25,7 @@ from detection_data import (
     Collate,
     DetectionImages,
     annotations_of,
-    check_box,
+    check_objects,
     hub_categories,
     order_categories,
     read_coco,
@@ -48,8 +48,6 @@ from example_helpers import (
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
 
-
-logger = logging.getLogger(__name__)
 
 STEP_OF_SCALES = 32
 CROP_SIDES = (384, 600)
@@ -75,8 +73,8 @@ class DataArguments(DatasetArguments):
     label_column_name: str = field(
         default="objects", metadata={"help": "Column of a Hub dataset with `bbox` and `category` of all objects."}
     )
-    skip_images_without_objects: bool = field(
-        default=False, metadata={"help": "Do not train on images without objects, as the authors."}
+    skip_images_without_annotations: bool = field(
+        default=False, metadata={"help": "Do not train on images without annotations, as the authors."}
     )
     shortest_edge: int | None = field(
         default=None, metadata={"help": "Shorter side of images in pixels, if not the image processor's; 800."}
@@ -136,20 +134,6 @@ def load_images(
     return train_and_validation(datasets.DatasetDict(splits), data_args, seed, ""), first
 
 
-def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
-    """Raise a `ValueError` now, not after hours, for boxes that are none and, if masks are trained, missing ones."""
-    for idx, row in enumerate(
-        rows.select_columns([name for name in (label_column, "image_id") if name in rows.features])
-    ):
-        for annotation in annotations_of(row[label_column]):
-            check_box(annotation["bbox"], row.get("image_id", idx))
-            if with_masks and not annotation.get("iscrowd") and not annotation.get("segmentation"):
-                raise ValueError(
-                    f"The image {row.get('image_id', idx)} has an object without `segmentation`, which masks are "
-                    "trained with: train boxes only, with `--use_mask_head false`."
-                )
-
-
 class RandomSizedCrop(v2.Transform):
     """A crop whose sides are chosen between `CROP_SIDES`, as far as the image is large enough."""
 
@@ -168,6 +152,11 @@ class RandomSizedCrop(v2.Transform):
 def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
     """The steps of the original's training pipelines, for an image and its objects."""
     shortest, longest = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+    if data_args.min_shortest_edge is not None and not 0 < data_args.min_shortest_edge <= shortest:
+        raise ValueError(
+            f"`--min_shortest_edge {data_args.min_shortest_edge}` must be above 0 and at most the shorter side of "
+            f"images, {shortest}."
+        )
     sides = [*range(data_args.min_shortest_edge or shortest, shortest, STEP_OF_SCALES), shortest]
     resize = v2.RandomShortestSize(sides, max_size=longest, antialias=False)
     if data_args.random_crop:
@@ -215,6 +204,11 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, categories:
         size = {"shortest_edge": data_args.shortest_edge, "longest_edge": data_args.shortest_edge * 5 // 3}
     if data_args.longest_edge is not None:
         size["longest_edge"] = data_args.longest_edge
+    if not size.get("shortest_edge") or not size.get("longest_edge"):
+        raise ValueError(
+            f"The image processor of {source} has the size {size}: give `--shortest_edge`, as images keep their "
+            "proportions."
+        )
     image_processor.size = size
     image_processor.category_ids = order_categories(categories, model.config.id2label)
     return model, image_processor
@@ -255,8 +249,8 @@ def main(argv: list[str] | None = None):
 
     columns = (data_args.image_column_name, data_args.label_column_name)
     splits, categories = load_images(data_args, model_args, training_args.seed)
-    if data_args.skip_images_without_objects and "train" in splits:
-        splits["train"] = splits["train"].filter(_has_object, input_columns=columns[1])
+    if data_args.skip_images_without_annotations and "train" in splits:
+        splits["train"] = splits["train"].filter(_has_annotations, input_columns=columns[1])
     splits = select_samples(splits, data_args, training_args)
     model, image_processor = load_model(model_args, data_args, categories)
     with_masks = model.config.use_mask_head
@@ -273,7 +267,7 @@ def main(argv: list[str] | None = None):
         train_dataset = DetectionImages(splits["train"], columns, image_processor, with_masks, augmentation)
     if training_args.do_eval:
         eval_dataset = DetectionImages(splits["validation"], columns, image_processor, with_masks)
-        evaluator = CocoEvaluator(splits["validation"], columns, categories, image_processor, with_masks)
+        evaluator = CocoEvaluator(splits["validation"], columns[1], categories, image_processor, with_masks)
     trainer = DetectionTrainer(
         model=model,
         args=training_args,
@@ -285,15 +279,11 @@ def main(argv: list[str] | None = None):
         data_collator=Collate(image_processor),
     )
     source = model_args.model_name_or_path or model_args.backbone
-    task = "instance-segmentation" if with_masks else "object-detection"
-    train_and_evaluate(trainer, data_args, source, task, ("bbox_map", "AP of boxes"))
+    train_and_evaluate(trainer, data_args, source, "object-detection", ("bbox_map", "AP of boxes"))
 
 
-def _has_object(objects) -> bool:
-    return any(
-        not entry.get("iscrowd") and min(entry["bbox"][2:]) >= 1 and entry.get("area", 1) > 0
-        for entry in annotations_of(objects)
-    )
+def _has_annotations(objects) -> bool:
+    return len(annotations_of(objects)) > 0  # (crowds count, as in mmdetection)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ windows and the meaning of 0 in label maps (`do_reduce_labels`) are those of the
 """
 
 import argparse
-import logging
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +19,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
@@ -29,11 +26,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from example_helpers import (
     check_numbers_and_output,
+    choose_images,
     create_model_index,
     describe_data,
     describe_preprocessing,
     describe_run,
+    evaluation_parser,
     load_split,
+    start_evaluation,
     undecoded,
     write_json,
 )
@@ -44,30 +44,15 @@ from segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
 
-logger = logging.getLogger(__name__)
-
 METRICS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "overall_accuracy"}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="checkpoint: a folder or a Hub id")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--data_dir", help="folder with images in 'images' and PNG files of the same names in 'maps'")
-    data.add_argument("--dataset_name", help="a dataset of the Hub or a local folder of one")
-    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
-    parser.add_argument("--split", default="validation", help="split of the dataset")
-    parser.add_argument("--image_column_name", default="image", help="column with the images")
-    parser.add_argument("--label_column_name", default="label", help="column with the label maps")
+    data_dir = "folder with images in 'images' and PNG files of the same names in 'maps'"
+    parser = evaluation_parser(__doc__, data_dir, "label", "the label maps")
     parser.add_argument("--ignore_index", type=int, help="value of pixels that do not count; the model's, else 255")
-    parser.add_argument("--max_samples", type=int, help="evaluate this many images, chosen at random")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of --max_samples")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0], help="average over these sizes")
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="that read images")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
-    parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
     check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1})
     return args
@@ -158,12 +143,7 @@ def describe_results(
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    accelerator = Accelerator()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    if not accelerator.is_main_process:  # the others have nothing else to say
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-
+    accelerator = start_evaluation()
     with accelerator.main_process_first():  # the others find the data in the cache
         rows = load_rows(args)
     model, image_processor = load_segmentation_model(
@@ -177,9 +157,7 @@ def main(argv: list[str] | None = None):
         "ignore_index": args.ignore_index,
         "do_reduce_labels": bool(image_processor.do_reduce_labels),
     }
-    indices = list(range(len(rows)))
-    if args.max_samples is not None:
-        indices = np.random.default_rng(args.seed).permutation(len(rows))[: args.max_samples].tolist()
+    indices = choose_images(len(rows), args)
     own = indices[accelerator.process_index :: accelerator.num_processes]
     pairs = Pairs(rows, own, (args.image_column_name, args.label_column_name), map_arguments)
 

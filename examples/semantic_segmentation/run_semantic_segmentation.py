@@ -52,8 +52,6 @@ from modeling_internimage.resizing import keep_ratio_size
 from modeling_internimage.training import InternImageTrainer
 
 
-logger = logging.getLogger(__name__)
-
 RECIPES = Path(__file__).parent / "recipes"
 HEADS = {"upernet": UperNetConfig, "segformer": SegformerHeadConfig}
 ATTEMPTS_TO_CROP = 10

@@ -2,7 +2,7 @@
 """Loading any segmentation model for inference."""
 
 import torch
-from example_helpers import check_trained
+from example_helpers import load_trained_model
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForUniversalSegmentation,
 )
 
-from modeling_internimage import InternImageSegmentationImageProcessorPil, use_dcnv3_kernel
+from modeling_internimage import InternImageSegmentationImageProcessorPil
 
 
 def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
@@ -23,13 +23,7 @@ def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.d
             f"`--model_name_or_path {model_name_or_path}` is a model of type {config.model_type}, "
             "which is not for segmentation."
         )
-    model, info = auto_class.from_pretrained(
-        model_name_or_path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
-    )
-    check_trained(info, model_name_or_path, "head")
-    model = model.to(device).eval()
-    if use_kernels:
-        model = use_dcnv3_kernel(model)  # which needs to know the device
+    model = load_trained_model(auto_class, model_name_or_path, dtype, device, use_kernels, "head", config)
     image_processor = AutoImageProcessor.from_pretrained(model_name_or_path)
     if not hasattr(image_processor, "window_size"):
         raise ValueError(

@@ -3,9 +3,7 @@
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize
+from conftest import REPOSITORY, randomize, run_in_two_processes
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
@@ -131,16 +129,12 @@ def test_accuracy(checkpoint, image_folder, tmp_path, capsys, caplog):
 
 
 # Runs the script several times: starting two processes takes longer than all the rest.
-DRIVER = """
-import json
-import sys
-
-sys.path.insert(0, sys.argv[1])
+CODE = """
 import evaluate_accuracy
 
-for arguments in json.loads(sys.argv[2]):
+for own in arguments:
     try:
-        evaluate_accuracy.main(arguments)
+        evaluate_accuracy.main(own)
     except ValueError as error:
         print(f"ValueError: {error}")
 """
@@ -161,18 +155,7 @@ def two_processes(checkpoint, crops, labels, tmp_path_factory):
         arguments(checkpoint, folder / f"accuracy_{idx}.json", *others, data_dir=folder / name)
         for idx, (name, others) in enumerate((("intact", []), ("corrupt", ["--skip_corrupt"]), ("corrupt", [])))
     ]
-    (folder / "driver.py").write_text(DRIVER)
-    # (`accelerate launch --cpu --num_processes 2` would start a single process.)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [*launch, str(folder / "driver.py"), str(Path(script.__file__).parent), json.dumps(runs)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    return folder, process.stdout
+    return folder, run_in_two_processes(folder, Path(script.__file__), CODE, *runs)
 
 
 def test_two_processes_count_every_image_once(two_processes):
@@ -418,7 +401,8 @@ def test_another_architecture(crops, tmp_path):
 
 def test_use_kernels(checkpoint, image_folder, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(script, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
+    helpers = importlib.import_module("example_helpers")
+    monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     run(checkpoint, tmp_path, data_dir=image_folder, max_samples=1)
     assert asked == []
     run(checkpoint, tmp_path, "--use_kernels", data_dir=image_folder, max_samples=1)

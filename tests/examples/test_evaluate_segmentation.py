@@ -3,8 +3,6 @@
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize
+from conftest import REPOSITORY, randomize, run_in_two_processes
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SegformerImageProcessorPil
@@ -180,38 +178,24 @@ def test_reduced_labels(scenes, tmp_path):
     assert result["preprocessing"]["do_reduce_labels"] is True
 
 
-DRIVER = """
-import json
-import sys
+CODE = """
+import evaluate_segmentation, run_semantic_segmentation
 
-sys.path.insert(0, sys.argv[1])
-import evaluate_segmentation
-import run_semantic_segmentation
-
-evaluate_segmentation.main(json.loads(sys.argv[2]))
-run_semantic_segmentation.main(json.loads(sys.argv[3]))
+evaluate_segmentation.main(arguments[0])
+run_semantic_segmentation.main(arguments[1])
 """
 
 
 def test_two_processes_count_every_image_once(checkpoint, scenes, tmp_path):
     """Five images for two processes, of different sizes: in the evaluation script and in the Trainer."""
-    (tmp_path / "driver.py").write_text(DRIVER)
     evaluation = ["--model_name_or_path", checkpoint, "--validation_dir", str(scenes), "--do_eval"]
     evaluation += ["--per_device_eval_batch_size", "1", "--report_to", "none", "--disable_tqdm", "true"]
     options = [arguments(checkpoint, tmp_path / "miou.json", data_dir=scenes)]
     options += [[*evaluation, "--output_dir", str(tmp_path / "two")]]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [*launch, str(tmp_path / "driver.py"), str(Path(script.__file__).parent), *map(json.dumps, options)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert process.returncode == 0, process.stderr
+    printed = run_in_two_processes(tmp_path, Path(script.__file__), CODE, *options)
     result = json.loads((tmp_path / "miou.json").read_text())
     assert (result["processes"], result["num_images"]) == (2, 5)
-    assert process.stdout.count("of 5 images") == 1
+    assert printed.count("of 5 images") == 1
     check(result, expected_areas(checkpoint, scenes))
     importlib.import_module("run_semantic_segmentation").main([*evaluation, "--output_dir", str(tmp_path / "one")])
     one, two = (json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two"))
@@ -253,8 +237,8 @@ def test_mask2former(scenes, tmp_path):
 
 def test_use_kernels(checkpoint, scenes, tmp_path, monkeypatch):
     asked = []
-    models = importlib.import_module("segmentation_models")
-    monkeypatch.setattr(models, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
+    helpers = importlib.import_module("example_helpers")
+    monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     run(checkpoint, tmp_path, data_dir=scenes, max_samples=1)
     assert asked == []
     run(checkpoint, tmp_path, "--use_kernels", data_dir=scenes, max_samples=1)

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SHORT_TRAINING
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -44,23 +44,18 @@ def image_folder(photographs, tmp_path):
 
 def arguments(folder, output_dir, **kwargs):
     """All arguments of a short run, as the JSON file takes them."""
-    return {
-        "config_overrides": ARCHITECTURE,
-        "train_dir": str(folder / "train"),
-        "validation_dir": str(folder / "validation"),
-        "output_dir": str(output_dir),
-        "do_train": True,
-        "do_eval": True,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 4,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-    } | kwargs
+    return (
+        SHORT_TRAINING
+        | {
+            "config_overrides": ARCHITECTURE,
+            "train_dir": str(folder / "train"),
+            "validation_dir": str(folder / "validation"),
+            "output_dir": str(output_dir),
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+        }
+        | kwargs
+    )
 
 
 def run(folder, output_dir, **kwargs):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize
+from conftest import REPOSITORY, SHORT_TRAINING, randomize
 from PIL import Image
 from torchvision import tv_tensors
 from transformers import (
@@ -68,27 +68,20 @@ def segmenter(tmp_path_factory):
 
 
 def run(folder, output_dir, **kwargs):
-    arguments = {
-        "config_overrides": ARCHITECTURE,
-        "head_overrides": HEAD,
-        "train_dir": str(folder / "train"),
-        "validation_dir": str(folder / "validation"),
-        "classes_file": str(folder / "classes.json"),
-        "image_size": 48,
-        "output_dir": str(output_dir),
-        "do_train": True,
-        "do_eval": True,
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 1,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-    } | kwargs
+    arguments = (
+        SHORT_TRAINING
+        | {
+            "config_overrides": ARCHITECTURE,
+            "head_overrides": HEAD,
+            "train_dir": str(folder / "train"),
+            "validation_dir": str(folder / "validation"),
+            "classes_file": str(folder / "classes.json"),
+            "image_size": 48,
+            "output_dir": str(output_dir),
+            "per_device_eval_batch_size": 1,
+        }
+        | kwargs
+    )
     (folder / "arguments.json").write_text(json.dumps(arguments))
     script.main([str(folder / "arguments.json")])
 
