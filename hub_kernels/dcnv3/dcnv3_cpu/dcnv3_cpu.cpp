@@ -7,7 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <vector>
+#include <memory>
+#include <new>
 
 #include "../dcnv3_common/dcnv3_checks.h"
 #include "../dcnv3_common/dcnv3_ops.h"
@@ -74,20 +75,25 @@ template <typename scalar_t>
 void backward_groups(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,
     Gradients<scalar_t> const& gradients, int64_t begin, int64_t end) {
-  std::vector<typename ScratchType<scalar_t>::type> scratch(g.height * g.width * g.group_channels);
-  auto* const sums = scratch.data();
+  // Begins at a line of the cache, lest vectors as long as a line fall on two.
+  using scratch_t = typename ScratchType<scalar_t>::type;
+  constexpr std::align_val_t line{64};
+  auto const release = [line](void* memory) { ::operator delete(memory, line); };
+  std::unique_ptr<void, decltype(release)> const memory(
+      ::operator new(2 * g.height * g.width * g.group_channels * sizeof(scratch_t), line), release);
+  auto* const scratch = static_cast<scratch_t*>(memory.get());
   if (!fits_int32(g, inputs.value_strides)) {
-    return portable::backward<scalar_t, int64_t>(inputs, g, grad_output, gradients, sums, begin, end);
+    return portable::backward<scalar_t, int64_t>(inputs, g, grad_output, gradients, scratch, begin, end);
   }
   switch (arch()) {
 #if defined(__x86_64__)
     case Arch::avx512:
-      return avx512::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, sums, begin, end);
+      return avx512::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, scratch, begin, end);
     case Arch::avx2:
-      return avx2::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, sums, begin, end);
+      return avx2::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, scratch, begin, end);
 #endif
     default:
-      return portable::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, sums, begin, end);
+      return portable::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, scratch, begin, end);
   }
 }
 

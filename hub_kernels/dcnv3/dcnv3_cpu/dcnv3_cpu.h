@@ -28,7 +28,7 @@ struct ScratchType<double> {
 };
 
 // `forward` computes output rows [begin, end) of batch_size * out_height, `backward` the gradients of groups
-// [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has height * width * group_channels
+// [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has 2 * height * width * group_channels
 // elements. index_t counts the elements of one image of `value`: int32_t where they fit, else int64_t, which only the
 // portable loops are compiled for.
 #define DCNV3_CPU_DECLARE(arch)                                                                               \

@@ -265,7 +265,6 @@ struct BlockGradients {
   alignas(64) opmath_t weight_y[2][kMaxPoints];  // of its rows
   alignas(64) opmath_t slope_x[2][kMaxPoints];   // their derivatives with respect to the offset
   alignas(64) opmath_t slope_y[2][kMaxPoints];
-  alignas(64) int32_t pixel[kMaxPoints];  // the window's first, counted row by row
   alignas(64) opmath_t dots[kMaxPoints * kCorners];  // point by point
   alignas(64) opmath_t own_dots[kUnits];  // products with the unit's own pixel
   alignas(64) opmath_t sample_dots[kMaxPoints];
@@ -298,9 +297,30 @@ inline __attribute__((always_inline)) void convert(Source const* source, Target*
   convert_up_to<kLanes / 2>(source, target, count);
 }
 
+// Asks for `count` values, at most two lines of the cache at their ends, of the unit kUnits further on. One group's
+// values lie too far apart for the processor to foresee them.
+template <typename T>
+inline void prefetch_ahead(T const* values, int64_t stride, int64_t count) {
+  __builtin_prefetch(values + kUnits * stride);
+  __builtin_prefetch(values + kUnits * stride + count - 1);
+}
+
+// Copies the offsets and masks of `count` neighbouring units. A single unit of 3x3 points needs no loop.
+template <typename Source, typename Target>
+inline void convert_points(
+    Source const* offset, Target* offset_target, Source const* mask, Target* mask_target, int num_points, int count) {
+  if (num_points == 9 && count == 1) {
+    convert(offset, offset_target, 18);
+    convert(mask, mask_target, 9);
+  } else {
+    convert(offset, offset_target, static_cast<int64_t>(num_points) * count * 2);
+    convert(mask, mask_target, static_cast<int64_t>(num_points) * count);
+  }
+}
+
 // Reads the inputs of `block.units`, which lie in image `image`. Neighbouring units are read together where they are
-// neighbours in memory.
-template <typename scalar_t, typename index_t>
+// neighbours in memory. With `kOneGroup`, all are of the same group, and the next block is asked for.
+template <bool kOneGroup, typename scalar_t, typename index_t>
 inline void read_block(
     Inputs<scalar_t> const& inputs, Geometry const& g, int64_t image, Block<opmath_of<scalar_t>, index_t>& block) {
   using opmath_t = opmath_of<scalar_t>;
@@ -314,18 +334,19 @@ inline void read_block(
            units.group[end] == units.group[end - 1] + 1) {
       ++end;
     }
-    int64_t const run = static_cast<int64_t>(end - first) * points;
-    convert(
-        offset + units.row[first] * inputs.offset_strides.row + units.column[first] * inputs.offset_strides.column +
-            units.group[first] * points * 2,
-        block.offset + first * points * 2, run * 2);
-    convert(
-        mask + units.row[first] * inputs.mask_strides.row + units.column[first] * inputs.mask_strides.column +
-            units.group[first] * points,
-        block.mask + first * points, run);
+    scalar_t const* const first_offset = offset + units.row[first] * inputs.offset_strides.row +
+        units.column[first] * inputs.offset_strides.column + units.group[first] * points * 2;
+    scalar_t const* const first_mask = mask + units.row[first] * inputs.mask_strides.row +
+        units.column[first] * inputs.mask_strides.column + units.group[first] * points;
+    if constexpr (kOneGroup) {
+      prefetch_ahead(first_offset, inputs.offset_strides.column, points * 2);
+      prefetch_ahead(first_mask, inputs.mask_strides.column, points);
+    }
+    convert_points(
+        first_offset, block.offset + first * points * 2, first_mask, block.mask + first * points, points, end - first);
     auto const x = Vec<opmath_t, kLanes>{} + static_cast<opmath_t>(units.column[first] * g.stride + center);
     auto const y = Vec<opmath_t, kLanes>{} + static_cast<opmath_t>(units.row[first] * g.stride + center);
-    for (int64_t i = 0; i < run; i += kLanes) {  // what is written too much belongs to the next units
+    for (int i = 0; i < (end - first) * points; i += kLanes) {  // what is written too much belongs to the next units
       store<kLanes>(block.origin_x + first * points + i, x);
       store<kLanes>(block.origin_y + first * points + i, y);
     }
@@ -452,79 +473,48 @@ struct Axis {
   F slope[2];
 };
 
-// Whether a comparison holds in any lane.
-template <typename I>
-inline bool any_of(I comparison) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(I) == 64) {
-    return _mm512_test_epi32_mask(bit_cast<__m512i>(comparison), bit_cast<__m512i>(comparison)) != 0;
-  }
-#endif
-#if defined(__AVX2__)
-  if constexpr (sizeof(I) == 32) {
-    return !_mm256_testz_si256(bit_cast<__m256i>(comparison), bit_cast<__m256i>(comparison));
-  }
-#endif
-  bool any = false;
-  for (unsigned lane = 0; lane < sizeof(I) / sizeof(comparison[0]); ++lane) {
-    any |= comparison[lane] != 0;
-  }
-  return any;
+// The larger and the smaller of two values; NaN stays NaN if it comes first.
+template <typename F>
+inline F at_least(F x, F low) {
+  return x < low ? low : x;
+}
+template <typename F>
+inline F at_most(F x, F high) {
+  return x > high ? high : x;
 }
 
+// Interpolation between pixels -1, 0, ..., size, of which the outer two are zeros, as weights of two neighbours that
+// exist (of one if there is but one). A pixel's weight is 1 less its distance, and nothing from one pixel on.
 template <bool kSlopes, typename F, typename I>
 inline Axis<F, I> place_windows(F position, int64_t size) {
   using opmath_t = decltype(position[0] + 0);
-  using integer_t = decltype(I{}[0] + 0);
   F const zero{}, one = zero + 1;
-  opmath_t const end = static_cast<opmath_t>(size);
-  if (!any_of((position < 0) | (position >= end - 1) | (position != position))) {  // all windows are inside
-    Axis<F, I> axis;
-    axis.start = __builtin_convertvector(position, I);
-    axis.weight[1] = position - __builtin_convertvector(axis.start, F);
-    axis.weight[0] = 1 - axis.weight[1];
-    axis.slope[0] = -one;
-    axis.slope[1] = one;
-    return axis;
-  }
-  auto const outside = (position < -1) | (position > end);
-  // From one pixel outside on, a sample sees only zeros. NaN passes: it is to reach the output.
-  position = position < -1 ? -one : position;
-  position = position > end ? zero + end : position;
-  // The floor, by truncation of a positive number. Of NaN it is a negative number or 0: any pixel will do.
-  I first = __builtin_convertvector(position + 1, I);
-  first = (first < 0 ? I{} : first) - 1;
-  F const fraction = position - __builtin_convertvector(first, F);
-  integer_t const last_start = static_cast<integer_t>(size > 1 ? size - 2 : 0);
+  F const last_start = zero + static_cast<opmath_t>(size > 1 ? size - 2 : 0);
   opmath_t const has_second = size > 1 ? 1 : 0;
   Axis<F, I> axis;
-  axis.start = first < 0 ? I{} : first;
-  axis.start = axis.start > last_start ? I{} + last_start : axis.start;
-  I const moved = first - axis.start;  // -1: only the sample's second pixel exists, 1: only its first
-  axis.weight[0] = moved == 0 ? one - fraction : (moved == -1 ? fraction : zero * fraction);
-  axis.weight[1] = (moved == 0 ? fraction : (moved == 1 ? one - fraction : zero * fraction)) * has_second;
-  if constexpr (kSlopes) {
-    F const inside = outside ? zero : one;
-    axis.slope[0] = (moved == 0 ? -one : (moved == -1 ? one : zero)) * inside;
-    axis.slope[1] = (moved == 0 ? one : (moved == 1 ? -one : zero)) * inside * has_second;
+  F const start = position > zero ? position : zero;  // of NaN 0: any pixel will do
+  axis.start = __builtin_convertvector(at_most(start, last_start), I);
+  F const t = position - __builtin_convertvector(axis.start, F);
+  axis.weight[0] = at_least(at_most(one - t, one + t), zero);
+  axis.weight[1] = at_least(at_most(t, one + one - t), zero) * has_second;
+  if constexpr (kSlopes) {  // at a kink that to the right
+    axis.slope[0] = (t >= -one) & (t < one) ? (t < zero ? one : -one) : zero;
+    axis.slope[1] = ((t >= zero) & (t < one + one) ? (t < one ? one : -one) : zero) * has_second;
   }
   return axis;
 }
 
-// Computes the window of every point, and the factors in `gradients` if it is not null. `first_channel` is that of each
-// point's group.
-template <bool kGradients, typename scalar_t, typename index_t>
+// Computes the window of every point, in an image with these strides, and the factors in `gradients` if it is not null.
+// `first_channel`, if it is not null, is that of each point's group.
+template <bool kGradients, typename opmath_t, typename index_t>
 inline void locate_windows(
-    Geometry const& g, Strides const& value_strides, Grid<opmath_of<scalar_t>> const& grid,
-    index_t const* first_channel, Block<opmath_of<scalar_t>, index_t>& block,
-    BlockGradients<opmath_of<scalar_t>>* gradients) {
-  using opmath_t = opmath_of<scalar_t>;
+    Geometry const& g, int64_t row_stride_, int64_t column_stride_, Grid<opmath_t> const& grid,
+    index_t const* first_channel, Block<opmath_t, index_t>& block, BlockGradients<opmath_t>* gradients) {
   using F = Vec<opmath_t, kLanes>;
-  using I = Vec<typename OpMath<scalar_t>::integer, kLanes>;
+  using I = Vec<typename OpMath<opmath_t>::integer, kLanes>;
   using Index = Vec<index_t, kLanes>;
   opmath_t const scale = static_cast<opmath_t>(g.offset_scale);
-  index_t const row_stride = static_cast<index_t>(value_strides.row);
-  index_t const column_stride = static_cast<index_t>(value_strides.column);
+  index_t const row_stride = static_cast<index_t>(row_stride_), column_stride = static_cast<index_t>(column_stride_);
   int const count = block.units.count * g.num_points;
   for (int i = 0; i < count; i += kLanes) {
     F x, y;
@@ -539,22 +529,21 @@ inline void locate_windows(
     store<kLanes>(block.weight[1] + i, weight_top * columns.weight[1]);
     store<kLanes>(block.weight[2] + i, weight_bottom * columns.weight[0]);
     store<kLanes>(block.weight[3] + i, weight_bottom * columns.weight[1]);
-    Index channel;
-    __builtin_memcpy(&channel, first_channel + i, sizeof(channel));
-    Index const index = __builtin_convertvector(rows.start, Index) * row_stride +
-        __builtin_convertvector(columns.start, Index) * column_stride + channel;
+    Index index = __builtin_convertvector(rows.start, Index) * row_stride +
+        __builtin_convertvector(columns.start, Index) * column_stride;
+    if (first_channel != nullptr) {
+      Index channel;
+      __builtin_memcpy(&channel, first_channel + i, sizeof(channel));
+      index += channel;
+    }
     __builtin_memcpy(block.index + i, &index, sizeof(index));
     if constexpr (kGradients) {
-      using Pixel = Vec<int32_t, kLanes>;
       for (int side = 0; side < 2; ++side) {
         store<kLanes>(gradients->weight_x[side] + i, columns.weight[side]);
         store<kLanes>(gradients->weight_y[side] + i, rows.weight[side]);
         store<kLanes>(gradients->slope_x[side] + i, columns.slope[side] * scale);
         store<kLanes>(gradients->slope_y[side] + i, rows.slope[side] * scale);
       }
-      Pixel const pixel = __builtin_convertvector(rows.start, Pixel) * static_cast<int32_t>(g.width) +
-          __builtin_convertvector(columns.start, Pixel);
-      __builtin_memcpy(gradients->pixel + i, &pixel, sizeof(pixel));
     }
   }
 }
@@ -662,26 +651,24 @@ inline Vec<T, kCorners> sums_of_lanes(Vec<T, N> const (&v)[kCorners]) {
   }
 }
 
-// Adds to `gradients.dots` (or sets it to) the products of the incoming gradient with each pixel of the windows, and adds
-// to `scratch`, which has `group_channels` values per pixel, the gradients of these pixels.
-template <int N, typename scalar_t, typename index_t>
+// Adds to `gradients.dots` (or sets it to) the products of the incoming gradient with each pixel of the windows in `value`,
+// and adds to `grad_value` the gradients of these pixels.
+template <int N, typename opmath_t, typename index_t>
 inline void window_gradients(
-    Block<opmath_of<scalar_t>, index_t> const& block, int unit, int num_points, scalar_t const* image,
-    WindowSteps steps, Vec<opmath_of<scalar_t>, N> grad, opmath_of<scalar_t>* scratch, int64_t group_channels,
-    WindowSteps scratch_steps, bool is_first, BlockGradients<opmath_of<scalar_t>>& gradients) {
+    Block<opmath_t, index_t> const& block, int unit, int num_points, opmath_t const* value, opmath_t* grad_value,
+    WindowSteps steps, Vec<opmath_t, N> grad, bool is_first, BlockGradients<opmath_t>& gradients) {
   auto const scaled = grad * block.scale[unit];
   for_points(num_points, [&](int q) __attribute__((always_inline)) {
     int const i = unit * num_points + q;
-    scalar_t const* const window = image + block.index[i];
-    auto* const target = scratch + gradients.pixel[i] * group_channels;
-    Vec<opmath_of<scalar_t>, N> products[kCorners];
+    auto const index = block.index[i];
+    Vec<opmath_t, N> products[kCorners];
     for (int corner = 0; corner < kCorners; ++corner) {
-      products[corner] = grad * load<N>(window + steps[corner]);
-      auto* const pixel = target + scratch_steps[corner];
+      products[corner] = grad * load<N>(value + index + steps[corner]);
+      auto* const pixel = grad_value + index + steps[corner];
       store<N>(pixel, load<N>(pixel) + block.weight[corner][i] * scaled);
     }
     auto* const dots = gradients.dots + i * kCorners;
-    auto const sums = sums_of_lanes<N, opmath_of<scalar_t>>(products);
+    auto const sums = sums_of_lanes<N, opmath_t>(products);
     store<kCorners>(dots, is_first ? sums : load<kCorners>(dots) + sums);
   });
 }
@@ -738,8 +725,11 @@ inline void finish_gradients(
   for (int unit = 0; unit < units.count; ++unit) {
     int64_t const index =
         ((image * g.out_height + units.row[unit]) * g.out_width + units.column[unit]) * g.groups + units.group[unit];
-    convert(gradients.offset + 2 * unit * points, results.offset + 2 * index * points, 2 * points);
-    convert(gradients.mask + unit * points, results.mask + index * points, points);
+    prefetch_ahead(results.offset + 2 * index * points, 2 * g.groups * points, 2 * points);
+    prefetch_ahead(results.mask + index * points, g.groups * points, points);
+    convert_points(
+        gradients.offset + 2 * unit * points, results.offset + 2 * index * points, gradients.mask + unit * points,
+        results.mask + index * points, points, 1);
     if (results.center_scale != nullptr) {
       store_one(results.center_scale + index, gradients.own_dots[unit]);
     }
@@ -805,10 +795,11 @@ void forward(Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output
           ++column;
         }
       }
-      read_block<scalar_t>(inputs, g, image, block);
+      read_block<false, scalar_t>(inputs, g, image, block);
       exponentiate(g, block);
       set_first_channels(units, g, first_channel);
-      locate_windows<false, scalar_t>(g, inputs.value_strides, grid, first_channel, block, nullptr);
+      locate_windows<false, opmath_t>(
+          g, inputs.value_strides.row, inputs.value_strides.column, grid, first_channel, block, nullptr);
       for (int unit = 0; unit < units.count; ++unit) {
         scalar_t const* const own = value + row * inputs.value_strides.row +
             units.column[unit] * inputs.value_strides.column + units.group[unit] * g.group_channels;
@@ -826,9 +817,26 @@ void forward(Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output
   }
 }
 
+// Copies one group of `value`'s channels, as sums are taken of it, or back.
+template <typename Source, typename Target>
+inline void copy_group(
+    Geometry const& g, Source const* source, int64_t source_row, int64_t source_column, Target* target,
+    int64_t target_row, int64_t target_column) {
+  for (int64_t row = 0; row < g.height; ++row) {
+    for (int64_t column = 0; column < g.width; ++column) {
+      for_channels(g.group_channels, [&]<int N>(int64_t channel) {
+        store<N>(
+            target + row * target_row + column * target_column + channel,
+            load<N>(source + row * source_row + column * source_column + channel));
+      });
+    }
+  }
+}
+
 // Gradients of groups [begin, end), counted through the batch: batch_size * groups in all. Each task alone writes the
 // gradients of its groups, so no atomics are needed and results do not depend on the number of threads. `scratch` has
-// height * width * group_channels elements: the value gradient of one group while it is summed.
+// room for one group of `value` and for its gradient, 2 * height * width * group_channels elements: pixels that are
+// neighbours there do not compete for the same lines of the cache, and are converted once.
 template <typename scalar_t, typename index_t>
 void backward(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,
@@ -837,17 +845,20 @@ void backward(
   Block<opmath_t, index_t> block;
   BlockGradients<opmath_t> gradients;
   Grid<opmath_t> grid;
-  alignas(64) index_t first_channel[kMaxPoints];
   Units& units = block.units;
   make_grid(g, grid);
   int64_t const pixels = g.out_height * g.out_width, channels = g.groups * g.group_channels;
-  WindowSteps const steps = window_steps(g, inputs.value_strides.column, inputs.value_strides.row);
-  WindowSteps const scratch_steps = window_steps(g, g.group_channels, g.width * g.group_channels);
+  int64_t const column_stride = g.group_channels, row_stride = g.width * column_stride;
+  WindowSteps const steps = window_steps(g, column_stride, row_stride);
+  opmath_t* const value = scratch;
+  opmath_t* const grad_value = scratch + g.height * row_stride;
   for (int64_t batch_group = begin; batch_group < end; ++batch_group) {
     int64_t const image = batch_group / g.groups, group = batch_group % g.groups;
-    scalar_t const* const value = inputs.value + image * inputs.value_strides.batch;
+    copy_group(
+        g, inputs.value + image * inputs.value_strides.batch + group * g.group_channels, inputs.value_strides.row,
+        inputs.value_strides.column, value, row_stride, column_stride);
+    __builtin_memset(grad_value, 0, g.height * row_stride * sizeof(opmath_t));
     scalar_t const* const incoming = grad_output + image * pixels * channels + group * g.group_channels;
-    __builtin_memset(scratch, 0, g.height * g.width * g.group_channels * sizeof(opmath_t));
     for (int64_t next_row = 0, next_column = 0; next_row < g.out_height;) {
       scalar_t const* const block_incoming = incoming + (next_row * g.out_width + next_column) * channels;
       for (units.count = 0; units.count < kUnits && next_row < g.out_height; ++units.count) {
@@ -859,36 +870,32 @@ void backward(
           ++next_row;
         }
       }
-      read_block<scalar_t>(inputs, g, image, block);
+      read_block<true, scalar_t>(inputs, g, image, block);
       exponentiate(g, block);
-      set_first_channels(units, g, first_channel);
-      locate_windows<true, scalar_t>(g, inputs.value_strides, grid, first_channel, block, &gradients);
+      locate_windows<true, opmath_t>(
+          g, row_stride, column_stride, grid, static_cast<index_t const*>(nullptr), block, &gradients);
       __builtin_memset(gradients.own_dots, 0, sizeof(gradients.own_dots));
       for (int unit = 0; unit < units.count; ++unit) {
         scalar_t const* const source = block_incoming + unit * channels;
-        int64_t const row = units.row[unit], column = units.column[unit];
-        scalar_t const* const own = value + row * inputs.value_strides.row + column * inputs.value_strides.column +
-            group * g.group_channels;
+        prefetch_ahead(source, channels, g.group_channels);
+        int64_t const own = units.row[unit] * row_stride + units.column[unit] * column_stride;
         for_channels(g.group_channels, [&]<int N>(int64_t channel) {
           auto const grad = load<N>(source + channel);
           window_gradients<N>(
-              block, unit, g.num_points, value + channel, steps, grad, scratch + channel, g.group_channels,
-              scratch_steps, channel == 0, gradients);
+              block, unit, g.num_points, value + channel, grad_value + channel, steps, grad, channel == 0, gradients);
           if (inputs.center_scale != nullptr) {
-            gradients.own_dots[unit] += sum_of_lanes(grad * load<N>(own + channel));
-            opmath_t* const grad_own = scratch + (row * g.width + column) * g.group_channels + channel;
+            gradients.own_dots[unit] += sum_of_lanes(grad * load<N>(value + own + channel));
+            opmath_t* const grad_own = grad_value + own + channel;
             store<N>(grad_own, load<N>(grad_own) + block.gate[unit] * grad);
           }
         });
       }
       finish_gradients<scalar_t>(g, image, block, gradients, results);
     }
-    scalar_t* const grad_value = results.value + image * g.height * g.width * channels + group * g.group_channels;
-    for (int64_t pixel = 0; pixel < g.height * g.width; ++pixel) {
-      for_channels(g.group_channels, [&]<int N>(int64_t channel) {
-        store<N>(grad_value + pixel * channels + channel, load<N>(scratch + pixel * g.group_channels + channel));
-      });
-    }
+    copy_group(
+        g, grad_value, row_stride, column_stride,
+        results.value + image * g.height * g.width * channels + group * g.group_channels, g.width * channels,
+        channels);
   }
 }
 
