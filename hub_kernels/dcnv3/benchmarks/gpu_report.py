@@ -33,12 +33,15 @@ from gpu.report import Report, evaluate, markdown, plot
 from gpu.tasks import make_tasks
 
 
+STARTED = time.monotonic()
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("--output", type=Path, help="default: results/<device>.json beside this script")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="about a minute: fewer cases, bfloat16 only")
-    parser.add_argument("--minutes", type=float, default=8.5, help="stop after that many (default: 8.5)")
+    parser.add_argument("--minutes", type=float, default=8.5, help="stop after that many, with the build (default: 8.5)")
     parser.add_argument("--commit", help="to record, where the checkout has no history")
     parser.add_argument("--events", help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
@@ -122,7 +125,7 @@ def follow(process, events, tasks, index, deadline, report):
 
 def run_tasks(arguments, report):
     tasks, index = make_tasks(arguments), 0
-    deadline = time.monotonic() + 60 * arguments.minutes
+    deadline = STARTED + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder) / "events"
         while index < len(tasks) and time.monotonic() < deadline and not nothing_can_run(report):

@@ -45,24 +45,24 @@ __device__ float pixel(
   if (y < 0 || y >= height || x < 0 || x >= width) {
     return 0.0f;
   }
-  return to_float(image[(static_cast<int64_t>(y) * width + x) * channels + channel]);
+  return to_float(image[(y * width + x) * channels + channel]);
 }
 
 template <typename scalar_t>
 __global__ void naive_forward_kernel(
-    scalar_t const* value, scalar_t const* offset, scalar_t const* mask, scalar_t* output, int64_t total,
+    scalar_t const* value, scalar_t const* offset, scalar_t const* mask, scalar_t* output, int total,
     int height, int width, int groups, int group_channels) {
-  int64_t const index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  int const index = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (index >= total) {
     return;
   }
   int const channels = groups * group_channels;
-  int const channel = static_cast<int>(index % channels);
+  int const channel = index % channels;
   int const group = channel / group_channels;
-  int64_t const position = index / channels;  // of the output pixel in the batch
-  int const out_x = static_cast<int>(position % width);
-  int const out_y = static_cast<int>(position / width % height);
-  scalar_t const* const image = value + position / (static_cast<int64_t>(height) * width) * height * width * channels;
+  int const position = index / channels;  // of the output pixel in the batch
+  int const out_x = position % width;
+  int const out_y = position / width % height;
+  scalar_t const* const image = value + position / (height * width) * height * width * channels;
   scalar_t const* const offsets = offset + (position * groups + group) * (2 * kPoints);
   scalar_t const* const logits = mask + (position * groups + group) * kPoints;
 
@@ -102,10 +102,13 @@ int launch(
     void const* value, void const* offset, void const* mask, void* output, int64_t batch_size, int height,
     int width, int groups, int group_channels, void* stream) {
   int64_t const total = batch_size * height * width * groups * group_channels;
+  if (total >= int64_t{1} << 30) {
+    return static_cast<int>(cudaErrorInvalidValue);  // counted in 32 bits, as is quickest
+  }
   int64_t const blocks = (total + kThreads - 1) / kThreads;
   naive_forward_kernel<scalar_t><<<static_cast<unsigned int>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       static_cast<scalar_t const*>(value), static_cast<scalar_t const*>(offset), static_cast<scalar_t const*>(mask),
-      static_cast<scalar_t*>(output), total, height, width, groups, group_channels);
+      static_cast<scalar_t*>(output), static_cast<int>(total), height, width, groups, group_channels);
   return static_cast<int>(cudaGetLastError());
 }
 

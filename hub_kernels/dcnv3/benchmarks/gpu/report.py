@@ -106,13 +106,15 @@ def evaluate(report, arguments):
             (("forward", elements * (2 + 27 / 16)), ("training", elements * (5 + 81 / 16)))
         ):
             seconds = seconds_of(ours, step)
+            if seconds is None:
+                continue
             rows.append(
                 {
                     "shape": shape, "dtype": dtype, "step": "forward" if step == "forward" else "forward+backward",
                     "batch": ours["batch"], "ours": seconds, "ours_warm": seconds_of(ours, step, "warm"),
                     "naive": seconds_of(found.get("naive", {}).get(key), step),
                     "DCNv4": peers["DCNv4"][position], "deformops": peers["deformops"][position],
-                    "ours_backward": seconds_of(ours, "training") - seconds_of(ours, "forward"),
+                    "ours_backward": seconds - seconds_of(ours, "forward"),
                     "deformops_backward": peers["deformops"][2], "bytes": moved,
                     "floor": moved / bandwidth if bandwidth else None,
                     "fraction_of_floor": moved / bandwidth / seconds if bandwidth else None,

@@ -19,10 +19,11 @@ class Timer:
         self.replays = 10 if quick else 25
         self.seconds = 0.1 if quick else 0.25  # to spend on one measurement
 
-    def __call__(self, calls, keep=True):
+    def __call__(self, calls, keep=True, must_capture=True):
         """
         Runs the calls one after another, again and again. On a GPU as one CUDA graph, whose replays are timed with
-        events: no time of the CPU is in it. `keep`: the results of all calls stay in memory until the last one.
+        events: no time of the CPU is in it. `keep`: the results of all calls stay in memory until the last one. What
+        cannot be captured raises an error or, not `must_capture`, is timed as it is launched.
         """
         if self.device == "cpu":
             calls[0]()
@@ -39,7 +40,7 @@ class Timer:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         kept = []
         try:
             with torch.cuda.graph(graph):
@@ -49,7 +50,10 @@ class Timer:
                         kept.append(result)
                     del result
             run, method = graph.replay, "graph"
-        except Exception as error:  # a peer may do what cannot be captured
+        except Exception as error:
+            torch.cuda.set_stream(current)  # torch leaves that of a failed capture
+            if must_capture:
+                raise
             torch.cuda.synchronize()
             message = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
@@ -80,8 +84,8 @@ class Timer:
         }  # fmt: skip
 
     def cold(self, make_call, count):
-        """`make_call(i)` uses input set i: all in turn, more than the cache holds."""
-        return {"cold": self([make_call(index) for index in range(count)])}
+        """For peers, as `cold_and_warm`, not warm."""
+        return {"cold": self([make_call(index) for index in range(count)], must_capture=False)}
 
     def cold_and_warm(self, make_call, count):
         """`make_call(i)` uses input set i. Cold: all in turn, more than the cache holds. Warm: always the same."""
