@@ -41,7 +41,9 @@ def parse_arguments():
     parser.add_argument("--output", type=Path, help="default: results/<device>.json beside this script")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="about a minute: fewer cases, bfloat16 only")
-    parser.add_argument("--minutes", type=float, default=8.5, help="stop after that many, with the build (default: 8.5)")
+    parser.add_argument(
+        "--minutes", type=float, default=8.5, help="stop after that many, build included (default: 8.5)"
+    )
     parser.add_argument("--commit", help="to record, where the checkout has no history")
     parser.add_argument("--events", help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)

@@ -128,17 +128,38 @@ __device__ inline Vector<scalar_t, kVec> load(scalar_t const* address) {
   return vector;
 }
 
+// One store. An assignment of structures the compiler may turn into one for every member.
+template <typename word_t>
+__device__ inline void store_word(word_t* address, word_t word) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(word_t) == 16) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(word.x),
+        "r"(word.y), "r"(word.z), "r"(word.w)
+        : "memory");
+    return;
+  }
+  if constexpr (sizeof(word_t) == 8) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(word.x), "r"(word.y)
+                 : "memory");
+    return;
+  }
+#endif
+  *address = word;
+}
+
+// `shift` is 2^16.
 template <int kVec, typename scalar_t>
-__device__ inline void load_as_float(float (&to)[kVec], scalar_t const* address) {
-  Vector<scalar_t, kVec> const vector = load<kVec>(address);
+__device__ inline void to_floats(
+    float (&to)[kVec], Vector<scalar_t, kVec> const& vector, [[maybe_unused]] uint32_t shift) {
   if constexpr (std::is_same_v<scalar_t, __nv_bfloat16> && kVec % 2 == 0) {
     // A bfloat16 is the upper half of a float. Taken from words of two, each costs one instruction;
-    // alone, two.
+    // alone, two. One of them multiplies by a number that the compiler does not know: it would make
+    // a shift of it, for which the other one's unit is needed.
     uint32_t words[kVec / 2];
     memcpy(words, &vector, sizeof(words));
 #pragma unroll
     for (int i = 0; i < kVec; i += 2) {
-      to[i] = __uint_as_float(words[i / 2] << 16);
+      to[i] = __uint_as_float(words[i / 2] * shift);
       to[i + 1] = __uint_as_float(words[i / 2] & 0xffff0000u);
     }
   } else {
@@ -150,13 +171,21 @@ __device__ inline void load_as_float(float (&to)[kVec], scalar_t const* address)
 }
 
 template <int kVec, typename scalar_t>
+__device__ inline void load_as_float(float (&to)[kVec], scalar_t const* address) {
+  to_floats(to, load<kVec>(address), 1u << 16);
+}
+
+template <int kVec, typename scalar_t>
 __device__ inline void store_from_float(scalar_t* address, float const (&from)[kVec]) {
   Vector<scalar_t, kVec> vector;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     vector.elements[i] = from_float<scalar_t>(from[i]);
   }
-  *reinterpret_cast<Vector<scalar_t, kVec>*>(address) = vector;
+  using word_t = typename Word<kVec * sizeof(scalar_t)>::type;
+  word_t word;
+  memcpy(&word, &vector, sizeof(word));
+  store_word(reinterpret_cast<word_t*>(address), word);
 }
 
 // The address `bytes` after `start`.
@@ -236,6 +265,8 @@ struct Params {
   float grid_start, grid_step;  // from there to the first row of points, and from row to row
   float offset_scale;
   bool remove_center, softmax;
+  uint32_t bfloat16_shift;  // 2^16, see `to_floats`
+  uint32_t value_bytes;     // per element, see `load_patch`
 
   // What a block owns: tile_height x tile_width output pixels, for tile_groups groups.
   int tile_groups, tile_width, tile_height;
@@ -271,17 +302,23 @@ constexpr int kArchitecture = 0;
 
 // How many blocks a multiprocessor should hold, for `__launch_bounds__`; 0 leaves it to the
 // compiler, which mostly chooses well. Where it does not, it saves the last few registers by
-// spilling: these numbers stop that.
+// spilling: these numbers stop that (one register of float16 for compute capability 8 remains).
 template <class Config>
 constexpr int min_forward_blocks() {
-  return Config::kGeneral ? 2 : kArchitecture < 800 ? 3 : 0;
+  bool const half_on_ampere = kArchitecture >= 800 && kArchitecture < 900 &&
+                              std::is_same_v<typename Config::scalar_t, __half>;
+  return Config::kGeneral || kArchitecture < 800 ? 2 : half_on_ampere ? 3 : 0;
 }
 
 template <class Config>
 constexpr int min_backward_blocks() {
-  bool const tight =
-      sizeof(typename Config::scalar_t) == 2 && (Config::kLanes == 4 || Config::kLanes == 8);
-  return kArchitecture >= 1000 && tight ? 5 : 0;
+  if (Config::kGeneral) {
+    return 4;
+  }
+  if (sizeof(typename Config::scalar_t) == 2 && (Config::kLanes == 4 || Config::kLanes == 8)) {
+    return kArchitecture >= 900 && kArchitecture < 1000 ? 6 : 5;
+  }
+  return 0;
 }
 
 // ---- Who owns what ----
@@ -388,7 +425,7 @@ struct Slab {
   using index_t = typename Config::index_t;
 
   float4* weights;   // of the four pixels: above left and right, below left and right
-  index_t* offsets;  // of the first of them and the item's group, in bytes from the image's start
+  index_t* offsets;  // of the first of them and the item's group, in elements of the image
   float* owned;      // what this lane owns of the first array of `Owned`
   int size;          // of each array, over all items of the block
 
@@ -407,7 +444,9 @@ struct Slab {
   }
 };
 
-__device__ inline float sum_over_item(float x, int lanes) {
+template <class Config>
+__device__ inline float sum_over_item(float x, Item const& item) {
+  int const lanes = Config::kGeneral ? item.lanes : Config::kLanes;
 #pragma unroll
   for (int distance = 1; distance < lanes; distance *= 2) {
     x += __shfl_xor_sync(kWholeWarp, x, distance);
@@ -415,7 +454,9 @@ __device__ inline float sum_over_item(float x, int lanes) {
   return x;
 }
 
-__device__ inline float max_over_item(float x, int lanes) {
+template <class Config>
+__device__ inline float max_over_item(float x, Item const& item) {
+  int const lanes = Config::kGeneral ? item.lanes : Config::kLanes;
 #pragma unroll
   for (int distance = 1; distance < lanes; distance *= 2) {
     x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, distance));
@@ -503,13 +544,13 @@ __device__ inline void prepare_points(typename Config::params_t const& params, I
     float largest = -INFINITY;
     for_each_owned_point<Config>(
         item, num_points, [&](int k, int) { largest = fmaxf(largest, weight[k]); });
-    largest = max_over_item(largest, item.lanes);
+    largest = max_over_item<Config>(largest, item);
     float total = 0.0f;
     for_each_owned_point<Config>(item, num_points, [&](int k, int) {
       weight[k] = exp2_approximate((weight[k] - largest) * kLog2E);
       total += weight[k];
     });
-    float const inverse = __fdividef(1.0f, sum_over_item(total, item.lanes));
+    float const inverse = __fdividef(1.0f, sum_over_item<Config>(total, item));
     for_each_owned_point<Config>(item, num_points, [&](int k, int) { weight[k] *= inverse; });
   }
 
@@ -540,8 +581,7 @@ __device__ inline void prepare_points(typename Config::params_t const& params, I
     float const below = vertical.second * scaled;
     slab.weights[point] = make_float4(above * horizontal.first, above * horizontal.second,
         below * horizontal.first, below * horizontal.second);
-    slab.offsets[point] = (top * params.value.row + left * params.value.column + group_start) *
-                          static_cast<index_t>(sizeof(scalar_t));
+    slab.offsets[point] = top * params.value.row + left * params.value.column + group_start;
   });
   __syncwarp();
 }
@@ -568,6 +608,40 @@ __device__ inline float component(float4 const& v, int i) {
 
 // ---- Forward ----
 
+// What a lane needs of a patch's four pixels, as it lies in memory.
+template <typename scalar_t, int kVec>
+struct Patch {
+  Vector<scalar_t, kVec> pixels[4];
+};
+
+// Offsets are multiplied by a size that the compiler does not know: that and the addition are one
+// instruction then, where a shift and an addition of 64 bits are several.
+template <int kVec, typename scalar_t, typename index_t>
+__device__ inline Patch<scalar_t, kVec> load_patch(
+    Corners<scalar_t const> const& corners, index_t offset, uint32_t value_bytes) {
+  Patch<scalar_t, kVec> patch;
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    patch.pixels[corner] = load<kVec>(
+        advance(corners.images[corner], static_cast<uint64_t>(offset) * value_bytes));
+  }
+  return patch;
+}
+
+template <int kVec, typename scalar_t>
+__device__ inline void add_patch(float (&sum)[kVec], Patch<scalar_t, kVec> const& patch,
+    float4 const& weights, uint32_t bfloat16_shift) {
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    float pixel[kVec];
+    to_floats(pixel, patch.pixels[corner], bfloat16_shift);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      sum[i] = fmaf(component(weights, corner), pixel[i], sum[i]);
+    }
+  }
+}
+
 // A lane owns `kVec` channels of one item (in turn several vectors, in the general kernel), a warp
 // 32 / lanes items, a block a tile of pixels and groups.
 template <class Config>
@@ -576,7 +650,6 @@ __global__ void __launch_bounds__(kMaxForwardThreads, min_forward_blocks<Config>
   using scalar_t = typename Config::scalar_t;
   using index_t = typename Config::index_t;
   constexpr int kVec = Config::kVec;
-  [[maybe_unused]] constexpr int kUnroll = Config::kGeneral ? 1 : Config::kPoints;
   extern __shared__ float4 dynamic_shared[];
 
   Item const item = locate_item<Config>(params);
@@ -616,19 +689,29 @@ __global__ void __launch_bounds__(kMaxForwardThreads, min_forward_blocks<Config>
   for (int channel = item.lane * kVec; channel < group_channels; channel += item.lanes * kVec) {
     Corners<scalar_t const> const corners = corners_of<Config>(params, image + channel);
     float sum[kVec] = {};
-#pragma unroll kUnroll
-    for (int point = 0; point < num_points; ++point) {
-      float4 const weights = slab.weights[point];
-      index_t const bytes = slab.offsets[point];
-#pragma unroll
-      for (int corner = 0; corner < 4; ++corner) {
-        float pixel[kVec];
-        load_as_float(pixel, advance(corners.images[corner], bytes));
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          sum[i] = fmaf(component(weights, corner), pixel[i], sum[i]);
-        }
-      }
+    // A point's pixels are loaded while the one before is summed. Not unrolled: the compiler would
+    // put loads off until they are needed, to save registers.
+    auto const patch_of = [&](int point) {
+      return load_patch<kVec>(corners, slab.offsets[point], params.value_bytes);
+    };
+    auto const add = [&](Patch<scalar_t, kVec> const& patch, int point) {
+      add_patch(sum, patch, slab.weights[point], params.bfloat16_shift);
+    };
+    Patch<scalar_t, kVec> even = patch_of(0), odd;
+    int point = 0;
+#pragma unroll 1
+    for (; point + 2 < num_points; point += 2) {
+      odd = patch_of(point + 1);
+      add(even, point);
+      even = patch_of(point + 2);
+      add(odd, point + 1);
+    }
+    if (point + 1 < num_points) {
+      odd = patch_of(point + 1);
+    }
+    add(even, point);
+    if (point + 1 < num_points) {
+      add(odd, point + 1);
     }
     if (gated) {
       index_t const here =
@@ -652,8 +735,9 @@ __global__ void __launch_bounds__(kMaxForwardThreads, min_forward_blocks<Config>
 // Sums each of `dots` over the lanes of an item, so that lane l has the sums for point l % kCount
 // in dots[0]: halving what is left to sum takes fewer exchanges than to sum everything in every
 // lane.
-template <int kCount>
+template <class Config, int kCount>
 __device__ inline void sum_dots(float (&dots)[kCount][4], Item const& item) {
+  int const lanes = Config::kGeneral ? item.lanes : Config::kLanes;
 #pragma unroll
   for (int half = kCount / 2; half > 0; half /= 2) {
     bool const upper = item.lane & half;
@@ -668,7 +752,7 @@ __device__ inline void sum_dots(float (&dots)[kCount][4], Item const& item) {
     }
   }
 #pragma unroll
-  for (int distance = kCount; distance < item.lanes; distance *= 2) {
+  for (int distance = kCount; distance < lanes; distance *= 2) {
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
       dots[0][corner] += __shfl_xor_sync(kWholeWarp, dots[0][corner], distance);
@@ -708,9 +792,9 @@ __device__ inline void backward_points(typename Config::params_t const& params,
 #pragma unroll
     for (int r = 0; r < kCount; ++r) {
       float4 const weights = to.slab.weights[first + r];
-      index_t const bytes = to.slab.offsets[first + r];
-      index_t const grad_bytes =
-          bytes * static_cast<index_t>(sizeof(float) / sizeof(typename Config::scalar_t));
+      index_t const offset = to.slab.offsets[first + r];
+      index_t const bytes = offset * static_cast<index_t>(sizeof(typename Config::scalar_t));
+      index_t const grad_bytes = offset * static_cast<index_t>(sizeof(float));
       for (int channel = item.lane * kVec; channel < group_channels; channel += item.lanes * kVec) {
         int const further = channel - item.lane * kVec;  // from the lane's first channel on
         float grad[kVec];
@@ -725,7 +809,8 @@ __device__ inline void backward_points(typename Config::params_t const& params,
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
           float pixel[kVec];
-          load_as_float(pixel, advance(to.values.images[corner], bytes) + further);
+          to_floats(pixel, load<kVec>(advance(to.values.images[corner], bytes) + further),
+              params.bfloat16_shift);
 #pragma unroll
           for (int i = 0; i < kVec; ++i) {
             dots[r][corner] = fmaf(grad[i], pixel[i], dots[r][corner]);
@@ -739,7 +824,7 @@ __device__ inline void backward_points(typename Config::params_t const& params,
       }
     }
   }
-  sum_dots<kCount>(dots, item);
+  sum_dots<Config, kCount>(dots, item);
 
   // From here on one point per lane: first + lane % kCount, if this lane owns it.
   int const point = first + item.lane % kCount;
@@ -840,7 +925,7 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
   float product = 0.0f;
   for_each_owned_point<Config>(
       item, num_points, [&](int k, int) { product += weight[k] * weight_grad[k]; });
-  product = sum_over_item(product, item.lanes);
+  product = sum_over_item<Config>(product, item);
   if (item.valid) {
     scalar_t* const grad_mask =
         params.grad_mask + first_item * num_points + item_index * num_points;
@@ -866,7 +951,7 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
         add_to_memory(grad_image + here, gate, grad);
       }
     }
-    dot = sum_over_item(dot, item.lanes);
+    dot = sum_over_item<Config>(dot, item);
     if (item.valid && item.lane == 0) {
       params.grad_center_scale[first_item + item_index] =
           from_float<scalar_t>(gate * to.ungated * (dot - product));
@@ -1016,6 +1101,8 @@ inline typename Config::params_t make_params(
   params.offset_scale = static_cast<float>(g.offset_scale);
   params.remove_center = g.remove_center;
   params.softmax = g.softmax;
+  params.bfloat16_shift = 1u << 16;
+  params.value_bytes = sizeof(typename Config::scalar_t);
   return params;
 }
 

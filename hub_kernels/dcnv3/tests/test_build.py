@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """What local_build.py makes: both variants, without a GPU, and what `kernels` does with them."""
 
+import importlib.util
 import json
 import os
 import re
@@ -122,6 +123,26 @@ def test_both_variants_in_one_process(build):
     assert kernels[0]._ops.ops.dcnv3_forward is not kernels[1]._ops.ops.dcnv3_forward
     arguments = random_arguments(gate=True)
     torch.testing.assert_close(kernels[0].dcnv3(*arguments), kernels[1].dcnv3(*arguments), rtol=0, atol=0)
+
+
+def test_device_code(build):
+    """What the compiler made of the most used kernels for sm_90: 16 bytes at a time, no registers in memory."""
+    triton = importlib.util.find_spec("triton")
+    bundled = triton and Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    cuobjdump = shutil.which("cuobjdump") or (bundled if bundled and bundled.exists() else None)
+    if cuobjdump is None:
+        pytest.skip("neither the CUDA toolkit's cuobjdump was found nor triton's")
+    (library,) = variant_of("cuda", build).glob("*.so")
+    command = [cuobjdump, "-arch", "sm_90", library]
+    usage = subprocess.run([*command, "-res-usage"], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"(?:STACK|LOCAL):(\d+)", usage)) == {"0"}
+    code = subprocess.run([*command, "-sass"], capture_output=True, text=True, check=True).stdout
+    for config in ("IfjLi4ELi4ELi3E", "I13__nv_bfloat16jLi8ELi2ELi3E"):  # 16 channels, 3x3 points
+        (body,) = re.findall(rf"Function : \S*forward_kernelINS_6Config{config}.*?(?=Function : |\Z)", code, re.DOTALL)
+        assert len(re.findall(r"LDG\.E\.128\b", body)) > 4 and re.findall(r"STG\.E\.128\b", body)
+        assert not re.findall(r"STG\.E ", body)
+    (body,) = re.findall(r"Function : \S*backward_kernelINS_6ConfigIfjLi4ELi4E.*?(?=Function : |\Z)", code, re.DOTALL)
+    assert re.findall(r"REDG\.E\.ADD\.F32x4", body)
 
 
 @pytest.mark.parametrize("mode", ["INFERENCE", "TRAINING", "TRAINING | TORCH_COMPILE"])
