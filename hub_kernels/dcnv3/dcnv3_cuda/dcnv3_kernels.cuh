@@ -41,6 +41,14 @@ constexpr int kMaxForwardThreads = 256;
 constexpr int kMaxBackwardThreads = 128;
 constexpr int kMaxSharedBytes = 48 * 1024;  // what every architecture grants without asking
 
+#if defined(__CUDA_ARCH__)
+constexpr int kArchitecture = __CUDA_ARCH__;
+#elif defined(DCNV3_SHIM_ARCHITECTURE)  // on the CPU, to run what is chosen for one
+constexpr int kArchitecture = DCNV3_SHIM_ARCHITECTURE;
+#else
+constexpr int kArchitecture = 0;
+#endif
+
 // ---- Numbers ----
 
 __device__ inline float to_float(float x) {
@@ -195,13 +203,13 @@ __device__ inline scalar_t* advance(scalar_t* start, index_t bytes) {
   return reinterpret_cast<scalar_t*>(reinterpret_cast<byte_t*>(start) + bytes);
 }
 
-// Adds `scale * values` to memory that other threads add to as well. Nothing to do if `scale` is
-// zero, as it often is at the border and at integer positions.
-template <int kVec>
+// Adds value i, times `scale`, to memory that other threads add to as well, at address + i * kStep.
+// Nothing to do if `scale` is zero, as it often is at the border and at integer positions.
+template <int kStep, int kVec>
 __device__ inline void add_to_memory(float* address, float scale, float const (&values)[kVec]) {
   if (scale != 0.0f) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if constexpr (kVec == 4) {
+    if constexpr (kVec == 4 && kStep == 1) {
       asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address),
           "f"(scale * values[0]), "f"(scale * values[1]), "f"(scale * values[2]),
           "f"(scale * values[3]));
@@ -210,7 +218,7 @@ __device__ inline void add_to_memory(float* address, float scale, float const (&
     {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
-        atomicAdd(address + i, scale * values[i]);
+        atomicAdd(address + i * kStep, scale * values[i]);
       }
     }
   }
@@ -294,12 +302,6 @@ struct Config {
   static constexpr bool kGeneral = kPoints == 0;
 };
 
-#if defined(__CUDA_ARCH__)
-constexpr int kArchitecture = __CUDA_ARCH__;
-#else
-constexpr int kArchitecture = 0;
-#endif
-
 // How many blocks a multiprocessor should hold, for `__launch_bounds__`; 0 leaves it to the
 // compiler, which mostly chooses well. Where it does not, it saves the last few registers by
 // spilling: these numbers stop that (one register of float16 for compute capability 8 remains).
@@ -312,13 +314,11 @@ constexpr int min_forward_blocks() {
 
 template <class Config>
 constexpr int min_backward_blocks() {
-  if (Config::kGeneral) {
-    return 4;
-  }
-  if (sizeof(typename Config::scalar_t) == 2 && (Config::kLanes == 4 || Config::kLanes == 8)) {
+  bool const narrow = sizeof(typename Config::scalar_t) == 2;
+  if (narrow && (Config::kLanes == 4 || Config::kLanes == 8)) {
     return kArchitecture >= 900 && kArchitecture < 1000 ? 6 : 5;
   }
-  return 0;
+  return Config::kGeneral ? 4 : 0;
 }
 
 // ---- Who owns what ----
@@ -760,6 +760,12 @@ __device__ inline void sum_dots(float (&dots)[kCount][4], Item const& item) {
   }
 }
 
+// The step between the channels that a lane adds to the gradient of `value`. Where one instruction
+// adds four numbers, they are those that it reads; else every kLanes-th, so that an instruction of
+// the warp adds to neighbours.
+template <class Config>
+constexpr int kAddStep = Config::kGeneral || kArchitecture >= 900 ? 1 : Config::kLanes;
+
 // Everything about one item that the backward pass needs at every point.
 template <class Config>
 struct BackwardItem {
@@ -767,8 +773,8 @@ struct BackwardItem {
 
   Item const& item;
   Slab<Config> const& slab;
-  Corners<scalar_t const> values;  // both from the lane's first channel on
-  Corners<float> grad_values;
+  Corners<scalar_t const> values;  // from the lane's first channel on
+  Corners<float> grad_values;      // from the first on that it adds to
   scalar_t const* grad_output;  // of this item
   scalar_t* grad_offset;
   float ungated;  // 1 - gate
@@ -780,8 +786,9 @@ struct BackwardItem {
 template <class Config, int kCount>
 __device__ inline void backward_points(typename Config::params_t const& params,
     BackwardItem<Config> const& to, int first, float const (&grad_output)[Config::kVec],
-    Owned<Config::kPointsPerLane>& weight, Owned<Config::kPointsPerLane>& weight_grad,
-    Owned<Config::kPointsPerLane>& x, Owned<Config::kPointsPerLane>& y) {
+    [[maybe_unused]] float const (&addend)[Config::kVec], Owned<Config::kPointsPerLane>& weight,
+    Owned<Config::kPointsPerLane>& weight_grad, Owned<Config::kPointsPerLane>& x,
+    Owned<Config::kPointsPerLane>& y) {
   using index_t = typename Config::index_t;
   constexpr int kVec = Config::kVec;
   Item const& item = to.item;
@@ -816,7 +823,11 @@ __device__ inline void backward_points(typename Config::params_t const& params,
             dots[r][corner] = fmaf(grad[i], pixel[i], dots[r][corner]);
           }
           float* const grad_start = advance(to.grad_values.images[corner], grad_bytes) + further;
-          add_to_memory(grad_start, component(weights, corner), grad);
+          if constexpr (kAddStep<Config> == 1) {
+            add_to_memory<1>(grad_start, component(weights, corner), grad);
+          } else {
+            add_to_memory<kAddStep<Config>>(grad_start, component(weights, corner), addend);
+          }
         }
         if constexpr (!Config::kGeneral) {
           break;
@@ -894,18 +905,25 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
       item,
       slab,
       corners_of<Config>(params, image + item.lane * kVec),
-      corners_of<Config>(params, grad_image + item.lane * kVec),
+      corners_of<Config>(params, grad_image + item.lane * (kAddStep<Config> == 1 ? kVec : 1)),
       params.grad_output + item.n * pixels * channels + (pixel_index * channels + group_start),
       params.grad_offset + first_item * (2 * num_points) + item_index * (2 * num_points),
       1.0f - gate,
   };
-  float grad_output[kVec];
+  float grad_output[kVec], addend[kVec];
   if constexpr (Config::kGeneral) {
     for (int point = 0; point < num_points; ++point) {
-      backward_points<Config, 1>(params, to, point, grad_output, weight, weight_grad, x, y);
+      backward_points<Config, 1>(
+          params, to, point, grad_output, addend, weight, weight_grad, x, y);
     }
   } else {
     load_as_float(grad_output, to.grad_output + item.lane * kVec);
+    if constexpr (kAddStep<Config> != 1) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        addend[i] = to_float(load<1>(to.grad_output + item.lane + i * Config::kLanes).elements[0]);
+      }
+    }
     // Two points at a time share their sums over lanes. More would take registers that keep other
     // warps from running.
     static_assert(Config::kLanes % 2 == 0);
@@ -913,11 +931,13 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
     constexpr int kRest = Config::kPoints / kCount * kCount;
 #pragma unroll
     for (int point = 0; point < kRest; point += kCount) {
-      backward_points<Config, kCount>(params, to, point, grad_output, weight, weight_grad, x, y);
+      backward_points<Config, kCount>(
+          params, to, point, grad_output, addend, weight, weight_grad, x, y);
     }
 #pragma unroll
     for (int point = kRest; point < Config::kPoints; ++point) {
-      backward_points<Config, 1>(params, to, point, grad_output, weight, weight_grad, x, y);
+      backward_points<Config, 1>(
+          params, to, point, grad_output, addend, weight, weight_grad, x, y);
     }
   }
 
@@ -948,7 +968,7 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
         for (int i = 0; i < kVec; ++i) {
           dot = fmaf(grad[i], pixel[i], dot);
         }
-        add_to_memory(grad_image + here, gate, grad);
+        add_to_memory<1>(grad_image + here, gate, grad);
       }
     }
     dot = sum_over_item<Config>(dot, item);

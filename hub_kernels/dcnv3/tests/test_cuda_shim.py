@@ -24,12 +24,11 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory):
+@pytest.fixture(scope="module", params=[800, 900], ids="sm_{}".format)
+def shim(request, tmp_path_factory):
     library = tmp_path_factory.mktemp("cuda_shim") / "shim.so"
-    subprocess.run(
-        ["g++", *FLAGS, "-O1", "-shared", "-fPIC", str(SHIM / "shim_ops.cpp"), "-o", str(library)], check=True
-    )
+    flags = [*FLAGS, f"-DDCNV3_SHIM_ARCHITECTURE={request.param}", "-O1", "-shared", "-fPIC"]
+    subprocess.run(["g++", *flags, str(SHIM / "shim_ops.cpp"), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
 
