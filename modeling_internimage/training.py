@@ -165,22 +165,20 @@ class MixupCutmix:
 class _SeededImages(torch.utils.data.Dataset):
     """
     The images of `dataset`, with random augmentation that depends on nothing but seed, epoch and index: not on what
-    was drawn before, by whom, or how far ahead. So an interrupted run continues as if it had not been.
+    was drawn before, by whom, or how far ahead. So an interrupted run continues as if it had not been. `epoch` is a
+    tensor in shared memory, which workers that live longer than an epoch see change.
     """
 
-    def __init__(self, dataset, seed: int):
+    def __init__(self, dataset, seed: int, epoch: torch.Tensor):
         self.dataset = dataset
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int):  # called by accelerate
         self.epoch = epoch
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, idx):
-        seed = hash((self.seed, self.epoch, idx)) % 2**32
+        seed = hash((self.seed, self.epoch.item(), idx)) % 2**32
         with _random_numbers_of(seed):
             return self.dataset[idx]
 
@@ -198,6 +196,16 @@ def _random_numbers_of(seed: int):
         finally:
             random.setstate(python_state)
             numpy.random.set_state(numpy_state)
+
+
+class _SetEpoch(TrainerCallback):
+    """Not left to accelerate: it tells samplers the epoch, and the dataset only where it finds no sampler."""
+
+    def __init__(self, epoch: torch.Tensor):
+        self.epoch = epoch
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch.fill_(int(state.epoch + 1e-6))
 
 
 class _UpdateAverage(TrainerCallback):
@@ -231,6 +239,8 @@ class InternImageTrainer(Trainer):
         self.recipe = recipe or Recipe()
         self.average = None
         self._resumed_from = None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.add_callback(_SetEpoch(self._epoch))
         if self.recipe.ema_decay is not None:
             self.add_callback(_UpdateAverage(self))
 
@@ -274,7 +284,7 @@ class InternImageTrainer(Trainer):
         if self.recipe.mixup or self.recipe.cutmix:
             num_labels = self.model.config.num_labels
             self.data_collator = MixupCutmix(collate, num_labels, self.recipe.mixup, self.recipe.cutmix)
-        self.train_dataset = _SeededImages(dataset, self.args.seed)
+        self.train_dataset = _SeededImages(dataset, self.args.seed, self._epoch)
         try:
             return super().get_train_dataloader()
         finally:
@@ -303,6 +313,10 @@ class InternImageTrainer(Trainer):
         return loss
 
     def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # if none, the Trainer says so
+        elif isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

@@ -121,11 +121,30 @@ def test_average_is_evaluated_saved_and_resumed(train, tmp_path):
     loss = nn.functional.cross_entropy(logits, Images(9).labels).item()
     assert whole.evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-5)
 
-    resumed = train(recipe, max_steps=6, resume=str(tmp_path / "output" / "checkpoint-3"))
-    resumed.save_model(tmp_path / "resumed")
-    again = load_file(tmp_path / "resumed" / "model.safetensors")
-    assert all(torch.equal(again[key], tensor) for key, tensor in final.items())
-    assert losses(resumed) == losses(whole)
+    shutil.rmtree(checkpoint)
+    for resume in (str(tmp_path / "output" / "checkpoint-3"), tmp_path / "output" / "checkpoint-3", True):
+        resumed = train(recipe, max_steps=6, resume=resume)
+        resumed.save_model(tmp_path / "resumed")
+        again = load_file(tmp_path / "resumed" / "model.safetensors")
+        assert all(torch.equal(again[key], tensor) for key, tensor in final.items())
+        assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_augmentation_changes_between_epochs(persistent, train, monkeypatch):
+    """Also in worker processes that live on from one epoch to the next."""
+    plain, seen = Images.__getitem__, []
+    monkeypatch.setattr(
+        Images, "__getitem__", lambda self, idx: plain(self, idx) | {"pixel_values": torch.randn(3, 32, 32)}
+    )
+    monkeypatch.setattr(
+        InternImageTrainer, "compute_loss",
+        lambda self, model, inputs, **kwargs: (seen.append(inputs["pixel_values"]), model(**inputs).loss)[1],
+    )  # fmt: skip
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": persistent}
+    train(max_steps=3, per_device_train_batch_size=32, **workers)  # of all images, in any order
+    sums = [images.double().sum().item() for images in seen]
+    assert len(sums) == 3 and min(abs(a - b) for a, b in ((sums[0], sums[1]), (sums[1], sums[2]))) > 1
 
 
 def test_best_checkpoint_s_average_is_saved(train, tmp_path):
@@ -250,7 +269,7 @@ def assert_same_model(folders, **tolerance):
 
 def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
     one = run_processes(1, tmp_path, "--batch_size", "8")
-    assert len(one) == 5 and one == pytest.approx(ddp[1], rel=1e-4)
+    assert len(one) == 7 and one == pytest.approx(ddp[1], rel=1e-4)
     assert_same_model([tmp_path, ddp[0]], rtol=1e-3, atol=1e-4)
 
 
@@ -270,7 +289,7 @@ def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
     model, info = InternImageForImageClassification.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(info.values()) and model.dtype == torch.float32
     assert_same_model([ddp[0], tmp_path], rtol=1e-3, atol=1e-4)
-    shutil.rmtree(tmp_path / "checkpoint-4")
+    shutil.rmtree(tmp_path / "checkpoint-6")
     (tmp_path / "whole").mkdir()
     shutil.move(tmp_path / "final", tmp_path / "whole" / "final")
     assert run_processes(2, tmp_path, *options) == losses
@@ -279,13 +298,13 @@ def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
 
 def test_killed_run_continues_to_the_same_result(tmp_path):
     """kill -9 between checkpoints; the same command again ends with the weights of a run that was not interrupted."""
-    options = ["--batch_size", "4", "--steps", "10", "--save_steps", "3", "--slow"]
+    options = ["--batch_size", "4", "--steps", "14", "--save_steps", "5", "--slow"]  # 8 steps are an epoch
     whole = run_processes(1, tmp_path / "whole", *options)
     command = [sys.executable, SCRIPT, tmp_path / "killed", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").exists():
+    while not (tmp_path / "killed" / "checkpoint-10" / "trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -23,7 +23,7 @@ from modeling_internimage.training import InternImageTrainer, Recipe  # noqa: E4
 
 
 class NoisyImages(Images):
-    """Random augmentation: resuming has to continue its random numbers too."""
+    """Random augmentation, which has to be the same in any number of processes and after resuming."""
 
     def __getitem__(self, idx):
         item = super().__getitem__(idx)
@@ -34,10 +34,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--batch_size", type=int)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)  # 32 images: more than an epoch
     parser.add_argument("--save_steps", type=int, default=0)
     parser.add_argument("--fsdp", action="store_true")
-    parser.add_argument("--slow", action="store_true", help="time to be killed in, random augmentation")
+    parser.add_argument("--slow", action="store_true", help="time to be killed in, drop path")
     parser.add_argument("--nan_rank", type=int, help="the loss of this process is not a number in the second step")
     args = parser.parse_args()
 
@@ -65,9 +65,8 @@ def main():
     )
     if args.fsdp:  # which accelerate leaves out on a CPU, without a word; torch has it
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    data = NoisyImages() if args.slow else Images()
     recipe = Recipe(ema_decay=0.5, layer_decay=0.9, deformable_multiplier=0.1)
-    trainer = InternImageTrainer(model, arguments, train_dataset=data, eval_dataset=Images(8), recipe=recipe)
+    trainer = InternImageTrainer(model, arguments, train_dataset=NoisyImages(), eval_dataset=Images(8), recipe=recipe)
     if args.slow:
         step = trainer.training_step
         trainer.training_step = lambda *a, **k: (time.sleep(0.1), step(*a, **k))[1]
