@@ -22,7 +22,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_kernels_available, logging
 
-from .modeling_internimage import DCNv3
+from .modeling_internimage import DCNv3, InternImageDCNv3
 
 
 logger = logging.get_logger(__name__)
@@ -35,6 +35,7 @@ KERNEL_REPOSITORY_VARIABLE = "INTERNIMAGE_KERNEL_REPOSITORY"
 PYTORCH_DEFINITION = "PyTorch definition"
 _LAYER_NAME = "DCNv3"  # under which the class is marked in modeling_internimage.py
 _MINIMUM_KERNELS_VERSION = "0.17.2"  # of setup.cfg
+_MAXIMUM_GROUP_CHANNELS = 256  # of the kernel
 _SECONDS_BETWEEN_ATTEMPTS = 60
 
 _loaded_kernels: dict[object, str] = {}  # `forward` of each loaded kernel layer -> where it comes from
@@ -119,19 +120,29 @@ class _MappedKernelRepository(DCNv3KernelRepository):
     """
     The entry of the global mapping, which `use_kernels=True` reads. There, `kernelize` calls `load` for every layer,
     and again whenever the model changes between `train()` and `eval()`; when it fails, nobody else tells the user.
+    `unsupported_device` is the type of one for which there is no kernel.
     """
 
     _failures: dict[tuple, tuple[float, str]] = {}  # of all copies: `kernels` copies its mapping
+
+    def __init__(self, unsupported_device: str | None = None):
+        super().__init__()
+        self.unsupported_device = unsupported_device
+
+    def _key(self) -> tuple:
+        return *super()._key(), self.unsupported_device
 
     def load(self) -> type[nn.Module]:
         seconds, message = self._failures.get(self._key(), (None, None))
         if seconds is not None and time.monotonic() - seconds < _SECONDS_BETWEEN_ATTEMPTS:
             raise KernelNotAvailableError(message)
         try:
+            if self.unsupported_device is not None:
+                raise _unsupported(self.reference, self.unsupported_device)
             return super().load()
         except KernelNotAvailableError as error:
             self._failures[self._key()] = (time.monotonic(), str(error))
-            logger.warning_once(f"{error} DCNv3 runs as its PyTorch definition: the same results, more slowly.")
+            logger.warning(f"{error} DCNv3 runs as its PyTorch definition: the same results, more slowly.")
             raise
 
 
@@ -144,8 +155,9 @@ def register_dcnv3_kernel():
     if is_kernels_available():  # then transformers has imported it; otherwise it refuses `use_kernels=True` by itself
         from kernels import register_kernel_mapping
 
-        repository = _MappedKernelRepository()
-        register_kernel_mapping({_LAYER_NAME: {"cpu": repository, "cuda": repository}})
+        repositories = dict.fromkeys(("cpu", "cuda"), _MappedKernelRepository())
+        repositories |= {device: _MappedKernelRepository(device) for device in ("mps", "npu", "xpu")}
+        register_kernel_mapping({_LAYER_NAME: repositories})
 
 
 def use_dcnv3_kernel(
@@ -258,9 +270,17 @@ def _kernelize(model: nn.Module, layers: dict[str, nn.Module], repository: DCNv3
     devices = {parameter.device.type for parameter in model.parameters()}
     unsupported = devices - {"cpu", "cuda", "meta"}
     if unsupported:
-        raise _not_available(
-            repository.reference, f"it runs on cpu and cuda, the model is on {sorted(unsupported)[0]}"
-        )
+        raise _unsupported(repository.reference, sorted(unsupported)[0])
+    if any(parameter.device.type == "cuda" and parameter.dtype == torch.float64 for parameter in model.parameters()):
+        raise _not_available(repository.reference, "on cuda it has no float64")
+    for module in model.modules():
+        if type(module).__name__ == InternImageDCNv3.__name__:
+            group_channels = module.input_proj.out_features // module.num_groups
+            if group_channels > _MAXIMUM_GROUP_CHANNELS:
+                reason = (
+                    f"its groups have up to {_MAXIMUM_GROUP_CHANNELS} channels, those of the model {group_channels}"
+                )
+                raise _not_available(repository.reference, reason)
     try:
         kernels = _import_kernels()
     except ImportError as error:
@@ -313,6 +333,10 @@ def _not_available(reference: str, reason: str) -> KernelNotAvailableError:
     return KernelNotAvailableError(f"The DCNv3 kernel {reference} cannot be used: {reason}.")
 
 
+def _unsupported(reference: str, device: str) -> KernelNotAvailableError:
+    return _not_available(reference, f"it runs on cpu and cuda, the model is on {device}")
+
+
 def _reason(error: Exception, repo_id: str) -> str:
     """Half a sentence on why `get_kernel` failed. It has no error classes: some cases are told by their text."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
@@ -321,6 +345,8 @@ def _reason(error: Exception, repo_id: str) -> str:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
     if "build variant" in text:
         where = _local_folder(repo_id)
+        if where is not None and not os.path.isdir(where):
+            return f"the folder {where}, which LOCAL_KERNELS names for it, does not exist"
         where = "it has" if where is None else f"the folder {where}, which LOCAL_KERNELS names for it, has"
         return f"{where} no build for torch {torch.__version__} on {platform.system()} {platform.machine()}"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):

@@ -195,8 +195,9 @@ class DCNv3(nn.Module):
         x, y = x - left, y - top  # from here on the fractions, in [0, 1)
 
         # Which rows: that of the top left neighbour, then its neighbours right, below and diagonally below. int32 is
-        # twice as fast; the wider type serves tensors of more rows than it can count.
-        wide = not torch.compiler.is_compiling() and rows.shape[0] > torch.iinfo(torch.int32).max
+        # twice as fast; the wider type serves tensors with more rows or samples than it can count.
+        largest = max(rows.shape[0], 4 * x.numel()) if not torch.compiler.is_compiling() else 0
+        wide = largest > torch.iinfo(torch.int32).max
         dtype = torch.int64 if wide else torch.int32
         right, below = num_groups, padded_width * num_groups
         first = torch.arange(batch_size, device=x.device, dtype=dtype).view(-1, 1, 1, 1, 1) * (padded_height * below)
@@ -384,8 +385,8 @@ class InternImageMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
-        is_observed = torch.is_grad_enabled() or self.fc1._forward_hooks or self.activation._forward_hooks
-        if is_observed or not isinstance(self.activation, GELUActivation):
+        hooks = self.fc1._forward_hooks or self.activation._forward_hooks or self.activation._forward_pre_hooks
+        if torch.is_grad_enabled() or hooks or not isinstance(self.activation, GELUActivation):
             hidden_states = self.activation(hidden_states)
         else:  # in place: this is the largest tensor of the network, and one is enough
             hidden_states = torch.ops.aten.gelu_(hidden_states)
@@ -570,7 +571,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["InternImageEmbeddings", "InternImageLayer"]
+    _no_split_modules = ["InternImageEmbeddings", "InternImageLayer", "InternImageAttentionPooler"]
 
     def __init__(self, config: InternImageConfig, *inputs, **kwargs):
         if getattr(config, "model_type", None) != InternImageConfig.model_type:

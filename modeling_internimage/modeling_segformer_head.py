@@ -117,7 +117,9 @@ class SegformerHeadForSemanticSegmentation(PreTrainedModel):
         logits = nn.functional.interpolate(logits, size=pixel_values.shape[2:], mode="bilinear", align_corners=False)
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits.float(), labels, ignore_index=self.config.loss_ignore_index)
+            ignored = self.config.loss_ignore_index
+            loss = nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignored, reduction="sum")
+            loss = loss / (labels != ignored).sum().clamp(min=1)  # the mean, 0 where there is nothing to learn
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import uuid
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,9 +267,13 @@ REASONS = {
     "offline": (lambda *_: None, "HF_HUB_OFFLINE forbids to download it.*LOCAL_KERNELS='kernels-community/dcnv3="),
     "bad variable": (_environment(KERNEL_REPOSITORY_VARIABLE, "dcnv3"), f"{KERNEL_REPOSITORY_VARIABLE} must be"),
     "bad LOCAL_KERNELS": (_environment("LOCAL_KERNELS", "dcnv3"), "Invalid LOCAL_KERNELS entry: dcnv3"),
-    "no build there": (
+    "no folder there": (
         _environment("LOCAL_KERNELS", f"{KERNEL_REPOSITORY}=/no/such/folder"),
-        "the folder /no/such/folder, which LOCAL_KERNELS names for it, has no build for torch [^ ]+ on ",
+        "the folder /no/such/folder, which LOCAL_KERNELS names for it, does not exist",
+    ),
+    "no build in it": (
+        _environment("LOCAL_KERNELS", f"{KERNEL_REPOSITORY}={Path(__file__).parent}"),
+        "the folder .*modeling, which LOCAL_KERNELS names for it, has no build for torch [^ ]+ on ",
     ),
     "no build on the Hub": (
         _raise(FileNotFoundError("Cannot find a build variant for this system in x:\n\ntorch-cpu: no")),
@@ -339,6 +344,23 @@ def test_other_devices(tiny_config, monkeypatch):
     model = InternImageModel(tiny_config())
     monkeypatch.setattr(model, "parameters", lambda: [types.SimpleNamespace(device=torch.device("mps"))])
     with pytest.raises(KernelNotAvailableError, match="it runs on cpu and cuda, the model is on mps"):
+        use_dcnv3_kernel(model, strict=True)
+
+
+@needs_transformers_kernels
+def test_other_devices_with_transformers(caplog):
+    register_dcnv3_kernel()
+    layer = kernels.kernelize(
+        DCNv3(), mode=kernels.Mode.INFERENCE, device="xpu", use_fallback=kernels.KernelizeFallback.ALL
+    )
+    assert set(dcnv3_implementations(layer).values()) == {PYTORCH_DEFINITION}
+    (warning,) = warnings_of(caplog)
+    assert "it runs on cpu and cuda, the model is on xpu" in warning
+
+
+def test_models_that_the_kernel_cannot_run(tiny_config):
+    model = InternImageModel(tiny_config(embed_dim=64, num_groups=[1, 1, 1, 1]))
+    with pytest.raises(KernelNotAvailableError, match="its groups have up to 256 channels, those of the model 512"):
         use_dcnv3_kernel(model, strict=True)
 
 

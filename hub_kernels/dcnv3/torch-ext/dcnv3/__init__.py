@@ -112,8 +112,7 @@ def _check_fake(value, offset, mask, center_scale, out_height, out_width, num_gr
             raise RuntimeError(f"`{name}` must have shape {tuple(expected)}, got {tuple(tensor.shape)}.")
 
 
-@torch.library.register_fake(add_op_namespace_prefix("dcnv3_forward"))
-def _(
+def _forward_fake(
     value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale, remove_center,
     softmax,
 ):  # fmt: skip
@@ -125,8 +124,7 @@ def _(
     return value.new_empty((value.shape[0], out_height, out_width, value.shape[3]))
 
 
-@torch.library.register_fake(add_op_namespace_prefix("dcnv3_backward"))
-def _(
+def _backward_fake(
     grad_output, value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale,
     remove_center, softmax,
 ):  # fmt: skip
@@ -171,8 +169,14 @@ def _no_second_derivative(ctx, *gradients):
     raise NotImplementedError("dcnv3 can be differentiated only once.")
 
 
-torch.library.register_autograd(add_op_namespace_prefix("dcnv3_forward"), _backward, setup_context=_setup_context)
-# Without this, a second derivative would silently be zero.
-torch.library.register_autograd(add_op_namespace_prefix("dcnv3_backward"), _no_second_derivative)
+# Once in a process, which may import one build under several paths.
+if "is_registered" not in vars(ops):
+    forward, backward = add_op_namespace_prefix("dcnv3_forward"), add_op_namespace_prefix("dcnv3_backward")
+    torch.library.register_fake(forward, _forward_fake)
+    torch.library.register_fake(backward, _backward_fake)
+    torch.library.register_autograd(forward, _backward, setup_context=_setup_context)
+    # Without this, a second derivative would silently be zero.
+    torch.library.register_autograd(backward, _no_second_derivative)
+    ops.is_registered = True
 
 from . import layers  # noqa: E402 (it imports `dcnv3` from here)
