@@ -449,15 +449,24 @@ def test_bfloat16_parameters_with_float32_statistics(tiny_config):
 
 
 @torch.no_grad()
-def test_activation_in_place_is_not_observed(tiny_config):
+@pytest.mark.parametrize(
+    "module, hook",
+    [
+        ("fc1", "register_forward_hook"),
+        ("activation", "register_forward_pre_hook"),
+        ("activation", "register_forward_hook"),
+    ],
+)
+def test_activation_in_place_is_not_observed(module, hook, tiny_config):
     """Without gradients the feed-forward network works in place, but not under the eyes of a hook."""
     mlp = randomize(InternImageForImageClassification(tiny_config())).base_model.encoder.stages[0].layers[0].mlp
     inputs, seen = torch.randn(1, 4, 4, 16), []
     hidden = mlp.fc1(inputs)
-    expected = mlp.fc2(torch.nn.functional.gelu(hidden))
-    torch.testing.assert_close(mlp(inputs), expected)
-    mlp.fc1.register_forward_hook(lambda module, args, output: seen.append(output))
-    mlp.activation.register_forward_hook(lambda module, args, output: seen.append(output))
-    torch.testing.assert_close(mlp(inputs), expected)
-    torch.testing.assert_close(seen[0], hidden)
-    torch.testing.assert_close(seen[1], torch.nn.functional.gelu(hidden))
+    activated = torch.nn.functional.gelu(hidden)
+    torch.testing.assert_close(mlp(inputs), mlp.fc2(activated))
+    getattr(getattr(mlp, module), hook)(
+        lambda module, args, output=None: seen.append(args[0] if output is None else output)
+    )
+    torch.testing.assert_close(mlp(inputs), mlp.fc2(activated))
+    observed = activated if (module, hook) == ("activation", "register_forward_hook") else hidden
+    torch.testing.assert_close(seen[0], observed)

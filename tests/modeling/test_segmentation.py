@@ -249,6 +249,17 @@ def test_segformer_head_round_trip(segformer_head, tmp_path):
     assert len(loaded(pixel_values, output_hidden_states=True).hidden_states) == 5
 
 
+def test_segformer_head_loss(segformer_head):
+    """The mean over the pixels that are not ignored, and 0 if there are none."""
+    pixel_values, labels = torch.randn(1, 3, 32, 32), torch.randint(0, 5, (1, 32, 32))
+    labels[0, :7] = 255
+    outputs = segformer_head(pixel_values, labels=labels)
+    expected = nn.functional.cross_entropy(outputs.logits.double(), labels, ignore_index=255)
+    torch.testing.assert_close(outputs.loss.double(), expected)
+    segformer_head(pixel_values, labels=torch.full_like(labels, 255)).loss.backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in segformer_head.parameters())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["segformer", "upernet"])
 def test_feature_maps_reach_the_head_where_they_are(kind, segformer_head, tiny_config):

@@ -145,6 +145,17 @@ def test_device_code(build):
     assert re.findall(r"REDG\.E\.ADD\.F32x4", body)
 
 
+def test_one_build_under_two_paths(build, monkeypatch):
+    from kernels import get_local_kernel
+
+    folder = variant_of("cpu", build)
+    monkeypatch.chdir(ROOT)
+    kernels = [get_local_kernel(path) for path in (folder.relative_to(ROOT), folder)]
+    assert kernels[0] is not kernels[1]
+    for kernel in kernels:
+        check_against_definition(kernel.dcnv3, random_arguments(gate=True))
+
+
 @pytest.mark.parametrize("mode", ["INFERENCE", "TRAINING", "TRAINING | TORCH_COMPILE"])
 def test_kernelize(mode, build):
     """`kernels` accepts the layer in the place of the definition, and it computes the same."""
