@@ -488,12 +488,17 @@ inline F at_most(F x, F high) {
 template <bool kSlopes, typename F, typename I>
 inline Axis<F, I> place_windows(F position, int64_t size) {
   using opmath_t = decltype(position[0] + 0);
+  using integer_t = decltype(I{}[0] + 0);
   F const zero{}, one = zero + 1;
-  F const last_start = zero + static_cast<opmath_t>(size > 1 ? size - 2 : 0);
+  int64_t const last = size > 1 ? size - 2 : 0;
+  auto last_start = static_cast<opmath_t>(last);
+  if (static_cast<int64_t>(last_start) > last) {  // rounded up, as sizes from 2^24 on may be: the number below
+    last_start = bit_cast<opmath_t>(static_cast<integer_t>(bit_cast<integer_t>(last_start) - 1));
+  }
   opmath_t const has_second = size > 1 ? 1 : 0;
   Axis<F, I> axis;
   F const start = position > zero ? position : zero;  // of NaN 0: any pixel will do
-  axis.start = __builtin_convertvector(at_most(start, last_start), I);
+  axis.start = __builtin_convertvector(at_most(start, zero + last_start), I);
   F const t = position - __builtin_convertvector(axis.start, F);
   axis.weight[0] = at_least(at_most(one - t, one + t), zero);
   axis.weight[1] = at_least(at_most(t, one + one - t), zero) * has_second;
@@ -504,8 +509,8 @@ inline Axis<F, I> place_windows(F position, int64_t size) {
   return axis;
 }
 
-// Computes the window of every point, in an image with these strides, and the factors in `gradients` if it is not null.
-// `first_channel`, if it is not null, is that of each point's group.
+// Computes the window of every point, in an image with these strides, and the factors in `gradients` if it is not
+// null. `first_channel`, if it is not null, is that of each point's group.
 template <bool kGradients, typename opmath_t, typename index_t>
 inline void locate_windows(
     Geometry const& g, int64_t row_stride_, int64_t column_stride_, Grid<opmath_t> const& grid,
@@ -651,8 +656,8 @@ inline Vec<T, kCorners> sums_of_lanes(Vec<T, N> const (&v)[kCorners]) {
   }
 }
 
-// Adds to `gradients.dots` (or sets it to) the products of the incoming gradient with each pixel of the windows in `value`,
-// and adds to `grad_value` the gradients of these pixels.
+// Adds to `gradients.dots` (or sets it to) the products of the incoming gradient with each pixel of the windows in
+// `value`, and adds to `grad_value` the gradients of these pixels.
 template <int N, typename opmath_t, typename index_t>
 inline void window_gradients(
     Block<opmath_t, index_t> const& block, int unit, int num_points, opmath_t const* value, opmath_t* grad_value,
