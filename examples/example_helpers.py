@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib import pyplot as plt
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -144,6 +144,11 @@ def parse_head_arguments(model_type: type, data_type: type, argv: list[str]) -> 
     arguments = parse_dataclasses((model_type, data_type, HeadRecipe, TrainingArguments), argv)
     if arguments[-1].label_smoothing_factor:
         raise ValueError("`--label_smoothing_factor` is for classification: leave it out.")
+    if arguments[-1].n_gpu > 1:  # `DataParallel` splits lists of labels wrongly and does not synchronise batch norm
+        raise ValueError(
+            f"{arguments[-1].n_gpu} GPUs are seen by one process: start one for each with `accelerate launch` in the "
+            "place of `python`, or choose one, CUDA_VISIBLE_DEVICES=0."
+        )
     return arguments
 
 
@@ -211,8 +216,8 @@ def open_image(row: dict) -> Image.Image:
 
 
 def decode_image(row: dict) -> Image.Image:
-    """The same as an RGB image."""
-    return open_image(row).convert("RGB")
+    """The same as an RGB image, turned as its EXIF data says, as `pipeline` does."""
+    return ImageOps.exif_transpose(open_image(row)).convert("RGB")
 
 
 def last_complete_checkpoint(output_dir: str) -> str | None:
@@ -317,7 +322,9 @@ def train_and_evaluate(
     """
     args = trainer.args
     if args.do_train:
-        checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
+        checkpoint = args.resume_from_checkpoint
+        if checkpoint in (None, True, "True", "true"):
+            checkpoint = last_complete_checkpoint(args.output_dir)
         if checkpoint is not None:
             check_same_architecture(trainer.model, checkpoint)
         result = trainer.train(resume_from_checkpoint=checkpoint)

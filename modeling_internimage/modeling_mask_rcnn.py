@@ -367,15 +367,15 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         return prepared
 
     def _propose(
-        self, feature_maps: list[torch.Tensor], image_sizes: torch.Tensor, logits, offsets, num_per_level: int
+        self, anchors: list[torch.Tensor], image_sizes: torch.Tensor, logits, offsets, num_per_level: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Boxes (batch_size, n, 4), scores and levels (batch_size, n) of the best anchors of each level."""
         boxes, scores, levels = [], [], []
-        for level, anchors in enumerate(self._anchors(feature_maps, logits[0].dtype)):
+        for level, own_anchors in enumerate(anchors):
             level_scores = logits[level].sigmoid()
             best_scores, best = level_scores.topk(min(num_per_level, level_scores.shape[1]))
             best_offsets = offsets[level].gather(1, best[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(anchors[best], best_offsets))
+            boxes.append(decode_boxes(own_anchors[best], best_offsets))
             scores.append(best_scores)
             levels.append(torch.full_like(best, level))
         boxes = clip_boxes(torch.cat(boxes, dim=1), image_sizes[:, None])
@@ -430,9 +430,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         with torch.no_grad():
             rpn_logits, rpn_offsets = self._rpn_outputs(feature_maps)
             _check_finite("proposals", dtype, *rpn_logits, *rpn_offsets)
-            candidates = self._propose(
-                feature_maps, image_sizes, rpn_logits, rpn_offsets, config.num_proposals_per_level
-            )
+            anchors = self._anchors(feature_maps, rpn_logits[0].dtype)
+            candidates = self._propose(anchors, image_sizes, rpn_logits, rpn_offsets, config.num_proposals_per_level)
             proposals, _ = self._select_proposals(*candidates, config.num_proposals)
             rois = _concatenate(proposals, candidates[0])
         stages = []  # logits and offsets of each
@@ -495,7 +494,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         )
         with torch.no_grad():
             candidates = self._propose(
-                feature_maps, image_sizes, rpn_logits, rpn_offsets, config.num_train_proposals_per_level
+                anchors, image_sizes, rpn_logits, rpn_offsets, config.num_train_proposals_per_level
             )
             proposals, _ = self._select_proposals(*candidates, config.num_train_proposals)
         for stage, box_head in enumerate(self.box_heads):

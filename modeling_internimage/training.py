@@ -157,7 +157,8 @@ class MixupCutmix:
     def __call__(self, examples: list) -> dict[str, torch.Tensor]:
         batch = self.collate(examples)
         # The same images are mixed in the same way whenever they come together: see `_SeededImages`.
-        with _random_numbers_of(zlib.crc32(batch["pixel_values"][..., 0, 0].double().numpy().tobytes())):
+        pixels = batch["pixel_values"][..., ::8, ::8].double().numpy().tobytes()
+        with _random_numbers_of(zlib.crc32(batch["labels"].numpy().tobytes(), zlib.crc32(pixels))):
             batch["pixel_values"], batch["labels"] = self.mix(batch["pixel_values"], batch["labels"])
         return batch
 
@@ -185,12 +186,12 @@ class _SeededImages(torch.utils.data.Dataset):
 
 @contextlib.contextmanager
 def _random_numbers_of(seed: int):
-    """All generators that augmentations use start from `seed` inside the block, and go on as before after it."""
+    """All generators of the CPU start from `seed` inside the block, and go on as before after it."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         numpy.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)  # `torch.manual_seed` sets those of GPUs too
         try:
             yield
         finally:

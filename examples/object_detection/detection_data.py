@@ -129,9 +129,16 @@ def without_images(rows: datasets.Dataset, label_column: str) -> datasets.Datase
 
 
 def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
-    """Raise a `ValueError` now, not after hours, for boxes that are none and, if masks are needed, missing ones."""
+    """
+    Raise a `ValueError` now, not after hours, for boxes that are none, ids of images that are not unique and, if masks
+    are needed, missing ones.
+    """
+    image_ids = set()
     for idx, row in enumerate(without_images(rows, label_column)):
         image_id = row.get("image_id", idx)
+        if image_id in image_ids:
+            raise ValueError(f"Two images have the `image_id` {image_id}: number them, or leave the column out.")
+        image_ids.add(image_id)
         for annotation in annotations_of(row[label_column]):
             check_box(annotation["bbox"], image_id)
             if with_masks and not annotation.get("segmentation"):

@@ -14,6 +14,7 @@ from conftest import REPOSITORY, SHORT_TRAINING
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ResNetConfig, ResNetForImageClassification
+from transformers.image_utils import load_image
 
 from conversion.checkpoints import CHECKPOINTS
 from modeling_internimage import InternImageConfig
@@ -83,12 +84,21 @@ def test_train_save_resume(image_folder, tmp_path, caplog):
 
     # Killed while writing the second checkpoint: the weights are there, the state is not.
     (output / "checkpoint-4" / "trainer_state.json").unlink()
-    run(image_folder, output, max_train_samples=8, num_train_epochs=3)
+    run(image_folder, output, max_train_samples=8, num_train_epochs=3, resume_from_checkpoint=True)
     assert "is incomplete" in caplog.text
     state = json.loads((output / "trainer_state.json").read_text())
     assert state["global_step"] == 6
     steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
     assert steps == [1, 2, 3, 4, 5, 6]  # one history: the first two steps are those of the first run
+
+
+def test_images_are_turned_as_by_pipelines(tmp_path):
+    """A photograph that a camera has stored lying on its side."""
+    image = Image.effect_noise((20, 40), 50).convert("RGB")
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / "photo.png", exif=image.getexif())
+    decoded = script.decode_image({"bytes": None, "path": str(tmp_path / "photo.png")})
+    assert decoded.size == (40, 20) and decoded == load_image(str(tmp_path / "photo.png"))
 
 
 def test_fine_tune_a_checkpoint(image_folder, tmp_path):

@@ -6,6 +6,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -433,6 +434,20 @@ def test_bad_annotations(change, message, scenes, tmp_path):
 def test_bad_arguments(arguments, message, scenes, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(scenes, tmp_path / "output", **arguments)
+
+
+def test_several_gpus_in_one_process(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 2)
+    with pytest.raises(
+        ValueError, match="2 GPUs are seen by one process: start one for each with `accelerate launch`"
+    ):
+        run(scenes, tmp_path / "output")
+
+
+def test_image_ids_are_unique():
+    rows = datasets.Dataset.from_dict({"image_id": [3, 3], "objects": [{"bbox": [], "category": []}] * 2})
+    with pytest.raises(ValueError, match="Two images have the `image_id` 3"):
+        data.check_objects(rows, "objects", with_masks=False)
 
 
 def test_other_bad_input(scenes, detector, tmp_path, tiny_config):

@@ -191,6 +191,19 @@ def test_mixed_batches(mixup, cutmix):
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="mixup and cutmix are torchvision's")
+def test_mixing_differs_between_batches_and_leaves_gpus_alone(monkeypatch):
+    """Images with the same borders are mixed by different factors; random numbers of GPUs are for the model."""
+    collator = MixupCutmix(torch.utils.data.default_collate, 4, mixup=0.8, cutmix=0.0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    factors = set()
+    for _ in range(5):
+        images = torch.nn.functional.pad(torch.randn(4, 3, 28, 28), (2, 2, 2, 2))
+        batch = collator([{"pixel_values": image, "labels": label} for label, image in enumerate(images)])
+        factors.add(batch["labels"].max().item())
+    assert len(factors) == 5
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="mixup and cutmix are torchvision's")
 def test_loss_is_the_original_s(train):
     """Smoothed cross-entropy with probabilities in training, plain cross-entropy in evaluation."""
     trainer = train(Recipe(mixup=0.8, cutmix=1.0), label_smoothing_factor=0.3)
