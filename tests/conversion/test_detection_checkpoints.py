@@ -139,9 +139,9 @@ def named_outputs(case) -> dict[str, torch.Tensor]:
     (_, rois), _ = calls["box_roi_align"][0]
     named["roi_levels"] = model.box_roi_align.levels(rois)
     image_sizes = torch.tensor(facts["img_shapes"])
-    candidates = model._propose(
-        feature_maps, image_sizes, *model._rpn_outputs(feature_maps), model.config.num_proposals_per_level
-    )
+    rpn_outputs = model._rpn_outputs(feature_maps)
+    anchors = model._anchors(feature_maps, rpn_outputs[0][0].dtype)
+    candidates = model._propose(anchors, image_sizes, *rpn_outputs, model.config.num_proposals_per_level)
     proposals = zip(*model._select_proposals(*candidates, model.config.num_proposals))
     for idx, (boxes, scores) in enumerate(proposals):
         assert len(boxes) == facts["info"][f"num_proposals.{idx}"]
