@@ -36,7 +36,9 @@ def encode_boxes(boxes: torch.Tensor, targets: torch.Tensor, stds: list[float]) 
     sizes, target_sizes = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shifts = (targets[:, :2] + targets[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
     offsets = torch.cat((shifts / sizes, (target_sizes / sizes).log()), dim=1)
-    return offsets if set(stds) == {1.0} else offsets / offsets.new_tensor(stds)
+    if set(stds) == {1.0}:  # no need to wait for a copy to the device
+        return offsets
+    return offsets / offsets.new_tensor(stds)
 
 
 def decode_boxes(boxes: torch.Tensor, offsets: torch.Tensor, stds: list[float] | None = None) -> torch.Tensor:

@@ -32,7 +32,7 @@ FULLSIZE_MODELS = json.loads((GOLDEN / "classification" / "fullsize.json").read_
 MANIFESTS = json.loads(gzip.decompress((GOLDEN / "classification" / "manifests.json.gz").read_bytes()))
 
 # Arguments of the training scripts, for a run of seconds.
-SHORT_TRAINING = {
+_SHORT_TRAINING = {
     "do_train": True,
     "do_eval": True,
     "num_train_epochs": 1,
@@ -45,6 +45,14 @@ SHORT_TRAINING = {
     "report_to": "none",
     "disable_tqdm": True,
 }
+
+
+def run_short_training(script, file: Path, **arguments):
+    """Run a training script with these arguments, in a JSON `file`, added to the usual ones. `None` leaves one out."""
+    arguments = {name: value for name, value in (_SHORT_TRAINING | arguments).items() if value is not None}
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text(json.dumps(arguments))
+    script.main([str(file)])
 
 
 def run_in_two_processes(folder: Path, file: Path, code: str, *arguments: list) -> str:

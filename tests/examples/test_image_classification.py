@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SHORT_TRAINING
+from conftest import REPOSITORY, run_short_training
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -43,26 +43,16 @@ def image_folder(photographs, tmp_path):
     return tmp_path
 
 
-def arguments(folder, output_dir, **kwargs):
-    """All arguments of a short run, as the JSON file takes them."""
-    return (
-        SHORT_TRAINING
-        | {
-            "config_overrides": ARCHITECTURE,
-            "train_dir": str(folder / "train"),
-            "validation_dir": str(folder / "validation"),
-            "output_dir": str(output_dir),
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 4,
-        }
-        | kwargs
-    )
-
-
 def run(folder, output_dir, **kwargs):
-    path = folder / "arguments.json"
-    path.write_text(json.dumps(arguments(folder, output_dir, **kwargs)))
-    script.main([str(path)])
+    arguments = {
+        "config_overrides": ARCHITECTURE,
+        "train_dir": str(folder / "train"),
+        "validation_dir": str(folder / "validation"),
+        "output_dir": str(output_dir),
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+    }
+    run_short_training(script, folder / "arguments.json", **(arguments | kwargs))
 
 
 def test_train_save_resume(image_folder, tmp_path, caplog):

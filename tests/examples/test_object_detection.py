@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SHORT_TRAINING, randomize, run_in_two_processes
+from conftest import REPOSITORY, randomize, run_in_two_processes, run_short_training
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -105,26 +105,18 @@ def detector(tmp_path_factory, photographs):
 
 
 def run(folder, output_dir, **kwargs):
-    arguments = (
-        SHORT_TRAINING
-        | {
-            "config_overrides": ARCHITECTURE,
-            "head_overrides": HEADS,
-            "train_dir": str(folder / "images"),
-            "train_annotations": str(folder / "annotations.json"),
-            "validation_dir": str(folder / "images"),
-            "validation_annotations": str(folder / "annotations.json"),
-            "shortest_edge": 64,
-            "output_dir": str(output_dir),
-            "per_device_eval_batch_size": 2,
-        }
-        | kwargs
-    )
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    output_dir.parent.mkdir(exist_ok=True, parents=True)
-    file = output_dir.with_suffix(".json")
-    file.write_text(json.dumps(arguments))
-    script.main([str(file)])
+    arguments = {
+        "config_overrides": ARCHITECTURE,
+        "head_overrides": HEADS,
+        "train_dir": str(folder / "images"),
+        "train_annotations": str(folder / "annotations.json"),
+        "validation_dir": str(folder / "images"),
+        "validation_annotations": str(folder / "annotations.json"),
+        "shortest_edge": 64,
+        "output_dir": str(output_dir),
+        "per_device_eval_batch_size": 2,
+    }
+    run_short_training(script, output_dir.with_suffix(".json"), **(arguments | kwargs))
     return json.loads((output_dir / "all_results.json").read_text())
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SHORT_TRAINING, randomize
+from conftest import REPOSITORY, randomize, run_short_training
 from PIL import Image
 from torchvision import tv_tensors
 from transformers import (
@@ -68,22 +68,17 @@ def segmenter(tmp_path_factory):
 
 
 def run(folder, output_dir, **kwargs):
-    arguments = (
-        SHORT_TRAINING
-        | {
-            "config_overrides": ARCHITECTURE,
-            "head_overrides": HEAD,
-            "train_dir": str(folder / "train"),
-            "validation_dir": str(folder / "validation"),
-            "classes_file": str(folder / "classes.json"),
-            "image_size": 48,
-            "output_dir": str(output_dir),
-            "per_device_eval_batch_size": 1,
-        }
-        | kwargs
-    )
-    (folder / "arguments.json").write_text(json.dumps(arguments))
-    script.main([str(folder / "arguments.json")])
+    arguments = {
+        "config_overrides": ARCHITECTURE,
+        "head_overrides": HEAD,
+        "train_dir": str(folder / "train"),
+        "validation_dir": str(folder / "validation"),
+        "classes_file": str(folder / "classes.json"),
+        "image_size": 48,
+        "output_dir": str(output_dir),
+        "per_device_eval_batch_size": 1,
+    }
+    run_short_training(script, folder / "arguments.json", **(arguments | kwargs))
 
 
 def test_train_save_resume_and_use(scenes, tmp_path):

@@ -21,7 +21,7 @@
 
 #include "../dcnv3_common/dcnv3_checks.h"
 #include "../dcnv3_common/dcnv3_ops.h"
-#include "dcnv3_kernels.cuh"
+#include "dcnv3_launch.cuh"
 
 // The stable headers of a Torch without CUDA leave this out.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(

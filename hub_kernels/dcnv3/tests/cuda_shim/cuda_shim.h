@@ -1,6 +1,6 @@
 // Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 //
-// As much of CUDA as dcnv3_cuda/dcnv3_kernels.cuh uses, in ordinary C++, to run its kernels on the
+// As much of CUDA as the headers in dcnv3_cuda use, in ordinary C++, to run their kernels on the
 // CPU.
 //
 // The lanes of a warp are fibers (ucontext) of one thread. Each runs until it needs the others (a

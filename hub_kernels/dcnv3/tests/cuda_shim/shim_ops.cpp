@@ -4,7 +4,7 @@
 
 #include "cuda_shim.h"
 
-#include "../../dcnv3_cuda/dcnv3_kernels.cuh"
+#include "../../dcnv3_cuda/dcnv3_launch.cuh"
 
 namespace {
 
