@@ -1,7 +1,7 @@
 // Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 //
-// DCNv3 on the GPU: what both passes share. Device code includes no Torch header: the same source is
-// also compiled as ordinary C++ and run on the CPU by tests/cuda_shim.
+// DCNv3 on the GPU: what both passes share. Device code includes no Torch header: the same source
+// is also compiled as ordinary C++ and run on the CPU by tests/cuda_shim.
 //
 // An *item* is one group of one output pixel. It has up to 49 points to sample and 1 to 256
 // channels to produce. A fixed power of two of neighbouring lanes of a warp owns an item, in two
