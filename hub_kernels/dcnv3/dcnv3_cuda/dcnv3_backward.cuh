@@ -172,13 +172,7 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
   index_t const item_index = pixel_index * params.groups + item.group;
   int64_t const first_item = item.n * pixels * params.groups;
   bool const gated = params.center_scale.data != nullptr;
-  float gate = 0.0f;
-  if (gated) {
-    gate = sigmoid(to_float(load<1>(
-        params.center_scale.image(item.n) +
-        (item.y * params.center_scale.row + item.x * params.center_scale.column + item.group))
-            .elements[0]));
-  }
+  float const gate = gated ? read_gate<Config>(params, item) : 0.0f;
 
   Slab<Config> const slab(dynamic_shared, params, item);
   auto weight = slab.owned_array(0, item);

@@ -70,13 +70,7 @@ __global__ void __launch_bounds__(kMaxForwardThreads, min_forward_blocks<Config>
   int const num_points = Config::kGeneral ? params.num_points : Config::kPoints;
   int const group_channels = Config::kGeneral ? params.group_channels : kVec * Config::kLanes;
   bool const gated = params.center_scale.data != nullptr;
-  float gate = 0.0f;
-  if (gated) {
-    gate = sigmoid(to_float(load<1>(
-        params.center_scale.image(item.n) +
-        (item.y * params.center_scale.row + item.x * params.center_scale.column + item.group))
-            .elements[0]));
-  }
+  float const gate = gated ? read_gate<Config>(params, item) : 0.0f;
 
   Slab<Config> const slab(dynamic_shared, params, item);
   {

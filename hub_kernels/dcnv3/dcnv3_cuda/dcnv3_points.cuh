@@ -250,6 +250,13 @@ __device__ inline float max_over_item(float x, Item const& item) {
   return x;
 }
 
+template <class Config>
+__device__ inline float read_gate(typename Config::params_t const& params, Item const& item) {
+  auto const& logits = params.center_scale;
+  auto const position = item.y * logits.row + item.x * logits.column + item.group;
+  return sigmoid(to_float(load<1>(logits.image(item.n) + position).elements[0]));
+}
+
 // ---- Phase 1: points ----
 
 // Linear interpolation between pixels -1, 0, ..., size (-1 and size are zeros) as weights of two
