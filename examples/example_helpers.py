@@ -105,6 +105,7 @@ class HeadRecipe(Recipe):
     layer_counting: str = field(default="downstream", metadata=Recipe.__dataclass_fields__["layer_counting"].metadata)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.mixup or self.cutmix:
             raise ValueError("`--mixup` and `--cutmix` are for classification: leave them out.")
 

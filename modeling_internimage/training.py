@@ -22,7 +22,6 @@ from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parame
 logger = logging.get_logger(__name__)
 
 AVERAGED_WEIGHTS_FOLDER = "ema"
-SCHEDULE_FACTORS = {"min_lr_rate", "warmup_lr_rate"}  # of the full learning rate
 
 
 @dataclass
@@ -57,6 +56,20 @@ class Recipe:
             "for the authors' detectors, 0.66667 0.91667. In place of `lr_scheduler_type`."
         },
     )
+    lr_cosine: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "The authors' cosine schedule of classifiers: its first and its lowest learning rate, the same "
+            "for all parameters, as parts of `learning_rate`, 0.001 0.01. In place of `lr_scheduler_type`."
+        },
+    )
+
+    def __post_init__(self):
+        if self.lr_cosine is not None and (self.lr_milestones is not None or len(self.lr_cosine) != 2):
+            raise ValueError(
+                "`lr_cosine` must be two numbers, the first and the lowest rate, and excludes `lr_milestones`; got "
+                f"{self.lr_cosine} and lr_milestones={self.lr_milestones}."
+            )
 
 
 class WeightAverage:
@@ -222,11 +235,13 @@ class _UpdateAverage(TrainerCallback):
 
 class InternImageTrainer(Trainer):
     """
-    A `Trainer` for image classifiers, segmentation models and detectors with the authors' recipe. Evaluation and what
+    A `Trainer` for image classifiers, segmentation models and detectors with the authors' recipe. The loss is the
+    model's own or that of `compute_loss_func`. Mixup, cutmix and label smoothing (`label_smoothing_factor`, here in
+    training only) take cross-entropy instead and are for classifiers with one label per image. Evaluation and what
     `save_model` writes use the averaged weights if there are any; checkpoints hold both, the averaged ones in the
-    folder `ema`, as a model of its own. Label smoothing (`label_smoothing_factor`), for classifiers, is for training
-    only. A loss that is not finite in one process ends the training in all. A run that is resumed from a checkpoint
-    continues exactly as it would have without the interruption.
+    folder `ema`, as a model of its own. A loss that is not finite in one process ends the training in all. A run that
+    is resumed from a checkpoint continues exactly as it would have without the interruption; with a streamed dataset
+    (`IterableDataset`), its random augmentation differs.
 
     Args:
         recipe ([`Recipe`], *optional*):
@@ -238,6 +253,16 @@ class InternImageTrainer(Trainer):
     def __init__(self, *args, recipe: Recipe | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.recipe = recipe or Recipe()
+        if self.compute_loss_func is not None:
+            self.loss_is_scaled_for_ga = None  # the Trainer's own rule
+        elif self.recipe.mixup or self.recipe.cutmix or self.label_smoother is not None:
+            problem_type = getattr(self.model.config, "problem_type", None)
+            if problem_type not in (None, "single_label_classification"):
+                raise ValueError(
+                    "`mixup`, `cutmix` and `label_smoothing_factor` are for one class per image, the model has "
+                    f"`problem_type={problem_type!r}`: leave them out, or give a `compute_loss_func`."
+                )
+            self.compute_loss_func = self._classification_loss
         self.average = None
         self._resumed_from = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -247,60 +272,73 @@ class InternImageTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, arguments = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, self.model
+            )
+            is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
+            if not is_class or arguments.keys() & {"params", "model", "optimizer_dict"}:
+                if (self.recipe.layer_decay, self.recipe.deformable_multiplier) != (1, 1):
+                    raise ValueError(
+                        f"`optim={self.args.optim}` chooses its parameters itself: leave out `layer_decay` and "
+                        "`deformable_multiplier`, or choose another optimizer."
+                    )
+                return super().create_optimizer(model)
             groups = create_parameter_groups(
                 self.model if model is None else model,
-                learning_rate=arguments.pop("lr", self.args.learning_rate),
+                learning_rate=arguments.get("lr", self.args.learning_rate),
                 weight_decay=self.args.weight_decay,
                 layer_decay=self.recipe.layer_decay,
                 deformable_multiplier=self.recipe.deformable_multiplier,
                 layer_counting=self.recipe.layer_counting,
             )
-            self.optimizer = optimizer_class(groups, lr=self.args.learning_rate, **arguments)
+            self.optimizer = optimizer_class(groups, **arguments)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """The authors' schedule, if the recipe has milestones or `lr_scheduler_kwargs` has what their recipes have."""
-        if self.lr_scheduler is None and self.recipe.lr_milestones is not None:
-            self.lr_scheduler = create_step_schedule(
-                self.optimizer if optimizer is None else optimizer,
-                self.args.get_warmup_steps(num_training_steps),
-                [round(milestone * num_training_steps) for milestone in self.recipe.lr_milestones],
-            )
-            self._created_lr_scheduler = True
-        name, factors = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs or {}
-        if self.lr_scheduler is None and name == "cosine_warmup_with_min_lr" and factors.keys() == SCHEDULE_FACTORS:
-            self.lr_scheduler = create_cosine_schedule(
-                self.optimizer if optimizer is None else optimizer,
-                self.args.get_warmup_steps(num_training_steps),
-                num_training_steps,
-                min_lr=factors["min_lr_rate"] * self.args.learning_rate,
-                warmup_lr=factors["warmup_lr_rate"] * self.args.learning_rate,
-            )
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        """That of `lr_milestones` or `lr_cosine` of the recipe, else the Trainer's."""
+        recipe, schedule = self.recipe, None
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        optimizer = self.optimizer if optimizer is None else optimizer
+        num_warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        if recipe.lr_milestones is not None:
+            milestones = [round(milestone * num_training_steps) for milestone in recipe.lr_milestones]
+            schedule = create_step_schedule(optimizer, num_warmup_steps, milestones)
+        elif recipe.lr_cosine is not None:
+            warmup_lr, min_lr = (factor * self.args.learning_rate for factor in recipe.lr_cosine)
+            schedule = create_cosine_schedule(optimizer, num_warmup_steps, num_training_steps, min_lr, warmup_lr)
+        if schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler, self._created_lr_scheduler = schedule, True
+        return schedule
 
     def get_train_dataloader(self):
         dataset, collate = self.train_dataset, self.data_collator
         if self.recipe.mixup or self.recipe.cutmix:
             num_labels = self.model.config.num_labels
             self.data_collator = MixupCutmix(collate, num_labels, self.recipe.mixup, self.recipe.cutmix)
-        self.train_dataset = _SeededImages(dataset, self.args.seed, self._epoch)
+        if dataset is not None and not isinstance(dataset, torch.utils.data.IterableDataset):
+            self.train_dataset = _SeededImages(dataset, self.args.seed, self._epoch)
         try:
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = dataset, collate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy with class indices or, after mixup, probabilities. Label maps and boxes: the model's own."""
-        labels = inputs["labels"]
-        if isinstance(labels, list) or labels.ndim > 2:
-            outputs = model(**inputs)
-            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        loss = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
-        return (loss, outputs) if return_outputs else loss
+        """As a `Trainer` does. Without a `compute_loss_func` of the user, the loss is the mean of the batch."""
+        if self.loss_is_scaled_for_ga is False:  # else models that know this argument would return a sum
+            num_items_in_batch = None
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _classification_loss(self, outputs, labels, num_items_in_batch=None):
+        """Cross-entropy with class indices or, after mixup and cutmix, probabilities; smoothed in training only."""
+        if outputs.logits.ndim != 2:
+            raise ValueError(
+                "`mixup`, `cutmix` and `label_smoothing_factor` are for image classifiers, the logits of "
+                f"`{type(self.model).__name__}` have the shape {tuple(outputs.logits.shape)}: leave them out."
+            )
+        smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
+        return nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

@@ -248,14 +248,14 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     model_args, data_args, recipe, training = script.parse_arguments([str(tmp_path / "recipe.json")])
     architecture = script.read_overrides(model_args.config_overrides)
-    schedule = training.lr_scheduler_kwargs
+    warmup_lr, min_lr = recipe.lr_cosine
     actual = (
         training.num_train_epochs,
         pytest.approx(training.warmup_steps * training.num_train_epochs),
         architecture.get("image_size", data_args.image_size),
         recipe.base_learning_rate,
-        pytest.approx(schedule["min_lr_rate"] * recipe.base_learning_rate),
-        pytest.approx(schedule["warmup_lr_rate"] * recipe.base_learning_rate),
+        pytest.approx(min_lr * recipe.base_learning_rate),
+        pytest.approx(warmup_lr * recipe.base_learning_rate),
         training.label_smoothing_factor,
         recipe.mixup,
         recipe.cutmix,

@@ -15,7 +15,7 @@ import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import is_torchvision_available
 
 from modeling_internimage import InternImageForImageClassification
@@ -78,12 +78,9 @@ def test_weight_average_follows_its_formula(tiny_config):
 
 def test_recipes_schedule_is_the_trainer_s(train, tmp_path):
     """Layers with different rates start and end at the same, also after resuming."""
-    arguments = {
-        "lr_scheduler_type": "cosine_warmup_with_min_lr", "warmup_steps": 1, "max_steps": 3, "save_strategy": "steps",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2}, "save_steps": 2,
-    }  # fmt: skip
+    arguments = {"warmup_steps": 1, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
     for resume in (None, str(tmp_path / "output" / "checkpoint-2")):
-        trainer = train(Recipe(layer_decay=0.5), resume, **arguments)
+        trainer = train(Recipe(layer_decay=0.5, lr_cosine=[0.2, 0.1]), resume, **arguments)
         logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
         groups = trainer.optimizer.param_groups
         assert len({group["initial_lr"] for group in groups}) > 3
@@ -207,15 +204,94 @@ def test_mixing_differs_between_batches_and_leaves_gpus_alone(monkeypatch):
 def test_loss_is_the_original_s(train):
     """Smoothed cross-entropy with probabilities in training, plain cross-entropy in evaluation."""
     trainer = train(Recipe(mixup=0.8, cutmix=1.0), label_smoothing_factor=0.3)
-    logits, target = torch.randn(2, 3), torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
-    model = nn.Module()
-    model.forward = lambda **kwargs: type("Output", (), {"logits": logits})
+    images, target = torch.randn(2, 3, 32, 32), torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    trainer.model.train()
+    loss, outputs = trainer.compute_loss(trainer.model, {"pixel_values": images, "labels": target}, True)
     smoothed = 0.7 * target + 0.3 / 3
-    expected = -(smoothed * logits.log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(trainer.compute_loss(model.train(), {"labels": target}), expected)
-    expected = -logits.log_softmax(-1)[[0, 1], [1, 2]].mean()
-    torch.testing.assert_close(trainer.compute_loss(model.eval(), {"labels": torch.tensor([1, 2])}), expected)
+    torch.testing.assert_close(loss, -(smoothed * outputs.logits.log_softmax(-1)).sum(-1).mean())
+    trainer.model.eval()
+    labels = torch.tensor([1, 2])
+    loss, outputs = trainer.compute_loss(trainer.model, {"pixel_values": images, "labels": labels}, True)
+    torch.testing.assert_close(loss, -outputs.logits.log_softmax(-1)[[0, 1], [1, 2]].mean())
     assert all(loss > 0 for loss in losses(trainer))
+
+
+class TrainerLog(TrainerCallback):
+    """Losses and learning rates of a run by either class of trainer."""
+
+    def __init__(self):
+        self.entries = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.entries += [(logs["loss"], logs["learning_rate"])] if "loss" in logs else []
+
+
+def half(outputs, labels, num_items_in_batch):
+    return 0.5 * nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+def with_labels(labels: torch.Tensor) -> list[dict]:
+    return [{"pixel_values": Images()[idx]["pixel_values"], "labels": label} for idx, label in enumerate(labels)]
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return (Images()[idx] for idx in range(32))
+
+
+@pytest.mark.parametrize(
+    "problem_type, changes, arguments",
+    [
+        ("single_label_classification", {}, {}),
+        (
+            "multi_label_classification",
+            {"train_dataset": with_labels((torch.arange(96) % 7 > 3).view(32, 3).float())},
+            {},
+        ),
+        ("regression", {"train_dataset": with_labels(torch.linspace(-1, 1, 96).view(32, 3))}, {}),
+        (None, {"train_dataset": Streamed()}, {}),
+        (None, {"compute_loss_func": half}, {"gradient_accumulation_steps": 2}),
+        (None, {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.02, "momentum": 0.9})}, {}),
+        (
+            None,
+            {},
+            {
+                "lr_scheduler_type": "cosine_warmup_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2},
+                "warmup_steps": 2,
+            },
+        ),
+    ],
+    ids=["classes", "multi-label", "regression", "streamed", "loss", "optimizer", "schedule"],
+)
+def test_without_a_recipe_it_is_the_trainer(problem_type, changes, arguments, tiny_config, tmp_path):
+    """The same losses and learning rates, training and evaluation, for all that a recipe does not name."""
+    seen = {}
+    for trainer_class in (Trainer, InternImageTrainer):
+        log, options = TrainerLog(), {"train_dataset": Images()} | changes
+        torch.manual_seed(0)
+        model = InternImageForImageClassification(tiny_config(num_labels=3, problem_type=problem_type))
+        training = TrainingArguments(
+            str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, seed=0,
+            save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, **arguments,
+        )  # fmt: skip
+        trainer = trainer_class(model, training, callbacks=[log], **options)
+        trainer.train()
+        loss = trainer.evaluate(options["train_dataset"])["eval_loss"]
+        seen[trainer_class] = [*log.entries, (loss, 0.0)]
+    assert len(seen[Trainer]) == 4
+    torch.testing.assert_close(torch.tensor(seen[InternImageTrainer]), torch.tensor(seen[Trainer]))
+
+
+@pytest.mark.parametrize(
+    "problem_type, recipe, smoothing",
+    [("multi_label_classification", Recipe(mixup=0.8), 0.0), ("regression", None, 0.1)],
+)
+def test_only_single_classes_are_mixed_and_smoothed(problem_type, recipe, smoothing, tiny_config, tmp_path):
+    model = InternImageForImageClassification(tiny_config(problem_type=problem_type))
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, label_smoothing_factor=smoothing)
+    with pytest.raises(ValueError, match=f"problem_type='{problem_type}'"):
+        InternImageTrainer(model, arguments, train_dataset=Images(), recipe=recipe)
 
 
 def without_batch_statistics(model):
