@@ -5,6 +5,7 @@ Nothing here imports `kernels` or looks for a kernel before it is asked to: by `
 or by `use_dcnv3_kernel`. A kernel replaces the `forward` of single layers, never a parameter or a class.
 """
 
+import functools
 import inspect
 import os
 import platform
@@ -32,6 +33,7 @@ KERNEL_VERSION = 1
 # "org/name" or "org/name@version": another repository, for every model that is not given one as an argument.
 KERNEL_REPOSITORY_VARIABLE = "INTERNIMAGE_KERNEL_REPOSITORY"
 
+KERNEL_DEVICES = ("cpu", "cuda")
 PYTORCH_DEFINITION = "PyTorch definition"
 _LAYER_NAME = "DCNv3"  # under which the class is marked in modeling_internimage.py
 _MINIMUM_KERNELS_VERSION = "0.17.2"  # of setup.cfg
@@ -49,8 +51,9 @@ class KernelNotAvailableError(FileNotFoundError):
 class DCNv3KernelRepository:
     """
     Where the kernel comes from, in the form that mappings of the `kernels` library take: a local build that the
-    environment variable `LOCAL_KERNELS` names, else the Hub or its cache. One object serves CPU and CUDA: `kernels`
-    chooses the build by the installed torch. (Its own `LayerRepository` asks the Hub even for local builds.)
+    environment variable `LOCAL_KERNELS` names, else the Hub or its cache. `kernels` chooses the build by the installed
+    torch, not by the device: a build for CUDA serves the CPU too, and where there is none, a model on the CPU gets the
+    build for the CPU. (The `LayerRepository` of `kernels` does not, and asks the Hub even for local builds.)
 
     Args:
         repository (`str`, *optional*):
@@ -58,15 +61,18 @@ class DCNv3KernelRepository:
             then to `KERNEL_REPOSITORY`; the version to `KERNEL_VERSION`. A version that is no number is a revision.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run a kernel of a publisher that the Hub does not list as trusted.
+        device (`str`, *optional*, defaults to `"cpu"`):
+            Type of the device that the model is on.
     """
 
     layer_name = _LAYER_NAME
 
-    def __init__(self, repository: str | None = None, trust_remote_code: bool = False):
+    def __init__(self, repository: str | None = None, trust_remote_code: bool = False, device: str = "cpu"):
         if repository is not None:
             _parse_reference(repository, "`repository`")
         self.repository = repository
         self.trust_remote_code = trust_remote_code
+        self.device = device
 
     @property
     def reference(self) -> str:
@@ -87,8 +93,14 @@ class DCNv3KernelRepository:
             repo_id, revision = _parse_reference(reference, f"the environment variable {KERNEL_REPOSITORY_VARIABLE}")
         except (ImportError, ValueError) as error:
             raise _not_available(reference, str(error).rstrip(".")) from None
+        load = functools.partial(kernels.get_kernel, repo_id, **revision, trust_remote_code=self.trust_remote_code)
         try:
-            kernel = kernels.get_kernel(repo_id, **revision, trust_remote_code=self.trust_remote_code)
+            try:
+                kernel = load()
+            except FileNotFoundError:  # no build for this torch; with a torch for CUDA, there may be one for the CPU
+                if self.device != "cpu" or torch.version.cuda is None:
+                    raise
+                kernel = load(backend="cpu")
         except Exception as error:  # this imports code and libraries of others: anything can happen
             raise _not_available(reference, _reason(error, repo_id)) from error
 
@@ -103,7 +115,7 @@ class DCNv3KernelRepository:
         return layer
 
     def _key(self) -> tuple:
-        return self.reference, self.trust_remote_code, os.environ.get("LOCAL_KERNELS")
+        return self.reference, self.trust_remote_code, self.device, os.environ.get("LOCAL_KERNELS")
 
     # `kernels` keeps loaded layers by repository: equal is what loads the same, with the environment as it is now.
     def __eq__(self, other):
@@ -120,25 +132,17 @@ class _MappedKernelRepository(DCNv3KernelRepository):
     """
     The entry of the global mapping, which `use_kernels=True` reads. There, `kernelize` calls `load` for every layer,
     and again whenever the model changes between `train()` and `eval()`; when it fails, nobody else tells the user.
-    `unsupported_device` is the type of one for which there is no kernel.
     """
 
     _failures: dict[tuple, tuple[float, str]] = {}  # of all copies: `kernels` copies its mapping
-
-    def __init__(self, unsupported_device: str | None = None):
-        super().__init__()
-        self.unsupported_device = unsupported_device
-
-    def _key(self) -> tuple:
-        return *super()._key(), self.unsupported_device
 
     def load(self) -> type[nn.Module]:
         seconds, message = self._failures.get(self._key(), (None, None))
         if seconds is not None and time.monotonic() - seconds < _SECONDS_BETWEEN_ATTEMPTS:
             raise KernelNotAvailableError(message)
         try:
-            if self.unsupported_device is not None:
-                raise _unsupported(self.reference, self.unsupported_device)
+            if self.device not in KERNEL_DEVICES:
+                raise _unsupported(self.reference, self.device)
             return super().load()
         except KernelNotAvailableError as error:
             self._failures[self._key()] = (time.monotonic(), str(error))
@@ -155,8 +159,8 @@ def register_dcnv3_kernel():
     if is_kernels_available():  # then transformers has imported it; otherwise it refuses `use_kernels=True` by itself
         from kernels import register_kernel_mapping
 
-        repositories = dict.fromkeys(("cpu", "cuda"), _MappedKernelRepository())
-        repositories |= {device: _MappedKernelRepository(device) for device in ("mps", "npu", "xpu")}
+        devices = (*KERNEL_DEVICES, "mps", "npu", "xpu")
+        repositories = {device: _MappedKernelRepository(device=device) for device in devices}
         register_kernel_mapping({_LAYER_NAME: repositories})
 
 
@@ -212,7 +216,7 @@ def use_dcnv3_kernel(
         raise ValueError(f"`model` must contain an InternImage: a `{type(model).__name__}` without one has no DCNv3.")
     if enabled:
         try:
-            _kernelize(model, layers, DCNv3KernelRepository(repository, trust_remote_code))
+            _kernelize(model, layers, repository, trust_remote_code)
         except KernelNotAvailableError as error:
             if strict:
                 raise
@@ -266,9 +270,11 @@ def _implementation(layer: nn.Module) -> str:
     return _loaded_kernels.get(function, f"{function.__module__}.{function.__qualname__}")
 
 
-def _kernelize(model: nn.Module, layers: dict[str, nn.Module], repository: DCNv3KernelRepository):
+def _kernelize(model: nn.Module, layers: dict[str, nn.Module], reference: str | None, trust_remote_code: bool):
     devices = {parameter.device.type for parameter in model.parameters()}
-    unsupported = devices - {"cpu", "cuda", "meta"}
+    device = "cuda" if "cuda" in devices else "cpu"
+    repository = DCNv3KernelRepository(reference, trust_remote_code, device)
+    unsupported = devices - {*KERNEL_DEVICES, "meta"}
     if unsupported:
         raise _unsupported(repository.reference, sorted(unsupported)[0])
     if any(parameter.device.type == "cuda" and parameter.dtype == torch.float64 for parameter in model.parameters()):
@@ -288,7 +294,6 @@ def _kernelize(model: nn.Module, layers: dict[str, nn.Module], repository: DCNv3
 
     # Layer by layer, because `kernelize` takes away the kernels of all layers that the mapping does not name. The mode
     # is the one that asks for most: a kernel that is fit for it is fit for all.
-    device = "cuda" if "cuda" in devices else "cpu"
     with kernels.use_kernel_mapping({_LAYER_NAME: {device: repository}}, inherit_mapping=False):
         for layer in layers.values():
             if not hasattr(type(layer), "kernel_layer_name"):  # transformers marks nothing if it dislikes `kernels`

@@ -74,10 +74,19 @@ class DCNv3(nn.Module):
     plain PyTorch: no parameters, any device, any floating dtype, differentiable.
 
     Every output pixel is, per group of channels, a weighted sum of bilinear samples of `value` around it. PyTorch has
-    two operators that can take it, and each is the faster one for half of the work: `embedding_bag` (the forward pass
-    is about three times as fast on a CPU and stores no samples), used in evaluation mode, and `grid_sample` (the
-    backward pass is about three times as fast), used in training mode.
+    two operators that can take it: `grid_sample`, whose backward pass is about three times as fast, which can be
+    differentiated twice, traced and exported; and `embedding_bag`, whose forward pass is about three times as fast on
+    a CPU and stores no samples.
+
+    Attributes:
+        operator (`str`, defaults to `"auto"`):
+            `"grid_sample"`, `"embedding_bag"`, or `"auto"`: `embedding_bag` where nothing asks for gradients and no
+            graph is being recorded (`torch.jit.trace`, `torch.export`), and where gradients on a GPU have to be
+            deterministic; else `grid_sample`. Training and evaluation mode make no difference. Neither operator has
+            derivatives in forward mode (`torch.func.jvp`, `hessian`).
     """
+
+    operator = "auto"
 
     def forward(
         self,
@@ -122,12 +131,12 @@ class DCNv3(nn.Module):
         Raises:
             `ValueError`: if the arguments do not describe a DCNv3 or the shapes do not fit them.
         """
-        batch_size, height, width, channels = value.shape
-        out_height, out_width = offset.shape[1:3]
-        num_points = kernel_size**2 - remove_center
         _check_dcnv3_arguments(
             value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, remove_center
         )
+        batch_size, height, width, channels = value.shape
+        out_height, out_width = offset.shape[1:3]
+        num_points = kernel_size**2 - remove_center
         device, dtype = value.device, torch.promote_types(value.dtype, torch.float32)
         if device.type == "cuda" and not torch.compiler.is_compiling():
             logger.warning_once(
@@ -158,14 +167,27 @@ class DCNv3(nn.Module):
             weight = weight / weight.sum(dim=-1, keepdim=True)
 
         images = value.to(dtype).view(batch_size, height, width, num_groups, channels // num_groups)
-        # (On a GPU the backward pass of `grid_sample` adds in any order, that of `embedding_bag` in a fixed one.)
-        if self.training and not torch.are_deterministic_algorithms_enabled():
+        if self._choose_operator(images, x, y, weight) == "grid_sample":
             output = self._sample_and_sum(images, x, y, weight, padding)
         else:
             output = self._sum_rows(images, x, y, weight)
         if center_scale is not None:
             output = torch.lerp(output, images, center_scale.to(dtype).sigmoid().unsqueeze(-1))
         return output.flatten(3).to(value.dtype)
+
+    def _choose_operator(self, *tensors: torch.Tensor) -> str:
+        if self.operator in ("grid_sample", "embedding_bag"):
+            return self.operator
+        if self.operator != "auto":
+            raise ValueError(
+                f"`operator` must be 'auto', 'grid_sample' or 'embedding_bag', the layer has {self.operator!r}."
+            )
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return "grid_sample"
+        needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        # The backward pass of `grid_sample` on a GPU adds in any order, that of `embedding_bag` in a fixed one.
+        is_ordered = tensors[0].device.type == "cpu" or not torch.are_deterministic_algorithms_enabled()
+        return "grid_sample" if needs_gradients and is_ordered else "embedding_bag"
 
     @staticmethod
     def _sample_and_sum(images, x, y, weight, padding):
@@ -220,15 +242,22 @@ class DCNv3(nn.Module):
 def _check_dcnv3_arguments(
     value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, remove_center
 ):
-    batch_size, height, width, channels = value.shape
-    for name, number in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-        if number < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {number}.")
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"`value` has {channels} channels, which `num_groups={num_groups}` does not divide.")
-    if remove_center and kernel_size % 2 == 0:
+    if value.ndim != 4 or not value.is_floating_point():
         raise ValueError(
-            f"`remove_center` needs a kernel with a centre: `kernel_size` must be odd, got {kernel_size}."
+            "`value` must have shape (batch_size, height, width, channels) and a floating point dtype, got "
+            f"{tuple(value.shape)} and {value.dtype}."
+        )
+    batch_size, height, width, channels = value.shape
+    numbers = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
+    for name, number in numbers.items():
+        if number < (name != "padding"):
+            raise ValueError(f"`{name}` must be at least {int(name != 'padding')}, got {number}.")
+    if num_groups < 1 or channels < 1 or channels % num_groups:
+        raise ValueError(f"`value` has {channels} channels, which `num_groups={num_groups}` does not divide.")
+    if remove_center and (kernel_size % 2 == 0 or kernel_size == 1):
+        raise ValueError(
+            "`remove_center` needs a kernel with a centre and points around it: `kernel_size` must be odd and at "
+            f"least 3, got {kernel_size}."
         )
     extent = dilation * (kernel_size - 1) + 1
     out_height = (height + 2 * padding - extent) // stride + 1
@@ -248,6 +277,8 @@ def _check_dcnv3_arguments(
         shape = (batch_size, out_height, out_width, last_size)
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"`{name}` must have shape {shape}, got {tuple(tensor.shape)}.")
+        if tensor is not None and tensor.device != value.device:
+            raise ValueError(f"`{name}` is on {tensor.device} and `value` on {value.device}: move one to the other.")
     if center_scale is not None and (stride != 1 or (out_height, out_width) != (height, width)):
         raise ValueError(
             "`center_scale` blends the output with `value` pixel by pixel, so `stride` must be 1 and `padding` must "
@@ -290,9 +321,10 @@ class InternImageEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch_size, num_channels, height, width) -> (batch_size, embed_dim, height / 4, width / 4)"""
-        # Channels-last memory from here on: every permute below and in the stages is a view.
-        pixel_values = pixel_values.to(self.convolution1.weight.dtype, memory_format=torch.channels_last)
-        hidden_states = self.convolution1(pixel_values).permute(0, 2, 3, 1)  # NHWC
+        # Channels-last memory from here on: every permute below and in the stages is a view. (`torch.vmap` knows no
+        # `torch.channels_last`.)
+        pixel_values = pixel_values.permute(0, 2, 3, 1).to(self.convolution1.weight.dtype).contiguous()
+        hidden_states = self.convolution1(pixel_values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # NHWC
         hidden_states = self.activation(self.layernorm1(hidden_states)).permute(0, 3, 1, 2)  # NCHW
         hidden_states = self.convolution2(hidden_states).permute(0, 2, 3, 1)  # NHWC
         return self.dropout(self.layernorm2(hidden_states)).permute(0, 3, 1, 2)  # NCHW
@@ -312,7 +344,11 @@ class InternImageDownsampling(nn.Module):
 
 
 class InternImageDCNv3(nn.Module):
-    """The projections around [`DCNv3`], which has none itself (the module `DCNv3` of the original)."""
+    """
+    The projections around [`DCNv3`], which has none itself (the module `DCNv3` of the original). Also used alone, it
+    starts with the regular grid and equal weights: offsets, masks and gates are 0. (`input_proj` and `output_proj`
+    start as `nn.Linear` then; in a model, Xavier-uniform.)
+    """
 
     kernel_size = 3  # in every InternImage; `depthwise_kernel_size` is another kernel
 
@@ -342,6 +378,10 @@ class InternImageDCNv3(nn.Module):
         self.offset_proj.initialization = self.mask_proj.initialization = "zeros"
         if self.center_feature_scale_proj is not None:
             self.center_feature_scale_proj.initialization = "zeros"
+        for projection in (self.offset_proj, self.mask_proj, self.center_feature_scale_proj):
+            if projection is not None:
+                nn.init.zeros_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     def sampling_parameters(
         self, hidden_states: torch.Tensor
@@ -386,7 +426,12 @@ class InternImageMLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
         hooks = self.fc1._forward_hooks or self.activation._forward_hooks or self.activation._forward_pre_hooks
-        if torch.is_grad_enabled() or hooks or not isinstance(self.activation, GELUActivation):
+        if (
+            torch.is_grad_enabled()
+            or torch.jit.is_tracing()
+            or hooks
+            or not isinstance(self.activation, GELUActivation)
+        ):
             hidden_states = self.activation(hidden_states)
         else:  # in place: this is the largest tensor of the network, and one is enough
             hidden_states = torch.ops.aten.gelu_(hidden_states)

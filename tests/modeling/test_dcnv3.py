@@ -15,6 +15,15 @@ CASES = json.loads((GOLDEN / "dcnv3" / "op.json").read_text())
 ARRAYS = np.load(GOLDEN / "dcnv3" / "op.npz")
 
 
+OPERATORS = ("grid_sample", "embedding_bag")
+
+
+def layer(operator: str) -> DCNv3:
+    module = DCNv3()
+    module.operator = operator
+    return module
+
+
 def random_arguments(
     dtype=torch.float64, batch_size=2, height=5, width=6, groups=2, group_channels=3, kernel_size=3, stride=1,
     padding=1, dilation=1, remove_center=False, gate=False, offset_scale=1.5, spread=1.0,
@@ -43,16 +52,16 @@ def with_dtype(arguments, dtype):
     )
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name, dtype, training):
+def test_golden(name, dtype, operator):
     case = CASES[name]
     array = {
         key.split(".")[1]: torch.from_numpy(ARRAYS[key]).to(dtype) for key in ARRAYS if key.startswith(name + ".")
     }
     value, offset, mask = (array[key].requires_grad_() for key in ("input", "offset", "mask"))
-    output = DCNv3().train(training)(
+    output = layer(operator)(
         value, offset, mask, None, case["kernel"], case["stride"], case["pad"], case["dilation"], case["group"],
         case["offset_scale"], bool(case["remove_center"]), softmax=False,
     )  # fmt: skip
@@ -65,7 +74,7 @@ def test_golden(name, dtype, training):
     torch.testing.assert_close(offset.grad, array["grad_offset"], **tolerance)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -76,17 +85,17 @@ def test_golden(name, dtype, training):
     ],
     ids=str,
 )
-def test_gradcheck(geometry, training):
+def test_gradcheck(geometry, operator):
     arguments = random_arguments(batch_size=1, **geometry)
-    assert torch.autograd.gradcheck(DCNv3().train(training), arguments)
+    assert torch.autograd.gradcheck(layer(operator), arguments)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype, training):
+def test_half_precision(dtype, operator):
     """Only the inputs and the result are rounded to half precision: sums and positions are float32."""
     arguments = random_arguments(dtype, gate=True, height=14, width=30, group_channels=16, spread=4.0)
-    output = DCNv3().train(training)(*arguments)
+    output = layer(operator)(*arguments)
     assert output.dtype == dtype
     exact_arguments = with_dtype(arguments, torch.float64)
     exact = DCNv3()(*exact_arguments)
@@ -101,29 +110,94 @@ def test_half_precision(dtype, training):
         assert (argument.grad.double() - exact_argument.grad).abs().max() <= 1.1 * rounding
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("scale", [1.0, 200.0])
-def test_softmax_and_gate(scale, training):
+def test_softmax_and_gate(scale, operator):
     """Both are inside the operator: outside of it, they give the same. Also for logits whose exponential overflows."""
     value, offset, mask, gate, *geometry, _ = random_arguments(gate=True)
     mask = scale * mask
-    actual = DCNv3().train(training)(value, offset, mask, gate, *geometry, softmax=True)
+    actual = layer(operator)(value, offset, mask, gate, *geometry, softmax=True)
     weights = mask.unflatten(-1, (2, 9)).softmax(dim=-1).flatten(3)
-    output = DCNv3().train(training)(value, offset, weights, None, *geometry, softmax=False)
+    output = layer(operator)(value, offset, weights, None, *geometry, softmax=False)
     gate = gate.sigmoid().repeat_interleave(3, dim=-1)
     torch.testing.assert_close(actual, output * (1 - gate) + value * gate)
 
 
-def test_deterministic_algorithms(monkeypatch):
-    """Asked for deterministic algorithms, training avoids `grid_sample`, whose backward pass has none on a GPU."""
-    monkeypatch.setattr(torch.nn.functional, "grid_sample", None)
-    torch.use_deterministic_algorithms(True)
+class Used(torch.overrides.TorchFunctionMode):
+    """Names the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names |= {function.__name__} & set(OPERATORS)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "gradients, device, deterministic, expected",
+    [
+        (True, "cpu", False, "grid_sample"),
+        (False, "cpu", False, "embedding_bag"),
+        (True, "cpu", True, "grid_sample"),
+        (True, "meta", False, "grid_sample"),
+        (
+            True,
+            "meta",
+            True,
+            "embedding_bag",
+        ),  # as on a GPU, where the gradients of `grid_sample` are added in any order
+    ],
+)
+def test_choice_of_operator(gradients, device, deterministic, expected, training):
+    """One rule, whatever the mode: `grid_sample` for gradients, `embedding_bag` without."""
+    arguments = [
+        argument.to(device) if isinstance(argument, torch.Tensor) else argument for argument in random_arguments()
+    ]
+    torch.use_deterministic_algorithms(deterministic)
     try:
-        DCNv3().train()(*random_arguments()).sum().backward()
+        with torch.set_grad_enabled(gradients), Used() as used:
+            DCNv3().train(training)(*arguments)
     finally:
         torch.use_deterministic_algorithms(False)
-    with pytest.raises(TypeError):
-        DCNv3().train()(*random_arguments())
+    assert used.names == {expected}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_second_derivatives(training):
+    arguments = random_arguments(batch_size=1, height=3, width=3, groups=1, gate=True)
+    assert torch.autograd.gradgradcheck(DCNv3().train(training), arguments)
+
+
+def test_function_transforms():
+    """Those of `torch.func` in reverse mode are right; the others are refused by PyTorch."""
+    tensors, numbers = random_arguments(gate=True)[:4], random_arguments()[4:]
+
+    def loss(value, offset, mask, gate):
+        return DCNv3()(value[None], offset[None], mask[None], gate[None], *numbers).square().sum()
+
+    expected = torch.autograd.grad(DCNv3()(*tensors, *numbers).square().sum(), tensors)
+    tensors = [tensor.detach() for tensor in tensors]
+    per_image = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2, 3)))(*tensors)
+    torch.testing.assert_close(per_image, expected)
+    torch.testing.assert_close(torch.func.jacrev(loss)(*(tensor[1] for tensor in tensors)), expected[0][1])
+    losses = torch.stack([loss(*(tensor[idx] for tensor in tensors)) for idx in range(2)])
+    torch.testing.assert_close(torch.func.vmap(loss)(*tensors), losses)
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(loss, tuple(tensor[0] for tensor in tensors), tuple(tensor[0] for tensor in tensors))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])
+def test_images_without_pixels(size, operator):
+    """In wide padding: all samples are zero, and so are the gradients."""
+    arguments = random_arguments(height=size[0], width=size[1], padding=2)
+    output = layer(operator)(*arguments)
+    output.sum().backward()
+    assert output.shape == (2, size[0] + 2, size[1] + 2, 6) and not output.any()
+    assert all(tensor.grad.shape == tensor.shape and not tensor.grad.any() for tensor in arguments[:3])
 
 
 def test_strided_offset_and_mask():
@@ -137,22 +211,22 @@ def test_strided_offset_and_mask():
     torch.testing.assert_close(DCNv3()(channels_first, *arguments[1:]), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_empty_batch(training):
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_empty_batch(operator):
     arguments = random_arguments(torch.float32, batch_size=0, gate=True)
-    output = DCNv3().train(training)(*arguments)
+    output = layer(operator)(*arguments)
     output.sum().backward()
     assert output.shape == (0, 5, 6, 6) and arguments[1].grad.shape == arguments[1].shape
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e6, -1e30])
-def test_wild_offsets(bad, training):
+def test_wild_offsets(bad, operator):
     """A sample infinitely far away is zero. NaN stays in the output pixel it belongs to, or counts as outside."""
     arguments = random_arguments(torch.float32)
     with torch.no_grad():
         arguments[1][0, 2, 3, 0] = bad
-    output = DCNv3().train(training)(*arguments)
+    output = layer(operator)(*arguments)
     touched = torch.zeros(output.shape, dtype=torch.bool)
     touched[0, 2, 3, :3] = True  # the group whose offset it is
     assert output[~touched].isfinite().all()

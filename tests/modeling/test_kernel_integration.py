@@ -191,7 +191,7 @@ def test_choice_of_repository(tmp_path, monkeypatch, tiny_config):
 
 
 def test_arguments_of_get_kernel(monkeypatch):
-    """What a Hub repository would be asked for."""
+    """What a Hub repository would be asked for; on the CPU, with a torch for CUDA, also its build for the CPU."""
     requests = []
 
     def get_kernel(*args, **kwargs):
@@ -201,11 +201,17 @@ def test_arguments_of_get_kernel(monkeypatch):
     monkeypatch.setattr(kernels, "get_kernel", get_kernel)
     for repository in (None, "org/name@7", "org/name@main"):
         with pytest.raises(KernelNotAvailableError):
-            DCNv3KernelRepository(repository, trust_remote_code=repository is not None).load()
+            DCNv3KernelRepository(repository, repository is not None, device="cuda").load()
+    with pytest.raises(KernelNotAvailableError):
+        DCNv3KernelRepository("org/name", device="cpu").load()
+    of_the_cpu = [(("org/name",), {"version": 1, "trust_remote_code": False})]
+    if torch.version.cuda is not None:
+        of_the_cpu.append((("org/name",), {"version": 1, "trust_remote_code": False, "backend": "cpu"}))
     assert requests == [
         (("kernels-community/dcnv3",), {"version": 1, "trust_remote_code": False}),
         (("org/name",), {"version": 7, "trust_remote_code": True}),
         (("org/name",), {"revision": "main", "trust_remote_code": True}),
+        *of_the_cpu,
     ]
 
 

@@ -20,7 +20,7 @@ from modeling_internimage import (
     InternImageForImageClassification,
     InternImageModel,
 )
-from modeling_internimage.modeling_internimage import InternImageDropPath, InternImageLayer
+from modeling_internimage.modeling_internimage import InternImageDCNv3, InternImageDropPath, InternImageLayer
 
 
 ALL_CLASSES = [InternImageModel, InternImageForImageClassification, InternImageBackbone]
@@ -275,6 +275,50 @@ def test_export_with_dynamic_batch(model_class, config, pixel_values):
     for batch_size in (1, 5):
         images = torch.randn(batch_size, 3, 64, 64)
         torch.testing.assert_close(program.module()(pixel_values=images)[0], model(images)[0])
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_jit_trace(gradients, config, pixel_values):
+    """Its check runs the model again without gradients: the graph must not depend on them."""
+    model = randomize(InternImageModel(config)).eval()
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(model, pixel_values, strict=False)
+        expected = model(pixel_values).last_hidden_state
+        torch.testing.assert_close(traced(pixel_values)["last_hidden_state"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_in_evaluation(tiny_config, pixel_values):
+    """A gradient penalty."""
+    model = randomize(InternImageModel(tiny_config())).eval()
+    (gradient,) = torch.autograd.grad(
+        model(pixel_values.requires_grad_()).pooler_output.sum(), pixel_values, create_graph=True
+    )
+    gradient.norm().backward()
+    offsets = model.encoder.stages[0].layers[0].dcn.offset_proj
+    assert offsets.weight.grad.isfinite().all() and offsets.weight.grad.any()
+
+
+def test_gradients_per_image(tiny_config):
+    """`vmap` of `grad` over images, through all of the model."""
+    model = randomize(InternImageForImageClassification(tiny_config())).double().eval()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def score(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],)).logits.square().sum()
+
+    together = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0))(parameters, images)
+    for idx, image in enumerate(images):
+        model.zero_grad()
+        model(image[None]).logits.square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(together[name][idx], parameter.grad)
+
+
+def test_layer_alone_starts_on_the_regular_grid(tiny_config):
+    layer = InternImageDCNv3(tiny_config(center_feature_scale=True), channels=16, num_groups=2)
+    offset, mask, center_scale = layer.sampling_parameters(torch.randn(1, 4, 5, 16))
+    assert not (offset.any() or mask.any() or center_scale.any())
 
 
 def test_lora(config, pixel_values):
