@@ -352,6 +352,7 @@ def leave_sigterm_to_parent(dataloader):
     Workers of `dataloader` end only when their parent says so. Slurm and `timeout` send SIGTERM to all processes, and
     the parent needs its workers until the step is done.
     """
+    dataloader = getattr(dataloader, "base_dataloader", dataloader)  # accelerate's are around one
     if getattr(dataloader, "num_workers", 0) > 0 and hasattr(signal, "sigwaitinfo"):
         if not isinstance(dataloader.worker_init_fn, _StartWorker):
             dataloader.worker_init_fn = _StartWorker(dataloader.worker_init_fn)
