@@ -366,6 +366,12 @@ class InternImageTrainer(Trainer):
         loss = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
 
+    def get_batch_samples(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would go one step beyond when resumed there
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         # Of all processes, or else one stops and the others wait for it.

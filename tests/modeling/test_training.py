@@ -537,6 +537,14 @@ def test_sigterm_ends_with_a_checkpoint(event, step, options, train, tmp_path, c
     assert all(torch.equal(resumed.average.average[key], tensor) for key, tensor in whole.average.average.items())
 
 
+def test_finished_run_stays_as_it_is(train):
+    """Also if it ends inside an epoch: the same command again, after a signal during the last evaluation."""
+    first = train(max_steps=3, **EVERY_STEP)
+    again = train(max_steps=3, resume=True, **EVERY_STEP)
+    assert again.state.global_step == 3 and losses(again) == losses(first)
+    assert all(torch.equal(again.model.state_dict()[key], tensor) for key, tensor in first.model.state_dict().items())
+
+
 def test_sigterm_while_the_model_is_saved(train, tmp_path, monkeypatch):
     trainer = train(max_steps=1)
     save = trainer.model.save_pretrained
@@ -608,6 +616,16 @@ def test_loss_that_is_not_finite_stops_all_processes(tmp_path):
     errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
     assert errors[0] == errors[1] and "The loss at step 2 is nan; the last good checkpoint is" in errors[0]
     assert str(tmp_path / "checkpoint-1") in errors[0] and not (tmp_path / "checkpoint-2").exists()
+
+
+def test_sigterm_to_one_process_stops_all(ddp, tmp_path):
+    """At the same step, from which the run continues to the same result. Both processes are one run to the lock."""
+    with pytest.raises(FileNotFoundError, match="losses.json"):
+        run_processes(2, tmp_path, "--batch_size", "4", "--sigterm_rank", "1")
+    assert [int((tmp_path / f"status_{rank}").read_text()) for rank in range(2)] == [143, 143]
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert run_processes(2, tmp_path, "--batch_size", "4") == pytest.approx(ddp[1], rel=1e-6)
+    assert_same_model([ddp[0], tmp_path], rtol=1e-5, atol=1e-6)
 
 
 def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
