@@ -280,7 +280,7 @@ class InternImageTrainer(Trainer):
     - A loss that is not finite in one process ends the training in all, and weights with NaN or Inf are not saved
       (`FloatingPointError`).
     - Two runs cannot write to one `output_dir` (`RuntimeError`).
-    - SIGTERM ends `train` with a checkpoint of the present step and `SystemExit(143)`, a second SIGTERM at once.
+    - SIGTERM ends `train` with a checkpoint of the present step and `SystemExit(143)`, another SIGTERM at once.
     - `resume_from_checkpoint=True` passes over checkpoints that are damaged, with a warning.
     - No file of the run holds `hub_token`; `training_args.bin` has only the last folder's name of `output_dir`.
 

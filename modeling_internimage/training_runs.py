@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,15 +309,17 @@ def _holder(folder: Path) -> str:
 class SigtermGuard:
     """
     SIGTERM, with which Slurm, Kubernetes and others announce the end, does not end the process inside the `with`
-    block, which can be nested; it sets `received`. A second one ends it at once. The outermost block ends the process
-    if there was one: `SystemExit` with the status 143. Does nothing in other threads than the main one and if the
-    program has a handler of its own.
+    block, which can be nested; it sets `received`. Another one, a second or more later (launchers repeat it at once),
+    ends it. The outermost block ends the process if there was one: `SystemExit` with the status 143. Does nothing in
+    other threads than the main one and if the program has a handler of its own.
     """
 
     STATUS = 128 + signal.SIGTERM
+    SECONDS = 1.0
 
     def __init__(self):
         self.received = False
+        self._time = 0.0
         self._depth = 0
         self._is_installed = False
 
@@ -341,10 +344,11 @@ class SigtermGuard:
         return self._depth > 0
 
     def _handle(self, *_):
-        if self.received:
+        if not self.received:
+            self.received, self._time = True, time.monotonic()
+        elif time.monotonic() - self._time > self.SECONDS:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
-        self.received = True
 
 
 def leave_sigterm_to_parent(dataloader):

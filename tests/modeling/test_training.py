@@ -554,13 +554,22 @@ def test_sigterm_while_the_model_is_saved(train, tmp_path, monkeypatch):
     InternImageForImageClassification.from_pretrained(tmp_path / "final")
 
 
-def test_second_sigterm_ends_at_once(train, tmp_path):
+@pytest.mark.parametrize("pause, status, step", [(0, 143, 2), (1.2, -signal.SIGTERM, 1)])
+def test_second_sigterm_ends_at_once(pause, status, step, train, tmp_path):
+    """Not one that comes with the first, as `timeout` and torchrun send them."""
+
+    def twice(**kwargs):
+        terminate()
+        time.sleep(pause)
+        terminate()
+
     process = multiprocessing.get_context("fork").Process(
-        target=lambda: train(callback=At("on_step_begin", 1, lambda **_: (terminate(), terminate())), **EVERY_STEP)
+        target=lambda: train(callback=At("on_step_begin", 1, twice), **EVERY_STEP)
     )
     process.start()
     process.join()
-    assert process.exitcode == -signal.SIGTERM and last_complete_checkpoint(tmp_path / "output")
+    assert process.exitcode == status
+    assert last_complete_checkpoint(tmp_path / "output").endswith(f"checkpoint-{step}")
 
 
 def test_files_of_a_run_hold_neither_token_nor_path(train, tmp_path):
