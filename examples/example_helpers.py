@@ -25,13 +25,11 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib import pyplot as plt
 from PIL import Image, ImageOps
-from safetensors import safe_open
-from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from modeling_internimage import InternImageBackbone, InternImageConfig, dcnv3_implementations, use_dcnv3_kernel
-from modeling_internimage.training import Recipe
+from modeling_internimage.training import InternImageTrainer, Recipe
 
 
 logger = logging.getLogger(__name__)
@@ -128,11 +126,19 @@ class DatasetArguments:
 
 
 def parse_dataclasses(types: tuple[type, ...], argv: list[str]) -> tuple:
-    """Command line arguments, or one JSON file with all of them."""
+    """Command line arguments, or one JSON file with all of them. The last of `types` is `TrainingArguments`."""
     parser = HfArgumentParser(types)
     if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(json_file=os.path.abspath(argv[0]))
-    return parser.parse_args_into_dataclasses(argv)
+        arguments = parser.parse_json_file(json_file=os.path.abspath(argv[0]))
+    else:
+        arguments = parser.parse_args_into_dataclasses(argv)
+    output_dir = Path(arguments[-1].output_dir)
+    for folder in (output_dir, *output_dir.resolve().parents):  # said now, not after the images have been read
+        if folder.exists():
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise ValueError(f"`--output_dir {output_dir}`: {folder} is not a folder that can be written.")
+            break
+    return arguments
 
 
 def read_overrides(overrides: dict | str | None) -> dict:
@@ -221,29 +227,9 @@ def decode_image(row: dict) -> Image.Image:
     return ImageOps.exif_transpose(open_image(row)).convert("RGB")
 
 
-def last_complete_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint to resume from. A run that was killed while saving leaves one without its last file."""
-    if not os.path.isdir(output_dir):
-        return None
-    last = get_last_checkpoint(output_dir)
-    if last is None or os.path.isfile(os.path.join(last, "trainer_state.json")):
-        return last
-    complete = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    logger.warning(f"{last} is incomplete, as a killed run leaves it: resuming from the one before.")
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
-
-
-def check_same_architecture(model, checkpoint: str):
-    """Raise a `ValueError` if `checkpoint` is of another model than the one that is to be trained on."""
-    file = Path(checkpoint) / SAFE_WEIGHTS_NAME
-    with safe_open(file, "pt") as saved:
-        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}
-    for name, tensor in model.state_dict().items():
-        if shapes.get(name) != list(tensor.shape):
-            raise ValueError(
-                f"{checkpoint} is of another model: {name} has the shape {shapes.get(name)} there and "
-                f"{list(tensor.shape)} here. Name another `--output_dir`, or delete that one."
-            )
+def published_name(name: str) -> str:
+    """Of a local folder or file only its last part: cards and reports do not tell where a user keeps them."""
+    return Path(name).resolve().name if os.path.exists(name) else name
 
 
 def create_backbone(model_args: HeadArguments, hub: dict) -> tuple[InternImageBackbone | None, InternImageConfig]:
@@ -315,19 +301,26 @@ def save_curves(log_history: list[dict], path: Path, metric: str, title: str):
 
 
 def train_and_evaluate(
-    trainer: Trainer, data_args: DatasetArguments, model_name_or_path: str | None, task: str, metric: tuple[str, str]
+    trainer: InternImageTrainer,
+    data_args: DatasetArguments,
+    model_name_or_path: str | None,
+    task: str,
+    metric: tuple[str, str],
 ):
     """
     Train from the last complete checkpoint on, evaluate, and write everything that a run leaves: model, metrics, a
     picture of the curves, the model card. `metric` is a name in the log and a title.
     """
+    with trainer.locked_output():
+        _train_and_evaluate(trainer, data_args, model_name_or_path, task, metric)
+
+
+def _train_and_evaluate(trainer, data_args, model_name_or_path, task, metric):
     args = trainer.args
     if args.do_train:
         checkpoint = args.resume_from_checkpoint
         if checkpoint in (None, True, "True", "true"):
-            checkpoint = last_complete_checkpoint(args.output_dir)
-        if checkpoint is not None:
-            check_same_architecture(trainer.model, checkpoint)
+            checkpoint = get_last_checkpoint(args.output_dir) is not None
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
@@ -346,7 +339,7 @@ def train_and_evaluate(
     card = {
         "finetuned_from": None if is_local else model_name_or_path,
         "tasks": task,
-        "dataset": data_args.dataset_name or data_args.train_dir or data_args.validation_dir,
+        "dataset": published_name(data_args.dataset_name or data_args.train_dir or data_args.validation_dir),
         "tags": [task, "vision"],
     }
     if args.push_to_hub:
@@ -502,17 +495,14 @@ def create_model_index(
     The `model-index` of a model card, from `metrics`: type, name and value. What is unusual about the data or the
     procedure is in `dataset_args`.
     """
-    model = args.model_name_or_path
-    if os.path.isdir(model):
-        model = Path(model).resolve().name
     sample = {} if args.max_samples is None else {"max_samples": args.max_samples, "seed": args.seed}
-    folder = None if args.data_dir is None else "/".join(Path(args.data_dir).resolve().parts[-2:])
+    dataset = published_name(args.dataset_name or args.data_dir)
     results = [
         EvalResult(
             task_type=task,
             task_name=task.replace("-", " ").capitalize(),
-            dataset_type=args.dataset_name or "imagefolder",
-            dataset_name=args.dataset_name or folder,
+            dataset_type="imagefolder" if args.dataset_name is None else dataset,
+            dataset_name=dataset,
             dataset_config=args.dataset_config_name,
             dataset_split=args.split if args.data_dir is None else None,
             dataset_args=sample | dataset_args or None,
@@ -522,12 +512,12 @@ def create_model_index(
         )
         for metric_type, name, value in metrics
     ]
-    return eval_results_to_model_index(model, results)
+    return eval_results_to_model_index(published_name(args.model_name_or_path), results)
 
 
 def describe_data(args) -> dict:
     return {
-        "name": args.data_dir or args.dataset_name,
+        "name": published_name(args.data_dir or args.dataset_name),
         "config": args.dataset_config_name,
         "split": args.split if args.data_dir is None else None,
         "max_samples": args.max_samples,

@@ -538,17 +538,24 @@ class InternImageEncoder(nn.Module):
 
 
 class InternImageBatchNorm(nn.BatchNorm2d):
-    """DeepSpeed and FSDP make the parameters bfloat16 but not the statistics. PyTorch wants both in float32."""
+    """
+    Batch norm that is fixed while `weight.requires_grad` is false: frozen parts of a model, and all that an adapter
+    (PEFT) does not train, keep their running statistics and use them also in training. So what is saved without them
+    loads as what was trained; `modules_to_save=["batch_norm"]` trains and saves them.
+
+    DeepSpeed and FSDP make the parameters bfloat16 but not the statistics. PyTorch wants both in float32.
+    """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.weight.dtype == self.running_mean.dtype:
+        is_fixed = self.training and not self.weight.requires_grad
+        if not is_fixed and self.weight.dtype == self.running_mean.dtype:
             return super().forward(hidden_states)
-        if self.training:
+        training = self.training and not is_fixed
+        if training:
             self.num_batches_tracked.add_(1)
-        statistics, parameters = (self.running_mean, self.running_var), (self.weight.float(), self.bias.float())
-        return nn.functional.batch_norm(
-            hidden_states, *statistics, *parameters, self.training, self.momentum, self.eps
-        )
+        statistics = (self.running_mean, self.running_var)
+        parameters = (parameter.to(self.running_mean.dtype) for parameter in (self.weight, self.bias))
+        return nn.functional.batch_norm(hidden_states, *statistics, *parameters, training, self.momentum, self.eps)
 
 
 class InternImageConvPooler(nn.Module):

@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_segformer_head import SegformerHeadConfig
+from .modeling_internimage import InternImageBatchNorm
 
 
 class SegformerHeadConvLayer(nn.Module):
@@ -22,7 +23,7 @@ class SegformerHeadConvLayer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-        self.batch_norm = nn.BatchNorm2d(out_channels)
+        self.batch_norm = InternImageBatchNorm(out_channels)
         self.activation = nn.ReLU()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,19 @@
 """What the authors' training has beyond the Trainer: parameter groups, averaged weights, mixup and cutmix."""
 
 import contextlib
+import math
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy
 import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
@@ -17,11 +22,23 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available, logging
 
 from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parameter_groups, create_step_schedule
+from .training_runs import (
+    AVERAGED_WEIGHTS_FOLDER,
+    CheckpointFolder,
+    FolderLock,
+    Published,
+    SigtermGuard,
+    check_same_architecture,
+    find_checkpoint,
+    has_state,
+    last_complete_checkpoint,
+    leave_sigterm_to_parent,
+    name_of_not_finite,
+    nested_tensors,
+)
 
 
 logger = logging.get_logger(__name__)
-
-AVERAGED_WEIGHTS_FOLDER = "ema"
 
 
 @dataclass
@@ -233,15 +250,53 @@ class _UpdateAverage(TrainerCallback):
         self.trainer.average.update()
 
 
+class _SaveAndStop(TrainerCallback):
+    """After SIGTERM: a checkpoint of the step that is being made, then the end of the process."""
+
+    def __init__(self, trainer: "InternImageTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        leave_sigterm_to_parent(train_dataloader)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.is_stopping and state.epoch != int(state.epoch):  # an epoch has its own evaluation first
+            control.should_save = control.should_log = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer.is_stopping:
+            control.should_save = control.should_log = True
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.trainer.agree_to_stop():
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self.trainer.unfinished_checkpoint = None
+        if self.trainer.agree_to_stop():
+            logger.warning(
+                f"SIGTERM: the checkpoint of step {state.global_step} in {args.output_dir} is complete. The same "
+                "command goes on from it."
+            )
+            self.trainer.callback_handler.on_train_end(args, state, control)  # closes logs
+            raise SystemExit(SigtermGuard.STATUS)
+
+
 class InternImageTrainer(Trainer):
     """
     A `Trainer` for image classifiers, segmentation models and detectors with the authors' recipe. The loss is the
     model's own or that of `compute_loss_func`. Mixup, cutmix and label smoothing (`label_smoothing_factor`, here in
     training only) take cross-entropy instead and are for classifiers with one label per image. Evaluation and what
     `save_model` writes use the averaged weights if there are any; checkpoints hold both, the averaged ones in the
-    folder `ema`, as a model of its own. A loss that is not finite in one process ends the training in all. A run that
-    is resumed from a checkpoint continues exactly as it would have without the interruption; with a streamed dataset
-    (`IterableDataset`), its random augmentation differs.
+    folder `ema`, as a model of its own. A run that is resumed from a checkpoint continues exactly as it would have
+    without the interruption; with a streamed dataset (`IterableDataset`), its random augmentation differs.
+
+    - A loss that is not finite in one process ends the training in all, and weights with NaN or Inf are not saved
+      (`FloatingPointError`).
+    - Two runs cannot write to one `output_dir` (`RuntimeError`).
+    - SIGTERM ends `train` with a checkpoint of the present step and `SystemExit(143)`, another SIGTERM at once.
+    - `resume_from_checkpoint=True` passes over checkpoints that are damaged, with a warning.
+    - No file of the run holds `hub_token`; `training_args.bin` has only the last folder's name of `output_dir`.
 
     Args:
         recipe ([`Recipe`], *optional*):
@@ -265,6 +320,14 @@ class InternImageTrainer(Trainer):
             self.compute_loss_func = self._classification_loss
         self.average = None
         self._resumed_from = None
+        self.unfinished_checkpoint = None
+        self._has_agreed_to_stop = False
+        self._lock = FolderLock(self.args.output_dir)
+        self._sigterm = SigtermGuard()
+        if self.args.hub_token is not None:
+            self.args.hub_token = Published(self.args.hub_token, None)
+        self.args.output_dir = Published(self.args.output_dir, Path(self.args.output_dir).resolve().name)
+        self.add_callback(_SaveAndStop(self))
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.add_callback(_SetEpoch(self._epoch))
         if self.recipe.ema_decay is not None:
@@ -340,45 +403,167 @@ class InternImageTrainer(Trainer):
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         return nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
 
+    def get_batch_samples(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would go one step beyond when resumed there
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        loss_of_all = self.accelerator.reduce(loss, "sum")  # or else one process stops and the others wait for it
-        if not torch.isfinite(loss_of_all):
-            last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        # Of all processes, or else one stops and the others wait for it.
+        both = torch.stack((loss, loss.new_full((), float(self._sigterm.received))))
+        loss_of_all, signals = self.accelerator.reduce(both, "sum").tolist()
+        self._has_agreed_to_stop = self._has_agreed_to_stop or signals > 0
+        if not math.isfinite(loss_of_all):
             raise FloatingPointError(
-                f"The loss at step {self.state.global_step + 1} is {loss_of_all.item()}; the last good checkpoint is "
-                f"{last}. Lower the learning rate, or look at the images and labels of that step."
+                f"The loss at step {self.state.global_step + 1} is {loss_of_all}; {self._last_good_checkpoint()}. "
+                "Lower the learning rate, or look at the images and labels of that step."
             )
         return loss
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # if none, the Trainer says so
-        elif isinstance(resume_from_checkpoint, os.PathLike):
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a process has got SIGTERM during `train`, the same in all processes."""
+        return self._has_agreed_to_stop or (self.args.world_size == 1 and self._sigterm.received)
+
+    def agree_to_stop(self) -> bool:
+        """The same, asked anew. For all processes at the same time."""
+        if self._sigterm.is_active and not self.is_stopping and self.args.world_size > 1:
+            received = torch.tensor(float(self._sigterm.received), device=self.args.device)
+            self._has_agreed_to_stop = self.accelerator.reduce(received, "sum").item() > 0
+        return self.is_stopping
+
+    def _last_good_checkpoint(self) -> str:
+        return f"the last good checkpoint is {last_complete_checkpoint(self.args.output_dir)}"
+
+    def _by_main_process(self, function: Callable):
+        """What `function` returns or raises in the main process is returned or raised in all."""
+        answer = [None, None]
+        if self.is_world_process_zero():
+            try:
+                answer[0] = function()
+            except (OSError, RuntimeError, ValueError) as error:
+                answer[1] = error
+        result, error = broadcast_object_list(answer)
+        if error is not None:
+            raise error
+        return result
+
+    @contextlib.contextmanager
+    def locked_output(self):
+        """
+        `args.output_dir` is this run's, in all its processes, inside the `with` block, which can be nested.
+
+        Raises:
+            RuntimeError: If another run has it.
+            OSError: If it cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            self._by_main_process(lambda: stack.enter_context(self._lock))
+            yield
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        asked = resume_from_checkpoint
+        with self.locked_output(), self._sigterm:
+            resume_from_checkpoint = self._by_main_process(lambda: self._checkpoint_to_resume(asked))
+            self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+            self._has_agreed_to_stop = False
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                folder, self.unfinished_checkpoint = self.unfinished_checkpoint, None
+                if folder is None or has_state(folder):
+                    raise
+                if self.is_world_process_zero():
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise self._not_written(folder, error) from error
+
+    def _not_written(self, folder: str, error: Exception) -> OSError:
+        return OSError(
+            f"{folder} could not be written ({error}); {self._last_good_checkpoint()}. Make space, and run the same "
+            "again: it goes on from there."
+        )
+
+    def _checkpoint_to_resume(self, asked: str | os.PathLike | bool | None) -> str | bool | None:
+        """The folder, ready for the Trainer; `True` if there is none, which the Trainer says."""
+        if not asked:
+            return None
+        if asked is True:
+            checkpoint = find_checkpoint(self.args.output_dir)
+            if checkpoint is None:  # damaged ones have been named
+                return True if get_last_checkpoint(self.args.output_dir) is None else None
+        else:
+            checkpoint = CheckpointFolder.examine(asked)
+        checkpoint.prepare()
+        check_same_architecture(self.model, checkpoint.path)
+        return str(checkpoint.path)
 
     def start_average(self):
         """Called when the model is as training has it, sharded or not, and a checkpoint has been loaded."""
         self.average = WeightAverage(self.model, self.recipe.ema_decay)
         if self._resumed_from is not None:
-            self.average.load(os.path.join(self._resumed_from, AVERAGED_WEIGHTS_FOLDER))
+            folder = os.path.join(self._resumed_from, AVERAGED_WEIGHTS_FOLDER)
+            if os.path.isfile(os.path.join(folder, SAFE_WEIGHTS_NAME)):
+                self.average.load(folder)
+            else:
+                logger.warning(
+                    f"{self._resumed_from} has no averaged weights: the average starts anew from its weights."
+                )
 
     def _averaged(self):
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        if self._sigterm.is_active:
+            leave_sigterm_to_parent(dataloader)
         with self._averaged():
-            return super().evaluation_loop(*args, **kwargs)
+            return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def save_model(self, output_dir=None, _internal_call=False):
-        if self.average is None or output_dir is None or not _internal_call:
-            with self._averaged():  # a call without a folder is that of `push_to_hub`
-                return super().save_model(output_dir, _internal_call=_internal_call)
-        super().save_model(output_dir, _internal_call=True)  # of a checkpoint, from which training goes on
-        with self._averaged():
-            super().save_model(os.path.join(output_dir, AVERAGED_WEIGHTS_FOLDER), _internal_call=True)
+        is_checkpoint = output_dir is not None and _internal_call
+        if is_checkpoint and self.args.should_save and os.path.isdir(output_dir):
+            shutil.rmtree(output_dir)  # an older, damaged one: whatever is killed now must not be mixed with it
+        self._check_finite(is_checkpoint)
+        if not is_checkpoint:  # a call without a folder is that of `push_to_hub`
+            with self._sigterm:
+                try:
+                    with self._averaged():
+                        return super().save_model(output_dir, _internal_call=_internal_call)
+                except (OSError, SafetensorError) as error:
+                    raise self._not_written(output_dir or self.args.output_dir, error) from error
+        self.unfinished_checkpoint = output_dir
+        super().save_model(output_dir, _internal_call=True)  # from which training goes on
+        if self.average is not None:
+            with self._averaged():
+                super().save_model(os.path.join(output_dir, AVERAGED_WEIGHTS_FOLDER), _internal_call=True)
+
+    def _check_finite(self, is_checkpoint: bool):
+        """`FloatingPointError` if weights, their average or, for a checkpoint, the optimizer have NaN or Inf."""
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        if self.average is not None:
+            tensors += [(f"the average of {name}", tensor) for name, tensor in self.average.average.items()]
+        if is_checkpoint and self.optimizer is not None:
+            tensors += nested_tensors(list(self.optimizer.state.values()), "the optimizer's state")
+        name = name_of_not_finite(tensors)
+        if is_checkpoint or self.is_fsdp_enabled:  # called in all processes, which hold different tensors
+            found = torch.tensor(float(name is not None), device=self.args.device)
+            if self.accelerator.reduce(found, "sum").item() > 0:
+                name = name or "a tensor of another process"
+        if name is not None:
+            raise FloatingPointError(
+                f"After step {self.state.global_step}, {name} has NaN or Inf, so it is not saved; "
+                f"{self._last_good_checkpoint()}. Lower the learning rate, or look at the images and labels of the "
+                "steps before."
+            )
+
+    def save_state(self):
+        best = self.state.best_model_checkpoint
+        self.state.best_model_checkpoint = best and Path(best).name  # this file is published
+        try:
+            super().save_state()
+        finally:
+            self.state.best_model_checkpoint = best
 
     def _load_best_model(self):
         super()._load_best_model()

@@ -45,6 +45,7 @@ from example_helpers import (
     load_split,
     load_trained_model,
     named_split,
+    published_name,
     start_evaluation,
     write_json,
 )
@@ -261,7 +262,7 @@ def describe_results(
     metrics = [("accuracy", name, value) for name, value in accuracies.items()]
     skipped = {"skipped_images": len(errors)} if errors else {}
     return {
-        "model": args.model_name_or_path,
+        "model": published_name(args.model_name_or_path),
         "dataset": describe_data(args),
         "num_images": num_images,
         "num_skipped": len(errors),

@@ -35,6 +35,7 @@ from example_helpers import (
     describe_run,
     evaluation_parser,
     load_split,
+    published_name,
     start_evaluation,
     undecoded,
     write_json,
@@ -91,8 +92,8 @@ def describe_results(
     metrics = {name: percent(value) for name, value in metrics.items()}
     reported = [("bbox_map", "box AP"), ("segm_map", "mask AP")]
     return {
-        "model": args.model_name_or_path,
-        "dataset": describe_data(args) | {"annotations": args.annotations},
+        "model": published_name(args.model_name_or_path),
+        "dataset": describe_data(args) | {"annotations": args.annotations and published_name(args.annotations)},
         "num_images": num_images,
         **metrics,
         "categories": {

@@ -33,6 +33,7 @@ from example_helpers import (
     describe_run,
     evaluation_parser,
     load_split,
+    published_name,
     start_evaluation,
     undecoded,
     write_json,
@@ -118,7 +119,7 @@ def describe_results(
     per_class = zip(metrics["per_category_iou"].tolist(), metrics["per_category_accuracy"].tolist())
     test_time = {"scales": args.scales, "flip": args.flip}
     return {
-        "model": args.model_name_or_path,
+        "model": published_name(args.model_name_or_path),
         "dataset": describe_data(args),
         "num_images": num_images,
         "num_pixels": int(matrix.sum()),

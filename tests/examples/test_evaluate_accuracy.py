@@ -107,7 +107,8 @@ def test_accuracy(checkpoint, image_folder, tmp_path, capsys, caplog):
     assert result["top_1"] == {"percent": 36.3636, "count": 4}
     assert result["top_5"] == {"percent": 81.8182, "count": 9, "k": 5}
     assert (result["num_images"], result["num_skipped"], result["skipped"]) == (11, 0, [])
-    assert result["model"] == checkpoint and result["dataset"]["name"] == str(image_folder)
+    assert result["model"] == Path(checkpoint).name and result["dataset"]["name"] == image_folder.name
+    assert str(tmp_path) not in (tmp_path / "results" / "accuracy.json").read_text()
     assert (result["dtype"], result["processes"], result["batch_size"]) == ("float32", 1, 4)
     assert result["dcnv3"] == ["PyTorch definition"] and result["device"]
     preprocessing = result["preprocessing"]

@@ -3,8 +3,13 @@
 
 import importlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,11 +18,12 @@ import torch
 from conftest import REPOSITORY, run_short_training
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, TrainerState
 from transformers.image_utils import load_image
 
 from conversion.checkpoints import CHECKPOINTS
 from modeling_internimage import InternImageConfig
+from modeling_internimage.training_runs import FolderLock, last_complete_checkpoint
 
 
 sys.path.insert(0, str(REPOSITORY / "examples" / "image_classification"))
@@ -162,23 +168,75 @@ def test_output_of_another_architecture_is_kept(image_folder, tmp_path):
 def test_disk_full_while_saving(image_folder, tmp_path, monkeypatch):
     """The checkpoint before stays whole, and the next run goes on from it."""
     output = tmp_path / "output"
-    save = script.InternImageTrainer._save_checkpoint
-    calls = []
+    save = TrainerState.save_to_json
 
-    def full_at_the_second(self, *args):
-        calls.append(self.state.global_step)
-        if len(calls) == 2:
-            (output / f"checkpoint-{calls[-1]}").mkdir()
+    def full_at_the_second(self, path):
+        if "checkpoint-6" in path:
+            Path(path).write_text("{")
             raise OSError(28, "No space left on device")
-        return save(self, *args)
+        save(self, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.InternImageTrainer, "_save_checkpoint", full_at_the_second)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(TrainerState, "save_to_json", full_at_the_second)
+        with pytest.raises(OSError, match="checkpoint-6 could not be written .*No space left.* is .*checkpoint-3"):
             run(image_folder, output)
-    assert example_helpers.last_complete_checkpoint(str(output)) == str(output / f"checkpoint-{calls[0]}")
+    assert last_complete_checkpoint(output) == str(output / "checkpoint-3")
     run(image_folder, output)
-    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == calls[1]
+    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 6
+
+
+def test_sigterm_and_start_again(image_folder, tmp_path, monkeypatch):
+    """A stopped run makes no model and no results; the same command ends as a run that was not stopped."""
+    step = script.InternImageTrainer.training_step
+
+    def stopped_in_the_second(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.InternImageTrainer, "training_step", stopped_in_the_second)
+        with pytest.raises(SystemExit, match="143"):
+            run(image_folder, tmp_path / "stopped", num_train_epochs=1)
+    left = sorted(path.name for path in (tmp_path / "stopped").iterdir())
+    assert left == ["_lock", "checkpoint-2"]
+    for name in ("stopped", "whole"):
+        run(image_folder, tmp_path / name, num_train_epochs=1)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(second[key], tensor) for key, tensor in first.items())
+
+
+def test_files_hold_neither_token_nor_path(image_folder, tmp_path):
+    token = "hf_" + "secret" * 5
+    output = tmp_path / "output"
+    options = {"num_train_epochs": 1, "token": token, "hub_token": token}
+    run(image_folder, output, **options)
+    run(image_folder, tmp_path / "tuned", **options, config_overrides=None, model_name_or_path=str(output))
+    for folder in (output, tmp_path / "tuned"):
+        for file in folder.rglob("*"):
+            content = b"" if file.is_dir() else file.read_bytes()
+            assert token.encode() not in content and str(tmp_path).encode() not in content, file
+    assert "the train dataset" in (output / "README.md").read_text()
+
+
+def test_output_that_is_in_use_or_cannot_be_written(image_folder, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for output in (file, file / "output"):
+        with pytest.raises(ValueError, match="`--output_dir .*file is not a folder that can be written"):
+            run(image_folder, output)
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "output",), daemon=True)
+    process.start()
+    while not (tmp_path / "output" / "_lock").exists() or not (tmp_path / "output" / "_lock").read_text():
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="Another run is writing to .*output"):
+        run(image_folder, tmp_path / "output")
+    process.kill()
+
+
+def hold(folder: Path):
+    with FolderLock(folder):
+        time.sleep(600)
 
 
 def test_frozen_stages_stay(image_folder, tmp_path):

@@ -20,7 +20,12 @@ from modeling_internimage import (
     InternImageForImageClassification,
     InternImageModel,
 )
-from modeling_internimage.modeling_internimage import InternImageDCNv3, InternImageDropPath, InternImageLayer
+from modeling_internimage.modeling_internimage import (
+    InternImageBatchNorm,
+    InternImageDCNv3,
+    InternImageDropPath,
+    InternImageLayer,
+)
 
 
 ALL_CLASSES = [InternImageModel, InternImageForImageClassification, InternImageBackbone]
@@ -338,6 +343,50 @@ def test_lora(config, pixel_values):
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
     merged = copy.deepcopy(lora).merge_and_unload().eval()
     torch.testing.assert_close(merged(pixel_values).logits, lora.eval()(pixel_values).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("saved", [["classifier"], ["classifier", "batch_norm"]], ids="-".join)
+def test_trained_adapter_reloads_the_same(saved, config, pixel_values, tmp_path):
+    """What is not in the adapter stays as it was, also running statistics, in a loop without the Trainer."""
+    peft = pytest.importorskip("peft")
+    base = randomize(InternImageForImageClassification(config))
+    settings = peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=saved)
+    lora = peft.get_peft_model(copy.deepcopy(base), settings).train()
+    optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        lora(pixel_values=pixel_values, labels=torch.tensor([0, 1, 1])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    lora.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    expected = lora.eval()(pixel_values=pixel_values).logits
+    torch.testing.assert_close(again(pixel_values=pixel_values).logits, expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(expected, base.eval()(pixel_values=pixel_values).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_batch_norm_is_fixed(dtype):
+    """In training too, with gradients of what is before it; trained, it is PyTorch's."""
+    batch_norm = InternImageBatchNorm(4).train()
+    plain = torch.nn.BatchNorm2d(4).train()
+    for module in (batch_norm, plain):
+        module.running_mean.copy_(torch.arange(4.0))
+        module.running_var.fill_(4.0)
+    hidden_states = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    torch.testing.assert_close(batch_norm(hidden_states), plain(hidden_states), rtol=0, atol=0)
+    assert all(torch.equal(tensor, plain.state_dict()[key]) for key, tensor in batch_norm.state_dict().items())
+
+    before = {key: tensor.clone() for key, tensor in batch_norm.state_dict().items()}
+    for parameter in batch_norm.requires_grad_(False).parameters():
+        parameter.data = parameter.data.to(dtype)
+    hidden_states = hidden_states.to(dtype).requires_grad_()
+    output = batch_norm(hidden_states)
+    expected = plain.load_state_dict(before) and plain.eval()(hidden_states.float())
+    torch.testing.assert_close(output.float(), expected, rtol=2**-7, atol=1e-6)
+    output.sum().backward()
+    assert hidden_states.grad.abs().min() > 0
+    assert all(torch.equal(tensor.float(), before[key].float()) for key, tensor in batch_norm.state_dict().items())
+    assert batch_norm.num_batches_tracked == 1
 
 
 def test_initialisation(config):

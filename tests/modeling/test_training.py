@@ -2,6 +2,7 @@
 """The Trainer with the authors' recipe: averaged weights, mixed images, resuming, gradient accumulation, processes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,13 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import is_torchvision_available
 
-from modeling_internimage import InternImageForImageClassification
+from modeling_internimage import InternImageConfig, InternImageForImageClassification
 from modeling_internimage.training import InternImageTrainer, MixupCutmix, Recipe, WeightAverage
+from modeling_internimage.training_runs import (
+    FolderLock,
+    check_same_architecture,
+    find_checkpoint,
+    last_complete_checkpoint,
+)
 
 
 class Images(torch.utils.data.Dataset):
@@ -39,7 +46,7 @@ class Images(torch.utils.data.Dataset):
 
 @pytest.fixture
 def train(tiny_config, tmp_path):
-    def train(recipe=None, resume=None, model=None, **kwargs):
+    def train(recipe=None, resume=None, model=None, callback=None, **kwargs):
         torch.manual_seed(0)
         if model is None:
             model = InternImageForImageClassification(tiny_config(num_labels=3, drop_path_rate=0.1))
@@ -47,6 +54,8 @@ def train(tiny_config, tmp_path):
         defaults |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 0}
         arguments = TrainingArguments(str(tmp_path / "output"), **(defaults | kwargs))
         trainer = InternImageTrainer(model, arguments, train_dataset=Images(), eval_dataset=Images(9), recipe=recipe)
+        if callback is not None:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -330,6 +339,330 @@ def test_loss_that_is_not_finite_stops(train, tiny_config, tmp_path):
     assert (tmp_path / "output" / "checkpoint-2" / "model.safetensors").read_bytes() == before
 
 
+EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
+
+
+class At(TrainerCallback):
+    """Calls `action` once, at an event when `step` steps are done."""
+
+    def __init__(self, event: str, step: int, action):
+        actions = [action]
+
+        def call(args, state, control, **kwargs):
+            if state.global_step == step and actions:
+                actions.pop()(**kwargs)
+
+        setattr(self, event, call)
+
+
+def not_finite(value: float):
+    """An action that gives the gradients a value, while the loss is a finite one."""
+
+    def act(model, **kwargs):
+        model.classifier.bias.grad.fill_(value)
+
+    return act
+
+
+def set_state(optimizer, **kwargs):
+    next(iter(optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = float("inf")
+
+
+@pytest.mark.parametrize(
+    "event, action, named",
+    [
+        ("on_pre_optimizer_step", not_finite(float("nan")), "classifier.bias"),
+        ("on_pre_optimizer_step", not_finite(float("inf")), "classifier.bias"),
+        ("on_step_end", set_state, "the optimizer's state.*exp_avg_sq"),
+    ],
+    ids=["nan", "inf", "optimizer"],
+)
+def test_weights_that_are_not_finite_are_not_saved(event, action, named, train, tmp_path, caplog):
+    """The checkpoint before stays the last one and is resumed."""
+    step = 3 if event == "on_step_end" else 2  # the third
+    with pytest.raises(FloatingPointError, match=rf"After step 3, {named} has NaN or Inf.*good .*checkpoint-2\."):
+        train(callback=At(event, step, action), **EVERY_STEP)
+    assert not (tmp_path / "output" / "checkpoint-3").exists()
+    assert train(resume=True).state.global_step == 4 and "incomplete" not in caplog.text
+
+
+@pytest.mark.parametrize("recipe", [None, Recipe(ema_decay=0.5)], ids=["weights", "average"])
+def test_model_that_is_not_finite_is_not_saved(recipe, train, tmp_path):
+    trainer = train(recipe, max_steps=1)
+    tensors = dict(trainer.model.named_parameters()) if recipe is None else trainer.average.average
+    tensors["classifier.weight"].data[0, 0] = float("-inf")
+    with pytest.raises(FloatingPointError, match=r"classifier.weight has NaN or Inf, .* checkpoint is None"):
+        trainer.save_model(tmp_path / "final")
+    assert not (tmp_path / "final").exists()
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory):
+    """Of a run of three steps."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    config = InternImageConfig(embed_dim=16, depths=[1, 1, 1, 1], num_groups=[1, 2, 4, 8], num_labels=3)
+    arguments = TrainingArguments(
+        str(folder), max_steps=3, per_device_train_batch_size=2, report_to="none", disable_tqdm=True, use_cpu=True,
+        **EVERY_STEP,
+    )  # fmt: skip
+    model = InternImageForImageClassification(config)
+    InternImageTrainer(model, arguments, train_dataset=Images(), recipe=Recipe(ema_decay=0.5)).train()
+    return folder
+
+
+def truncate(file: Path):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file: Path):
+    file.write_bytes(b"")
+
+
+def overwrite(file: Path):
+    file.write_bytes(b"\x80\x02garbage" * 99)
+
+
+def with_nan(file: Path):
+    tensors = load_file(file)
+    tensors["classifier.bias"][0] = float("nan")
+    save_file(tensors, file)
+
+
+DAMAGES = [
+    *(("trainer_state.json", damage) for damage in (empty, truncate, os.remove)),
+    *(("model.safetensors", damage) for damage in (empty, truncate, os.remove, overwrite, with_nan)),
+    *(("ema/model.safetensors", damage) for damage in (truncate, with_nan)),
+    *(("optimizer.pt", damage) for damage in (empty, truncate, os.remove, overwrite)),
+    *(("scheduler.pt", damage) for damage in (truncate, os.remove)),
+    *(("rng_state.pth", damage) for damage in (truncate, os.remove)),
+]
+
+
+@pytest.mark.parametrize("name, damage", DAMAGES, ids=lambda value: getattr(value, "__name__", value))
+def test_damaged_checkpoint_is_passed_over(name, damage, three_checkpoints, tmp_path, caplog):
+    output = shutil.copytree(three_checkpoints, tmp_path / "output")
+    (output / "checkpoint-abc").mkdir()
+    (output / "checkpoint-9").write_text("a file")
+    assert find_checkpoint(output).path == output / "checkpoint-3" and not caplog.text
+    damage(output / "checkpoint-3" / name)
+    assert find_checkpoint(output).path == output / "checkpoint-2"
+    assert f"resuming from the one before, {output / 'checkpoint-2'}" in caplog.text and len(caplog.records) == 1
+
+    # The only one: what is left of it is used, or nothing.
+    for step in (1, 2):
+        shutil.rmtree(output / f"checkpoint-{step}")
+    caplog.clear()
+    checkpoint = find_checkpoint(output)
+    assert (checkpoint is None) == (name in ("trainer_state.json", "model.safetensors"))
+    assert ("there is none before it" in caplog.text) == (checkpoint is None)
+    assert "resuming from" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, damage, anew",
+    [
+        ("optimizer.pt", truncate, "the optimizer, the learning rate's schedule start anew"),
+        ("scheduler.pt", os.remove, "the optimizer, the learning rate's schedule start anew"),
+        ("rng_state.pth", truncate, "the random numbers start anew"),
+        ("ema/model.safetensors", truncate, "has no averaged weights: the average starts anew"),
+        ("trainer_state.json", empty, "there is none before it to resume from"),
+        (None, None, "the optimizer, the learning rate's schedule, the random numbers start anew"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_what_starts_anew_is_said(name, damage, anew, train, tmp_path, caplog):
+    """Resuming from the only checkpoint, of which something is damaged or was not saved (`save_only_model`)."""
+    train(Recipe(ema_decay=0.5), max_steps=1, save_only_model=name is None, **EVERY_STEP)
+    if name is not None:
+        damage(tmp_path / "output" / "checkpoint-1" / name)
+    trainer = train(Recipe(ema_decay=0.5), max_steps=2, resume=True)
+    assert anew in caplog.text and trainer.state.global_step == 2
+    assert len(losses(trainer)) == 2  # the first is in the history, or was made again
+
+
+def test_checkpoint_that_cannot_be_used_is_refused(train, tiny_config, tmp_path):
+    for resume, message in ((True, "No valid checkpoint"), (str(tmp_path / "none"), "none: there is no such folder")):
+        with pytest.raises(ValueError, match=message):
+            train(resume=resume)
+    train(max_steps=1, **EVERY_STEP)
+    checkpoint = tmp_path / "output" / "checkpoint-1"
+    other = InternImageForImageClassification(tiny_config(num_labels=4))
+    with pytest.raises(ValueError, match=r"of another model: classifier.weight has the shape \[3, .* there and \[4, "):
+        train(model=other, resume=True)
+    truncate(checkpoint / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+        check_same_architecture(other, checkpoint)
+    with pytest.raises(ValueError, match="cannot go on from .*checkpoint-1: model.safetensors cannot be read"):
+        train(resume=str(checkpoint))
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model", "ema", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"],
+)
+def test_full_disk_leaves_the_checkpoint_before(name, train, tmp_path, monkeypatch):
+    """At any file of a checkpoint, also with a limit of one checkpoint. The reason and the way on are said."""
+    second = tmp_path / "output" / "checkpoint-2"
+
+    def full(function, path_of):
+        def write(*args, **kwargs):
+            path = Path(path_of(*args, **kwargs))
+            if second in path.parents or path == second:
+                if path.name == name or (name, path) in (("model", second), ("ema", second / "ema")):
+                    path.mkdir(exist_ok=True) if path.name == "ema" else (second / name).write_bytes(b"half")
+                    raise FULL
+            return function(*args, **kwargs)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full(torch.save, lambda value, path, **_: path))
+        patch.setattr(TrainerState, "save_to_json", full(TrainerState.save_to_json, lambda state, path: path))
+        save = InternImageForImageClassification.save_pretrained
+        patch.setattr(InternImageForImageClassification, "save_pretrained", full(save, lambda self, path, **_: path))
+        with pytest.raises(
+            OSError, match="checkpoint-2 could not be written .*No space left.*checkpoint-1. Make space"
+        ):
+            train(Recipe(ema_decay=0.5), save_total_limit=1, **EVERY_STEP)
+    assert not second.exists() and last_complete_checkpoint(tmp_path / "output").endswith("checkpoint-1")
+    assert len(losses(train(Recipe(ema_decay=0.5), resume=True))) == 4
+
+
+def test_second_run_in_a_folder_is_refused(train, tmp_path):
+    """While the first lives, and not a moment longer; a worker process does not keep its lock."""
+    processes = multiprocessing.get_context("fork")
+    ready, output = processes.Event(), tmp_path / "output"
+
+    def hold():
+        with FolderLock(output), FolderLock(output):
+            ready.set()
+            time.sleep(600)
+
+    other = processes.Process(target=hold, daemon=True)
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(RuntimeError, match=rf"Another run is writing to .*output \(process {other.pid} on .*\)"):
+        train(max_steps=1)
+    other.kill()
+    other.join()
+    with FolderLock(output):
+        worker = processes.Process(target=time.sleep, args=(600,), daemon=True)
+        worker.start()
+    try_again = processes.Process(target=FolderLock(output).__enter__)
+    try_again.start()
+    try_again.join()
+    worker.kill()
+    assert try_again.exitcode == 0
+    train(max_steps=1)
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="The output folder .*file cannot be written"), FolderLock(tmp_path / "file"):
+        pass
+
+
+def terminate(**kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminate_all(**kwargs):
+    """As Slurm does; the sender is no process of the run."""
+    for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+        subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
+
+
+@pytest.mark.parametrize(
+    "event, step, options",
+    [
+        ("on_step_begin", 1, {}),
+        ("on_step_begin", 0, {"gradient_accumulation_steps": 2}),
+        ("on_step_begin", 3, {"eval_strategy": "epoch"}),  # the last step of the epoch
+        ("on_prediction_step", 2, {"eval_strategy": "steps", "eval_steps": 1}),
+        ("on_save", 2, {"save_strategy": "steps", "save_steps": 2}),
+        ("on_step_begin", 1, {"dataloader_num_workers": 2, "action": terminate_all}),
+        ("on_step_begin", 1, {"save_total_limit": 1, "load_best_model_at_end": True, "save_strategy": "steps",
+                              "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
+    ],
+    ids=["step", "first", "epoch", "evaluation", "saved", "workers", "best"],
+)  # fmt: skip
+def test_sigterm_ends_with_a_checkpoint(event, step, options, train, tmp_path, caplog):
+    """From which the same command continues exactly."""
+    recipe = Recipe(ema_decay=0.5)
+    options = {"max_steps": 6} | options
+    action = options.pop("action", terminate)
+    whole = train(recipe, **options)
+    shutil.rmtree(tmp_path / "output")
+    with pytest.raises(SystemExit) as stopped:
+        train(recipe, callback=At(event, step, action), **options)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    done = step + (event != "on_prediction_step")
+    assert f"SIGTERM: the checkpoint of step {done} in {tmp_path / 'output'} is complete" in caplog.text
+    assert last_complete_checkpoint(tmp_path / "output") == str(tmp_path / "output" / f"checkpoint-{done}")
+    resumed = train(recipe, resume=True, **options)
+    for key in ("loss", "eval_loss"):
+        assert [entry[key] for entry in resumed.state.log_history if key in entry] == [
+            entry[key] for entry in whole.state.log_history if key in entry
+        ]
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], tensor)
+    assert all(torch.equal(resumed.average.average[key], tensor) for key, tensor in whole.average.average.items())
+
+
+def test_finished_run_stays_as_it_is(train):
+    """Also if it ends inside an epoch: the same command again, after a signal during the last evaluation."""
+    first = train(max_steps=3, **EVERY_STEP)
+    again = train(max_steps=3, resume=True, **EVERY_STEP)
+    assert again.state.global_step == 3 and losses(again) == losses(first)
+    assert all(torch.equal(again.model.state_dict()[key], tensor) for key, tensor in first.model.state_dict().items())
+
+
+def test_sigterm_while_the_model_is_saved(train, tmp_path, monkeypatch):
+    trainer = train(max_steps=1)
+    save = trainer.model.save_pretrained
+    monkeypatch.setattr(trainer.model, "save_pretrained", lambda *a, **k: (terminate(), save(*a, **k)))
+    with pytest.raises(SystemExit):
+        trainer.save_model(tmp_path / "final")
+    InternImageForImageClassification.from_pretrained(tmp_path / "final")
+
+
+@pytest.mark.parametrize("pause, status, step", [(0, 143, 2), (1.2, -signal.SIGTERM, 1)])
+def test_second_sigterm_ends_at_once(pause, status, step, train, tmp_path):
+    """Not one that comes with the first, as `timeout` and torchrun send them."""
+
+    def twice(**kwargs):
+        terminate()
+        time.sleep(pause)
+        terminate()
+
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: train(callback=At("on_step_begin", 1, twice), **EVERY_STEP)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == status
+    assert last_complete_checkpoint(tmp_path / "output").endswith(f"checkpoint-{step}")
+
+
+def test_files_of_a_run_hold_neither_token_nor_path(train, tmp_path):
+    token = "hf_" + "secret" * 5
+    trainer = train(Recipe(ema_decay=0.5), hub_token=token, max_steps=1, **EVERY_STEP)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card()
+    assert trainer.args.hub_token == token and trainer.args.output_dir == str(tmp_path / "output")
+    files = [file for file in (tmp_path / "output").rglob("*") if file.is_file()]
+    assert sum(file.name == "training_args.bin" for file in files) == 3
+    for file in files:
+        assert token.encode() not in file.read_bytes() and str(tmp_path).encode() not in file.read_bytes(), file
+    arguments = torch.load(tmp_path / "output" / "training_args.bin", weights_only=False)
+    assert arguments.hub_token is None and arguments.output_dir == "output"
+
+
 SCRIPT = Path(__file__).parent / "train_in_processes.py"
 
 
@@ -368,6 +701,16 @@ def test_loss_that_is_not_finite_stops_all_processes(tmp_path):
     errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
     assert errors[0] == errors[1] and "The loss at step 2 is nan; the last good checkpoint is" in errors[0]
     assert str(tmp_path / "checkpoint-1") in errors[0] and not (tmp_path / "checkpoint-2").exists()
+
+
+def test_sigterm_to_one_process_stops_all(ddp, tmp_path):
+    """At the same step, from which the run continues to the same result. Both processes are one run to the lock."""
+    with pytest.raises(FileNotFoundError, match="losses.json"):
+        run_processes(2, tmp_path, "--batch_size", "4", "--sigterm_rank", "1")
+    assert [int((tmp_path / f"status_{rank}").read_text()) for rank in range(2)] == [143, 143]
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert run_processes(2, tmp_path, "--batch_size", "4") == pytest.approx(ddp[1], rel=1e-6)
+    assert_same_model([ddp[0], tmp_path], rtol=1e-5, atol=1e-6)
 
 
 def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):

@@ -3,6 +3,8 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -39,6 +41,7 @@ def main():
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--slow", action="store_true", help="time to be killed in, drop path")
     parser.add_argument("--nan_rank", type=int, help="the loss of this process is not a number in the second step")
+    parser.add_argument("--sigterm_rank", type=int, help="this process gets SIGTERM in the second step")
     args = parser.parse_args()
 
     set_seed(0)
@@ -74,11 +77,20 @@ def main():
         compute_loss = trainer.compute_loss
         factors = iter([1.0, float("nan")])
         trainer.compute_loss = lambda *a, **k: compute_loss(*a, **k) * next(factors)
+    if args.sigterm_rank == arguments.process_index:
+        prepare = trainer.training_step
+        steps = iter(range(args.steps))
+        trainer.training_step = lambda *a, **k: (
+            os.kill(os.getpid(), signal.SIGTERM) if next(steps) == 1 else None, prepare(*a, **k)
+        )[1]  # fmt: skip
     last = get_last_checkpoint(args.output) if args.output.is_dir() else None
     try:
         trainer.train(resume_from_checkpoint=last)
     except FloatingPointError as error:
         (args.output / f"error_{arguments.process_index}").write_text(str(error))
+        return
+    except SystemExit as stopped:
+        (args.output / f"status_{arguments.process_index}").write_text(str(stopped.code))
         return
     assert args.fsdp == all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     evaluated = trainer.evaluate()
