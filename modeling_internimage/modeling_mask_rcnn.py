@@ -27,7 +27,7 @@ from .loss_mask_rcnn import (
     offsets_of_class,
     proposal_losses,
 )
-from .modeling_internimage import InternImageBatchNorm
+from .modeling_internimage import InternImageBatchNorm, check_pixel_values
 
 
 if is_torchvision_available():
@@ -324,6 +324,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        check_pixel_values(pixel_values, self.config.backbone_config)
         image_sizes = self._image_sizes(pixel_values, pixel_mask)
         if labels is not None:
             check_labels(self.config, labels, image_sizes, pixel_values.shape[2:])

@@ -126,6 +126,33 @@ def test_image_processor(source, backend, checkpoint, photographs, tmp_path):
     assert processor(greyscale, return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("image_size", [(40, 64), [64, 40], (48, 48)])
+def test_rectangular_images(image_size, backend, photographs, tmp_path):
+    """Height and width: the whole image at that size. A square is as one number."""
+    image_processor = modeling_internimage.create_image_processor(image_size, backend)
+    image_processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert loaded.to_dict() == image_processor.to_dict()
+    image = Image.fromarray(photographs[0])
+    actual = loaded(image, return_tensors="pt")["pixel_values"]
+    assert actual.shape == (1, 3, *image_size)
+    if image_size[0] == image_size[1]:
+        expected = modeling_internimage.create_image_processor(48, backend)(image, return_tensors="pt")["pixel_values"]
+        assert torch.equal(actual, expected)
+    else:
+        resized = np.asarray(image.resize(image_size[::-1], Image.Resampling.BICUBIC)) / 255
+        expected = torch.from_numpy(((resized - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)).float()
+        levels = (actual[0] - expected).abs() * torch.tensor(IMAGENET_STD)[:, None, None] * 255
+        assert levels.max() < (0.01 if backend == "pil" else 2.01)
+
+
+@pytest.mark.parametrize("image_size", [0, (224,), (224, 320, 3), "224", 224.0, (224, -1), None])
+def test_bad_image_sizes(image_size):
+    with pytest.raises(ValueError, match="`image_size` must be one number of pixels, or a height and a"):
+        modeling_internimage.create_image_processor(image_size)
+
+
 def test_unknown_image_processor_backend():
     with pytest.raises(ValueError, match="Unknown `backend='opencv'`"):
         modeling_internimage.create_image_processor(backend="opencv")
