@@ -475,15 +475,14 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         }
         if config.use_mask_head:
             regions = self.mask_roi_align(feature_maps, torch.cat((rois[row, :1], boxes), dim=1))
-            masks = torch.stack(
-                [
-                    mask_head(regions)[torch.arange(len(label), device=label.device), label]
-                    for mask_head in self.mask_heads
-                ]
-            )
+            indices = torch.arange(len(label), device=label.device)
+            masks = torch.stack([mask_head(regions)[indices, label] for mask_head in self.mask_heads])
             _check_finite("masks", dtype, masks)
-            # The mean of the probabilities as a logit, log(p) - log(1 - p), without the rounding of p next to 0 and 1.
-            masks = nn.functional.logsigmoid(masks).logsumexp(0) - nn.functional.logsigmoid(-masks).logsumexp(0)
+            if len(masks) > 1:
+                # The mean of the probabilities as a logit, log(p) - log(1 - p), where p may round to 0 and 1.
+                log_p = nn.functional.logsigmoid(masks).logsumexp(dim=0, keepdim=True)
+                masks = log_p - nn.functional.logsigmoid(-masks).logsumexp(dim=0, keepdim=True)
+            masks = masks[0]
             detections["pred_masks"] = _pad(masks, numbers, config.max_detections, torch.finfo(masks.dtype).min)
         return detections
 

@@ -177,6 +177,33 @@ def test_image_classification_pipeline(batch_size, checkpoint, image_files, capl
     assert "not supported" not in caplog.text
 
 
+@pytest.mark.parametrize("source", ["folder", "objects"])
+@torch.no_grad()
+def test_image_segmentation_pipeline(source, tiny_config, image_files, tmp_path, caplog):
+    """With the SegFormer head; nothing is called unsupported."""
+    config = modeling_internimage.SegformerHeadConfig(
+        backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]), hidden_size=8, num_labels=3
+    )
+    model = randomize(modeling_internimage.SegformerHeadForSemanticSegmentation(config))
+    image_processor = modeling_internimage.InternImageSegmentationImageProcessorPil(size={"shortest_edge": 64})
+    arguments = {"model": model, "image_processor": image_processor}
+    if source == "folder":
+        for part in arguments.values():
+            part.save_pretrained(tmp_path / "segmenter")
+        arguments = {"model": str(tmp_path / "segmenter")}
+    segments = pipeline("image-segmentation", **arguments)(image_files[0])
+    image = Image.open(image_files[0])
+    outputs = model(**image_processor(image, return_tensors="pt"))
+    (expected,) = image_processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])
+    for segment in segments:
+        label = config.label2id[segment["label"]]
+        assert ((np.asarray(segment["mask"]) > 0) == (expected == label).numpy()).mean() > 0.99
+    assert {segment["label"] for segment in segments} == {
+        config.id2label[label] for label in expected.unique().tolist()
+    }
+    assert "not supported" not in caplog.text
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 @torch.no_grad()
 def test_image_feature_extraction_pipeline(batch_size, checkpoint, image_files):
