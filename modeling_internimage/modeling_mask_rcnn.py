@@ -348,10 +348,11 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         """Height and width of each image without padding, (batch_size, 2)."""
         if pixel_mask is None:
             return torch.tensor(pixel_values.shape[2:], device=pixel_values.device).expand(len(pixel_values), 2)
-        if pixel_mask.shape != pixel_values.shape[:1] + pixel_values.shape[2:]:
+        shape = pixel_values.shape[:1] + pixel_values.shape[2:]
+        if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != shape:
             raise ValueError(
-                f"`pixel_mask` must have the size of `pixel_values` without channels, got {tuple(pixel_mask.shape)} "
-                f"for {tuple(pixel_values.shape)}."
+                f"`pixel_mask` must have the size of `pixel_values` without channels: a `torch.Tensor` of shape "
+                f"{tuple(shape)}, got a `{type(pixel_mask).__name__}` of {getattr(pixel_mask, 'shape', 'no shape')}."
             )
         is_image = pixel_mask > 0
         return torch.stack((is_image.any(dim=2).sum(dim=1), is_image.any(dim=1).sum(dim=1)), dim=1)

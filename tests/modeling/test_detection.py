@@ -291,8 +291,9 @@ def test_padding(build):
     centers, sizes = together.pred_boxes.split(2, dim=-1)
     assert (centers - sizes / 2 >= -1e-6).all() and (centers + sizes / 2 <= 1 + 1e-6).all()
     assert (centers + sizes / 2)[1].max() > 0.9  # of the image without padding
-    with pytest.raises(ValueError, match="`pixel_mask` must have the size of `pixel_values` without channels"):
-        model(pixel_values, pixel_mask[:, :32])
+    for bad in (pixel_mask[:, :32], pixel_mask.numpy(), pixel_mask.tolist()):
+        with pytest.raises(ValueError, match="`pixel_mask` must have the size of `pixel_values` without channels"):
+            model(pixel_values, bad)
 
 
 @torch.no_grad()
@@ -332,6 +333,10 @@ def test_raw_outputs_as_those_of_detr(kind, build):
             assert len(own["scores"]) > 0 and torch.equal(result["labels"], own["labels"])
             torch.testing.assert_close(result["scores"], own["scores"])
             torch.testing.assert_close(result["boxes"], own["boxes"])
+    if model.config.use_mask_head:
+        raw.pred_masks = outputs.pred_masks
+        results = MaskRCNNImageProcessorPil().post_process_instance_segmentation(raw, 0.0, target_sizes=sizes)
+        assert [len(result["segments_info"]) for result in results] == [len(own["scores"]) for own in expected]
 
 
 @torch.no_grad()
