@@ -7,11 +7,18 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     Mask2FormerConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+)
 
 from .configuration_internimage import InternImageConfig
 from .configuration_mask_rcnn import MaskRCNNConfig
@@ -28,7 +35,9 @@ def register_auto_classes():
     """
     Register InternImage with `AutoConfig`, `AutoModel`, `AutoModelForImageClassification`, `AutoBackbone` and
     `AutoImageProcessor`, the SegFormer head with `AutoConfig`, `AutoModelForSemanticSegmentation` and
-    `AutoImageProcessor`, Mask R-CNN with `AutoConfig`, `AutoModelForObjectDetection` and `AutoImageProcessor`.
+    `AutoImageProcessor`, Mask R-CNN with `AutoConfig`, `AutoModelForObjectDetection`,
+    `AutoModelForInstanceSegmentation`, `AutoModelForImageSegmentation` (which `pipeline` uses) and
+    `AutoImageProcessor`.
     Importing the package does it; doing it again is harmless.
     """
     AutoConfig.register(InternImageConfig.model_type, InternImageConfig, exist_ok=True)
@@ -45,11 +54,19 @@ def register_auto_classes():
     )
 
     AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig, exist_ok=True)
-    AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection, exist_ok=True)
+    for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation, AutoModelForImageSegmentation):
+        auto_class.register(MaskRCNNConfig, MaskRCNNForObjectDetection, exist_ok=True)
     AutoImageProcessor.register(
         MaskRCNNConfig, image_processor_classes=MASK_RCNN_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
 
+    # The pipelines for detection and segmentation log an error for classes whose names are not in these dictionaries:
+    # they copy them, and the copies do not have what `register` has added.
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MaskRCNNConfig.model_type] = MaskRCNNForObjectDetection.__name__
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES[MaskRCNNConfig.model_type] = MaskRCNNForObjectDetection.__name__
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[SegformerHeadConfig.model_type] = (
+        SegformerHeadForSemanticSegmentation.__name__
+    )
     # Models that `pipeline` finds only through the architecture in their configuration fail in transformers 5.22. (By
     # name, not by `register`, which would import the model.)
     MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault("mask2former", "Mask2FormerForUniversalSegmentation")

@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """InternImage model configuration."""
 
+import reprlib
+from numbers import Integral
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -26,6 +28,45 @@ ORIGINAL_ATTRIBUTE_NAMES = {
 # Class names, one "synset name" per line in the order of the official classifiers, by number of classes. They lie in
 # the installed package; a checkpoint published with this file as remote code has its own `id2label`.
 IMAGENET_LABEL_FILES = {1000: "imagenet-1k.txt", 21841: "imagenet-22k.txt"}
+
+
+# Smallest and largest number of each field, alone or in lists. What lies outside is a mistake or a damaged file.
+RANGES = {
+    "num_channels": (1, 4096), "embed_dim": (2, 65536), "depths": (1, 1000), "num_groups": (1, 65536),
+    "mlp_ratio": (1e-3, 1000), "hidden_dropout_prob": (0, 0.99), "drop_path_rate": (0, 0.99),
+    "layer_norm_eps": (0, 1), "layer_scale_init_value": (0, 1000), "offset_scale": (0, 1000),
+    "depthwise_kernel_size": (1, 255), "level2_post_norm_block_ids": (0, 999), "cls_scale": (1e-3, 1000),
+    "image_size": (1, 1000000), "initializer_range": (0, 1000),
+}  # fmt: skip
+MAX_CHANNELS, MAX_LABELS = 65536, 1000000
+
+# Of the pooler of InternImage-H and -G, a constant of the original.
+ATTENTION_POOLER_OUTPUT_SIZE = 768
+
+
+def check_numbers(values: dict, ranges: dict[str, tuple[float, float]]):
+    """
+    Raise a `ValueError` for fields that are NaN, infinite, boolean, empty or outside `ranges`. Their types have been
+    checked before; `None` is left alone.
+    """
+    for name, (smallest, largest) in ranges.items():
+        if values[name] is None:
+            continue
+        numbers = values[name] if isinstance(values[name], (list, tuple)) else [values[name]]
+        if numbers and isinstance(numbers[0], (list, tuple)):
+            numbers = [number for own in numbers for number in own]
+        are_good = all(not isinstance(number, bool) and smallest <= number <= largest for number in numbers)
+        if not numbers or not are_good:
+            raise ValueError(f"`{name}` must be from {smallest} to {largest}, got {reprlib.repr(values[name])}.")
+
+
+def check_num_labels(num_labels: int, smallest: int = 1):
+    """Raise a `ValueError` before each label gets a name."""
+    is_whole = isinstance(num_labels, Integral) and not isinstance(num_labels, bool)
+    if not (is_whole and smallest <= num_labels <= MAX_LABELS):
+        raise ValueError(
+            f"`num_labels` must be a whole number from {smallest} to {MAX_LABELS}, got {reprlib.repr(num_labels)}."
+        )
 
 
 def imagenet_labels(num_labels: int) -> dict[int, str] | None:
@@ -89,8 +130,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             batch normalisation and average (T to XL).
         cls_scale (`float`, *optional*, defaults to 1.5):
             Channels of the convolutional pooler relative to the last stage.
-        image_size (`int`, *optional*, defaults to 224):
-            Side in pixels of the images the model was trained on; informative, any size works.
+        image_size (`int` or `list[int]`, *optional*, defaults to 224):
+            Side in pixels of the images the model was trained on, or their height and width; informative, any size
+            works.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of linear layers.
         out_features (`list[str]`, *optional*):
@@ -132,7 +174,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     level2_post_norm_block_ids: list[int] | tuple[int, ...] | None = None
     use_clip_projector: bool = False
     cls_scale: float | int = 1.5
-    image_size: int = 224
+    image_size: int | list[int] | tuple[int, ...] = 224
     initializer_range: float = 0.02
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -143,6 +185,8 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         self.num_groups = list(self.num_groups)
         if self.level2_post_norm_block_ids is not None:
             self.level2_post_norm_block_ids = list(self.level2_post_norm_block_ids)
+        if not isinstance(self.image_size, int):
+            self.image_size = list(self.image_size)
         if self.depthwise_kernel_size is None:  # the original's way to say "as DCNv3", whose kernel is 3x3
             self.depthwise_kernel_size = 3
         self.stage_names = ["stem"] + [f"stage{idx}" for idx in range(1, len(self.depths) + 1)]
@@ -182,6 +226,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"`core_op={core_op!r}` is not supported: InternImage is built on 'DCNv3'.")
         if kwargs.pop("with_cp", False):
             logger.warning("`with_cp=True` is not a property of the model: call `gradient_checkpointing_enable()`.")
+        check_num_labels(kwargs.get("num_labels", 2), smallest=0)
         return kwargs
 
     @classmethod
@@ -197,16 +242,25 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self):
         """Raise a `ValueError` for combinations that cannot be built, warn about flags that override each other."""
         super().validate_architecture()
+        check_numbers(vars(self), RANGES)
         if len(self.depths) != len(self.num_groups) or not self.depths:
             raise ValueError(
                 f"`depths` and `num_groups` must have one entry per stage, got depths={self.depths} and "
                 f"num_groups={self.num_groups}."
             )
-        for name in ("depths", "num_groups"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        if self.embed_dim < 2 or self.embed_dim % 2:
+        if self.embed_dim % 2:
             raise ValueError(f"`embed_dim` must be even (the stem starts with half of it), got {self.embed_dim}.")
+        last_channels = self.embed_dim * 2 ** (len(self.depths) - 1)
+        if last_channels > MAX_CHANNELS:
+            raise ValueError(
+                f"`embed_dim={self.embed_dim}` doubles at each of the {len(self.depths)} entries of `depths`: the "
+                f"last stage would have more than {MAX_CHANNELS} channels."
+            )
+        for name, channels in (("mlp_ratio", self.embed_dim), ("cls_scale", last_channels)):
+            if int(channels * getattr(self, name)) < 1:
+                raise ValueError(f"`{name}={getattr(self, name)}` leaves none of {channels} channels.")
+        if isinstance(self.image_size, list) and len(self.image_size) != 2:
+            raise ValueError(f"`image_size` must be one number, or a height and a width, got {self.image_size}.")
         for stage, (hidden_size, groups) in enumerate(zip(self.hidden_sizes, self.num_groups), start=1):
             if hidden_size % groups:
                 raise ValueError(
@@ -217,10 +271,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"Unknown `hidden_act={self.hidden_act!r}`. Choose one of {sorted(ACT2FN)}.")
         if self.drop_path_type not in ("linear", "uniform"):
             raise ValueError(f"Unknown `drop_path_type={self.drop_path_type!r}`. Choose 'linear' or 'uniform'.")
-        for name in ("drop_path_rate", "hidden_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
-        if self.depthwise_kernel_size < 1 or self.depthwise_kernel_size % 2 == 0:
+        if self.depthwise_kernel_size % 2 == 0:
             raise ValueError(f"`depthwise_kernel_size` must be odd, got {self.depthwise_kernel_size}.")
         if self.level2_post_norm_block_ids is not None:
             third_stage_depth = self.depths[2] if len(self.depths) > 2 else 0
@@ -242,8 +293,8 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of the last stage, under the name composite models look for."""
-        return self.hidden_sizes[-1]
+        """Size of `pooler_output`, which composite models as `VisionTextDualEncoderModel` project."""
+        return ATTENTION_POOLER_OUTPUT_SIZE if self.use_clip_projector else int(self.hidden_sizes[-1] * self.cls_scale)
 
     @property
     def num_hidden_layers(self) -> int:

@@ -3,31 +3,28 @@
 
 from dataclasses import field
 
-import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_internimage import InternImageConfig
+from .configuration_internimage import InternImageConfig, check_num_labels, check_numbers
 
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 Numbers = list[float | int] | tuple[float | int, ...]
 
-# What numbers must be, alone or in lists.
-POSITIVE = (
-    "feature_strides", "hidden_size", "anchor_scale", "anchor_ratios", "num_proposals", "num_proposals_per_level",
-    "num_train_proposals", "num_train_proposals_per_level", "box_head_hidden_size", "box_roi_size", "box_stds",
-    "mask_roi_size", "max_detections", "rpn_num_samples", "roi_num_samples",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "box_head_num_conv_layers", "box_head_num_fc_layers", "mask_head_num_layers", "rpn_smooth_l1_beta",
-    "smooth_l1_beta", "box_loss_weight", "stage_loss_weights",
-)  # fmt: skip
-FRACTIONS = (
-    "proposal_nms_threshold", "score_threshold", "nms_threshold", "rpn_positive_iou", "rpn_negative_iou",
-    "stage_positive_ious",
-)  # fmt: skip
+# See `check_numbers`.
+FRACTION, WEIGHT, WIDTH, SIZE, LAYERS, NUMBER = (0, 1), (0, 1e6), (1, 65536), (1, 256), (0, 1000), (1, 10**6)
+RANGES = {
+    "feature_strides": (1, 65536), "hidden_size": WIDTH, "anchor_scale": (1e-3, 1e5), "anchor_ratios": (1e-3, 1e3),
+    "num_proposals": NUMBER, "num_proposals_per_level": NUMBER, "num_train_proposals": NUMBER,
+    "num_train_proposals_per_level": NUMBER, "proposal_nms_threshold": FRACTION, "box_head_num_conv_layers": LAYERS,
+    "box_head_num_fc_layers": LAYERS, "box_head_hidden_size": WIDTH, "box_roi_size": SIZE, "box_stds": (1e-6, 1e3),
+    "mask_head_num_layers": LAYERS, "mask_roi_size": SIZE, "score_threshold": FRACTION, "nms_threshold": FRACTION,
+    "max_detections": NUMBER, "rpn_positive_iou": FRACTION, "rpn_negative_iou": FRACTION, "rpn_num_samples": NUMBER,
+    "rpn_smooth_l1_beta": WEIGHT, "stage_positive_ious": FRACTION, "roi_num_samples": NUMBER,
+    "smooth_l1_beta": WEIGHT, "box_loss_weight": WEIGHT, "stage_loss_weights": WEIGHT,
+}  # fmt: skip
 
 
 @strict
@@ -171,11 +168,13 @@ class MaskRCNNConfig(PreTrainedConfig):
         for name in ("feature_strides", "anchor_ratios", "stage_positive_ious", "stage_loss_weights"):
             setattr(self, name, list(getattr(self, name)))
         self.box_stds = [list(stds) for stds in self.box_stds]
+        check_num_labels(kwargs.get("num_labels", 2))
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Raise a `ValueError` for combinations that cannot be built."""
         super().validate_architecture()
+        check_numbers(vars(self), RANGES)
         if not len(self.box_stds) == len(self.stage_positive_ious) == len(self.stage_loss_weights) > 0:
             raise ValueError(
                 "`box_stds`, `stage_positive_ious` and `stage_loss_weights` must have one entry per stage of "
@@ -183,13 +182,6 @@ class MaskRCNNConfig(PreTrainedConfig):
             )
         if any(len(stds) != 4 for stds in self.box_stds):
             raise ValueError(f"`box_stds` must have four numbers for each stage, got {self.box_stds}.")
-        for names, condition in ((POSITIVE, "positive"), (NOT_NEGATIVE, "at least 0"), (FRACTIONS, "from 0 to 1")):
-            for name in names:
-                numbers = np.ravel(getattr(self, name))
-                above = numbers > 0 if names is POSITIVE else numbers >= 0
-                below = numbers <= 1 if names is FRACTIONS else numbers < np.inf
-                if not (len(numbers) > 0 and (above & below).all()):
-                    raise ValueError(f"`{name}` must be {condition}, got {getattr(self, name)}.")
         if self.rpn_negative_iou > self.rpn_positive_iou:
             raise ValueError(
                 "An anchor cannot be background and an object: `rpn_negative_iou` must be at most `rpn_positive_iou`, "

@@ -5,7 +5,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_internimage import InternImageConfig
+from .configuration_internimage import InternImageConfig, check_num_labels, check_numbers
+
+
+# See `check_numbers`.
+RANGES = {
+    "hidden_size": (1, 65536), "classifier_dropout_prob": (0, 1), "initializer_range": (0, 1000),
+    "loss_ignore_index": (-(2**31), 2**31 - 1),
+}  # fmt: skip
 
 
 @strict
@@ -51,6 +58,15 @@ class SegformerHeadConfig(PreTrainedConfig):
     classifier_dropout_prob: float | int = 0.1
     initializer_range: float = 0.02
     loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        check_num_labels(kwargs.get("num_labels", 2))
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Raise a `ValueError` for numbers that make no model."""
+        super().validate_architecture()
+        check_numbers(vars(self), RANGES)
 
 
 __all__ = ["SegformerHeadConfig"]

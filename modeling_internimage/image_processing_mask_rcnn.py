@@ -123,7 +123,7 @@ class _MaskRCNNProcessing:
 
         Args:
             outputs ([`MaskRCNNObjectDetectionOutput`]):
-                Of the model.
+                Of the model. Its `logits` and `pred_boxes` are enough, as `compute_metrics` of a `Trainer` has them.
             threshold (`float`, *optional*, defaults to 0.05):
                 Scores are above this. Lower than `config.score_threshold` it has no effect.
             target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or a list of tuples or tensors, *optional*):
@@ -143,11 +143,10 @@ class _MaskRCNNProcessing:
                     f"{tuple(sizes.shape)}."
                 )
             boxes = boxes * sizes.flip(1).repeat(1, 2)[:, None]
+        scores, labels = _scores_and_labels(outputs)
         return [
             {"scores": own_scores[kept], "labels": own_labels[kept], "boxes": own_boxes[kept]}
-            for own_scores, own_labels, own_boxes, kept in zip(
-                outputs.pred_scores, outputs.pred_labels, boxes, outputs.pred_scores > max(threshold, 0)
-            )
+            for own_scores, own_labels, own_boxes, kept in zip(scores, labels, boxes, scores > max(threshold, 0))
         ]
 
     def post_process_instance_segmentation(
@@ -155,30 +154,46 @@ class _MaskRCNNProcessing:
         outputs,
         threshold: float = 0.05,
         mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.0,
         target_sizes: torch.Tensor | list | None = None,
-    ) -> list[dict[str, torch.Tensor]]:
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+    ) -> list[dict]:
         """
-        For each image a dictionary of tensors `scores`, `labels`, `boxes` and `masks`, as of the image processor of
-        SAM 3: not `segmentation` and `segments_info` as of that of Mask2Former, which give every pixel to one segment.
-        Here masks of different detections may overlap.
+        For each image `segmentation` and `segments_info`, as of the image processors of Mask2Former and RF-DETR, and
+        what [`post_process_object_detection`] returns with `masks`, as of that of SAM 3. Masks of different detections
+        may overlap; in `segmentation` the best detection is on top.
 
         Args:
             outputs, threshold, target_sizes:
                 See there. `target_sizes` are needed.
             mask_threshold (`float`, *optional*, defaults to 0.5):
                 Probability from which a pixel belongs to the mask.
+            overlap_mask_area_threshold (`float`, *optional*, defaults to 0.0):
+                Detections of whose mask better ones leave a smaller fraction visible, or no pixel, are neither in the
+                map nor in `segments_info`. 0: all stay, also hidden ones. (`pipeline` sets 0.5.)
+            return_coco_annotation (`bool`, *optional*, defaults to `False`):
+                Whether `segmentation` has, for each detection, the run lengths of its whole mask: start (from 1) and
+                length of each run, row by row.
+            return_binary_maps (`bool`, *optional*, defaults to `False`):
+                Whether `segmentation` has, for each detection, its whole mask: bool, (n, height, width).
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: what [`post_process_object_detection`] returns, and `masks` (n, height,
-            width) of bool, in the original image.
+            `list[dict]`: `scores` (n,), `labels` (n,), `boxes` (n, 4), `masks` (n, height, width) of bool, in the
+            original image; `segmentation` (height, width), int32, the `id` of the segment of each pixel, or -1; and
+            `segments_info`, a list of dictionaries with `id` (its place in `scores` and the others), `label_id`,
+            `score` and `was_fused` (`False`).
         """
         if target_sizes is None:
             raise ValueError("Masks need `target_sizes`, the height and width of each original image.")
-        if outputs.pred_masks is None:
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("`return_coco_annotation` and `return_binary_maps` exclude each other. Leave one out.")
+        if getattr(outputs, "pred_masks", None) is None:
             raise ValueError("The model has no mask heads (`use_mask_head=False`): there are no masks.")
         results = self.post_process_object_detection(outputs, threshold, target_sizes)
-        for result, masks, scores, size in zip(results, outputs.pred_masks, outputs.pred_scores, target_sizes):
-            masks = masks[scores > max(threshold, 0)].to(result["boxes"].dtype)
+        all_scores, _ = _scores_and_labels(outputs)
+        for result, masks, scores, size in zip(results, outputs.pred_masks, all_scores, target_sizes):
+            masks = masks[scores > max(threshold, 0)].to(result["boxes"].dtype).sigmoid()
             height, width = map(int, size)
             # One after the other: all together would be gigabytes in floating point.
             pasted = masks.new_zeros((len(masks), height, width), dtype=torch.bool)
@@ -186,7 +201,52 @@ class _MaskRCNNProcessing:
                 own = slice(idx, idx + 1)
                 pasted[own] = paste_masks(masks[own], result["boxes"][own], height, width) >= mask_threshold
             result["masks"] = pasted
+            shown = range(len(pasted))
+            if return_binary_maps:
+                result["segmentation"] = pasted
+            elif return_coco_annotation:
+                result["segmentation"] = [_run_lengths(mask) for mask in pasted]
+            else:
+                result["segmentation"], shown = _overlay(pasted, overlap_mask_area_threshold)
+            labels, scores = result["labels"].tolist(), result["scores"].tolist()
+            result["segments_info"] = [
+                {"id": idx, "label_id": labels[idx], "was_fused": False, "score": round(scores[idx], 6)}
+                for idx in shown
+            ]
         return results
+
+
+def _scores_and_labels(outputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all detections, (batch_size, max_detections); by softmax where `logits` are all that is left of outputs."""
+    if getattr(outputs, "pred_scores", None) is not None:
+        return outputs.pred_scores, outputs.pred_labels
+    return tuple(outputs.logits.softmax(dim=-1)[..., :-1].max(dim=-1))
+
+
+def _overlay(masks: torch.Tensor, smallest_share: float) -> tuple[torch.Tensor, list[int]]:
+    """
+    Map (height, width) of the first of `masks` (n, height, width) at each pixel, or -1, and the indices of those of
+    which at least `smallest_share` is seen. The others are left out of the map.
+    """
+    segmentation = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
+    for idx in reversed(range(len(masks))):
+        segmentation.masked_fill_(masks[idx], idx)
+    indices = list(range(len(masks)))
+    if smallest_share > 0:
+        for idx, mask in enumerate(masks):
+            seen = segmentation == idx
+            if seen.sum() < smallest_share * mask.sum() or not seen.any():
+                segmentation.masked_fill_(seen, -1)
+                indices.remove(idx)
+    return segmentation, indices
+
+
+def _run_lengths(mask: torch.Tensor) -> list[int]:
+    """Start, from 1, and length of each run of a mask (height, width), row by row."""
+    edges = np.flatnonzero(np.diff(mask.flatten().cpu().numpy(), prepend=False, append=False))
+    edges[1::2] -= edges[::2]
+    edges[::2] += 1
+    return edges.tolist()
 
 
 def _resize(image, size: SizeDict):
@@ -292,8 +352,9 @@ if is_torchvision_available():  # else importing the class warns
         multiple of `size_divisor`. Annotations become labels, and outputs of the model detections.
 
         Args:
-            size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
-                Or `height` and `width`.
+            size (`dict[str, int]` or `int`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
+                Or one of the two edges, with no limit for the other one; a number is `shortest_edge`. Or `height` and
+                `width`.
             size_divisor, category_ids:
                 See [`MaskRCNNImageProcessorKwargs`].
         """

@@ -563,7 +563,7 @@ class InternImageConvPooler(nn.Module):
 
     def __init__(self, config: InternImageConfig):
         super().__init__()
-        self.output_size = int(config.hidden_sizes[-1] * config.cls_scale)
+        self.output_size = config.hidden_size
         self.convolution = nn.Conv2d(config.hidden_sizes[-1], self.output_size, kernel_size=1, bias=False)
         self.batch_norm = InternImageBatchNorm(self.output_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -582,7 +582,6 @@ class InternImageAttentionPooler(nn.Module):
     hidden_size = 1024
     num_heads = 16
     upsample_factor = 2
-    output_size = 768
 
     def __init__(self, config: InternImageConfig):
         super().__init__()
@@ -598,6 +597,7 @@ class InternImageAttentionPooler(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(size))
         self.k_bias = nn.Parameter(torch.zeros(size))
         self.v_bias = nn.Parameter(torch.zeros(size))
+        self.output_size = config.hidden_size
         self.out_proj = nn.Linear(size, self.output_size)
         self.layernorm = nn.LayerNorm(self.output_size, eps=eps)
 
@@ -672,16 +672,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         """Raise a `ValueError` that says what is wrong with the input, before a layer inside does."""
-        if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch_size, {self.config.num_channels}, height, width), got "
-                f"{None if pixel_values is None else tuple(pixel_values.shape)}."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating point, got {pixel_values.dtype}. An image processor makes them "
-                "from images."
-            )
+        check_pixel_values(pixel_values, self.config)
         stride = 2 ** (len(self.config.depths) + 1)
         height, width = pixel_values.shape[2:]
         if height < stride or width < stride:
@@ -689,6 +680,26 @@ class InternImagePreTrainedModel(PreTrainedModel):
                 f"`pixel_values` of {height}x{width} pixels are smaller than the stride of the network, {stride}. "
                 f"Resize the images to at least {stride}x{stride}."
             )
+
+
+def check_pixel_values(pixel_values: torch.Tensor, config):
+    """Raise a `ValueError` if that is no batch of images for a model or backbone of that configuration."""
+    if not isinstance(pixel_values, torch.Tensor):
+        raise ValueError(
+            f"`pixel_values` must be a `torch.Tensor`, got a `{type(pixel_values).__name__}`. An image processor "
+            'called with `return_tensors="pt"` makes one from images.'
+        )
+    num_channels = getattr(config, "num_channels", None)  # which not every backbone has
+    if pixel_values.ndim != 4 or num_channels not in (None, pixel_values.shape[1]):
+        raise ValueError(
+            f"`pixel_values` must have shape (batch_size, {num_channels or 'num_channels'}, height, width), got "
+            f"{tuple(pixel_values.shape)}."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be floating point, got {pixel_values.dtype}. An image processor makes them "
+            "from images."
+        )
 
 
 class InternImageModel(InternImagePreTrainedModel):
@@ -732,9 +743,10 @@ class InternImageModel(InternImagePreTrainedModel):
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPoolingAndNoAttention`]: `last_hidden_state` of shape
-            `(batch_size, hidden_size, height / 32, width / 32)`, `pooler_output` of shape `(batch_size, pooled_size)`
-            and, if asked for, `hidden_states`: stem and stages, `(batch_size, channels, height, width)` each, at
-            strides 4, 4, 8, 16 and 32.
+            `(batch_size, hidden_sizes[-1], height / 32, width / 32)`, a map and no sequence, so that
+            `VisionEncoderDecoderModel` cannot take it; `pooler_output` of shape `(batch_size, hidden_size)`, which
+            `VisionTextDualEncoderModel` takes; and, if asked for, `hidden_states`: stem and stages,
+            `(batch_size, channels, height, width)` each, at strides 4, 4, 8, 16 and 32.
 
         Raises:
             `ValueError`: if `pixel_values` has the wrong shape or dtype, is smaller than the network's stride, or has

@@ -27,7 +27,7 @@ from .loss_mask_rcnn import (
     offsets_of_class,
     proposal_losses,
 )
-from .modeling_internimage import InternImageBatchNorm
+from .modeling_internimage import InternImageBatchNorm, check_pixel_values
 
 
 if is_torchvision_available():
@@ -40,11 +40,12 @@ FINEST_REGION = 56
 @dataclass
 class MaskRCNNObjectDetectionOutput(ModelOutput):
     r"""
-    `pred_masks` are probabilities, not logits as those of other models: a cascade averages the probabilities of its
-    stages. All numbers are finite: where they would not be, the model raises a `FloatingPointError`.
+    `logits` and `pred_boxes` are as those of DETR: softmax of `logits`, the last of which is background, gives the
+    label and the score of each detection. `pred_masks` are logits, too, but of points of the box. All numbers are
+    finite: where they would not be, the model raises a `FloatingPointError`.
 
     Detections have fixed numbers, `max_detections` for each image, the best first. Where there are fewer, the others
-    have score 0, label -1 and zeros.
+    are background: score 0, label -1, a box of zeros.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
@@ -53,7 +54,8 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
             The losses, with their weights.
         logits (`torch.FloatTensor` of shape `(batch_size, max_detections, num_labels + 1)`):
             Of the region that a detection comes from, the mean over the stages; the last is background. A region may
-            be several detections, of different classes.
+            be several detections, of different classes: in each of them, the classes that are more probable than its
+            label count as background. `pred_scores` and `pred_labels` are what softmax makes of them.
         pred_boxes (`torch.FloatTensor` of shape `(batch_size, max_detections, 4)`):
             Centre x, centre y, width, height, relative to the size of each image without its padding.
         pred_scores (`torch.FloatTensor` of shape `(batch_size, max_detections)`):
@@ -61,7 +63,8 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
         pred_labels (`torch.LongTensor` of shape `(batch_size, max_detections)`):
             Class index.
         pred_masks (`torch.FloatTensor` of shape `(batch_size, max_detections, mask_height, mask_width)`, *optional*):
-            Probability that a point of the box belongs to the object, on a grid over the box.
+            Logits of the probability that a point of the box belongs to the object (in a cascade, the mean over the
+            stages), on a grid over the box, not over the image: the image processor puts them there.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             Of the backbone.
     """
@@ -324,6 +327,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        check_pixel_values(pixel_values, self.config.backbone_config)
         image_sizes = self._image_sizes(pixel_values, pixel_mask)
         if labels is not None:
             check_labels(self.config, labels, image_sizes, pixel_values.shape[2:])
@@ -344,10 +348,11 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         """Height and width of each image without padding, (batch_size, 2)."""
         if pixel_mask is None:
             return torch.tensor(pixel_values.shape[2:], device=pixel_values.device).expand(len(pixel_values), 2)
-        if pixel_mask.shape != pixel_values.shape[:1] + pixel_values.shape[2:]:
+        shape = pixel_values.shape[:1] + pixel_values.shape[2:]
+        if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != shape:
             raise ValueError(
-                f"`pixel_mask` must have the size of `pixel_values` without channels, got {tuple(pixel_mask.shape)} "
-                f"for {tuple(pixel_values.shape)}."
+                f"`pixel_mask` must have the size of `pixel_values` without channels: a `torch.Tensor` of shape "
+                f"{tuple(shape)}, got a `{type(pixel_mask).__name__}` of {getattr(pixel_mask, 'shape', 'no shape')}."
             )
         is_image = pixel_mask > 0
         return torch.stack((is_image.any(dim=2).sum(dim=1), is_image.any(dim=1).sum(dim=1)), dim=1)
@@ -461,21 +466,25 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         numbers = [len(own) for own, _ in selected]
         sizes = image_sizes[rois[row, 0].long()].to(boxes.dtype)
         relative = corners_to_center_format(boxes / sizes.flip(1).repeat(1, 2))
+        no_object = logits.new_full((config.num_labels + 1,), torch.finfo(logits.dtype).min)
+        no_object[-1] = 0  # background has all of the probability
         detections = {
-            "logits": _pad(logits[row], numbers, config.max_detections),
+            "logits": _pad(logits_of_labels(logits[row], label), numbers, config.max_detections, no_object),
             "pred_boxes": _pad(relative, numbers, config.max_detections),
             "pred_scores": _pad(probabilities[row, label], numbers, config.max_detections),
             "pred_labels": _pad(label, numbers, config.max_detections, value=-1),
         }
         if config.use_mask_head:
             regions = self.mask_roi_align(feature_maps, torch.cat((rois[row, :1], boxes), dim=1))
-            masks = [
-                mask_head(regions)[torch.arange(len(label), device=label.device), label].sigmoid()
-                for mask_head in self.mask_heads
-            ]
-            masks = torch.stack(masks).mean(dim=0)
+            indices = torch.arange(len(label), device=label.device)
+            masks = torch.stack([mask_head(regions)[indices, label] for mask_head in self.mask_heads])
             _check_finite("masks", dtype, masks)
-            detections["pred_masks"] = _pad(masks, numbers, config.max_detections)
+            if len(masks) > 1:
+                # The mean of the probabilities as a logit, log(p) - log(1 - p), where p may round to 0 and 1.
+                log_p = nn.functional.logsigmoid(masks).logsumexp(dim=0, keepdim=True)
+                masks = log_p - nn.functional.logsigmoid(-masks).logsumexp(dim=0, keepdim=True)
+            masks = masks[0]
+            detections["pred_masks"] = _pad(masks, numbers, config.max_detections, torch.finfo(masks.dtype).min)
         return detections
 
     def _losses(
@@ -546,6 +555,19 @@ def select_detections(
     return row[kept], label[kept]
 
 
+def logits_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Logits (n, num_labels + 1) of regions -> the same of detections with `labels` (n,): probabilities of classes that
+    are as high as that of the label become background's. The label is the best class, with its probability.
+    """
+    classes, labels = logits[:, :-1], labels[:, None]
+    # (A little below, softmax may round to the same number.)
+    is_other = (classes > classes.gather(1, labels) - 1e-3).scatter(1, labels, False)
+    background = torch.cat((classes.masked_fill(~is_other, -torch.inf), logits[:, -1:]), dim=1)
+    classes = classes.masked_fill(is_other, torch.finfo(logits.dtype).min)
+    return torch.cat((classes, background.logsumexp(dim=1, keepdim=True)), dim=1)
+
+
 def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
     """Boxes have at least single precision."""
     return torch.promote_types(tensor.dtype, torch.float32)
@@ -570,9 +592,10 @@ def _concatenate(boxes: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return torch.cat([like.new_zeros((0, 5)), *regions])  # (there may be no image)
 
 
-def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float = 0) -> torch.Tensor:
+def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float | torch.Tensor = 0) -> torch.Tensor:
     """Rows of a batch, `numbers` of them for each image -> (batch_size, length, ...)."""
-    padded = tensor.new_full((len(numbers), length, *tensor.shape[1:]), value)
+    padded = tensor.new_empty((len(numbers), length, *tensor.shape[1:]))
+    padded[:] = value
     for idx, own in enumerate(tensor.split(numbers)):
         padded[idx, : len(own)] = own
     return padded

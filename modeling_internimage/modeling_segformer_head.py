@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_segformer_head import SegformerHeadConfig
-from .modeling_internimage import InternImageBatchNorm
+from .modeling_internimage import InternImageBatchNorm, check_pixel_values
 
 
 class SegformerHeadConvLayer(nn.Module):
@@ -99,6 +99,9 @@ class SegformerHeadForSemanticSegmentation(PreTrainedModel):
             `logits` of shape `(batch_size, num_labels, height, width)`, the size of the input, and `hidden_states` if
             asked for.
 
+        Raises:
+            `ValueError`: if `pixel_values` has the wrong shape or dtype.
+
         Example:
 
         ```python
@@ -111,6 +114,7 @@ class SegformerHeadForSemanticSegmentation(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        check_pixel_values(pixel_values, self.config.backbone_config)
         outputs = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, return_dict=True
         )

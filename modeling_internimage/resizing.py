@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The resizing of the original segmentation and detection pipelines (OpenCV's, through mmcv)."""
 
+import math
+
 import torch
 
 
@@ -21,15 +23,19 @@ def target_size(height: int, width: int, size) -> tuple[int, int]:
     """
     Height and width of an image at the `size` of an image processor, a `SizeDict`.
 
+    An edge that is not given has no limit.
+
     Raises:
-        `ValueError`: if `size` has neither both edges nor height and width.
+        `ValueError`: if `size` has neither an edge nor height and width, or one below 1.
     """
-    if size.shortest_edge and size.longest_edge:
-        return keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
-    if size.height and size.width:
+    sides = {name: side for name, side in dict(size).items() if side is not None}
+    is_positive = all(side > 0 for side in sides.values())
+    if is_positive and (size.shortest_edge or size.longest_edge):
+        return keep_ratio_size(height, width, size.shortest_edge or math.inf, size.longest_edge or math.inf)
+    if is_positive and size.height and size.width:
         return size.height, size.width
     raise ValueError(
-        f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
+        f"`size` must have `shortest_edge`, `longest_edge` or both, or `height` and `width`, above 0, got {sides}."
     )
 
 

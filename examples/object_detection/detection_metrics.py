@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+from functools import partial
 
 import datasets
 import numpy as np
@@ -51,7 +52,7 @@ class CocoEvaluator:
         sizes = torch.stack([label["orig_size"] for label in labels])
         process = self.image_processor.post_process_object_detection
         if self.with_masks:
-            process = self.image_processor.post_process_instance_segmentation
+            process = partial(self.image_processor.post_process_instance_segmentation, return_binary_maps=True)
         for label, result in zip(labels, process(outputs, threshold=0.0, target_sizes=sizes)):
             image_id = label["image_id"].item()
             self.results[image_id] = label["orig_size"].tolist(), self._as_coco(image_id, result)

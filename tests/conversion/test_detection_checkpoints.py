@@ -174,7 +174,7 @@ def named_outputs(case) -> dict[str, torch.Tensor]:
             named[f"stage{stage}.mask_logits_of_label"] = masks[torch.arange(len(masks)), labels]
         named["mask_logits_of_label"] = named["stage0.mask_logits_of_label"]
         named["mask_logits_all_classes_first2"] = calls["mask_heads.0"][0][1][:2, :8]
-        named["mean_mask_probs_of_label"] = outputs.pred_masks[outputs.pred_scores > 0]
+        named["mean_mask_probs_of_label"] = outputs.pred_masks[outputs.pred_scores > 0].sigmoid()
         results = image_processor.post_process_instance_segmentation(outputs, target_sizes=target_sizes)
         for idx, result in enumerate(results):
             named[f"masks_packed.{idx}"] = result["masks"]

@@ -126,6 +126,33 @@ def test_image_processor(source, backend, checkpoint, photographs, tmp_path):
     assert processor(greyscale, return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("image_size", [(40, 64), [64, 40], (48, 48)])
+def test_rectangular_images(image_size, backend, photographs, tmp_path):
+    """Height and width: the whole image at that size. A square is as one number."""
+    image_processor = modeling_internimage.create_image_processor(image_size, backend)
+    image_processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert loaded.to_dict() == image_processor.to_dict()
+    image = Image.fromarray(photographs[0])
+    actual = loaded(image, return_tensors="pt")["pixel_values"]
+    assert actual.shape == (1, 3, *image_size)
+    if image_size[0] == image_size[1]:
+        expected = modeling_internimage.create_image_processor(48, backend)(image, return_tensors="pt")["pixel_values"]
+        assert torch.equal(actual, expected)
+    else:
+        resized = np.asarray(image.resize(image_size[::-1], Image.Resampling.BICUBIC)) / 255
+        expected = torch.from_numpy(((resized - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)).float()
+        levels = (actual[0] - expected).abs() * torch.tensor(IMAGENET_STD)[:, None, None] * 255
+        assert levels.max() < (0.01 if backend == "pil" else 2.01)
+
+
+@pytest.mark.parametrize("image_size", [0, (224,), (224, 320, 3), "224", 224.0, (224, -1), None])
+def test_bad_image_sizes(image_size):
+    with pytest.raises(ValueError, match="`image_size` must be one number of pixels, or a height and a"):
+        modeling_internimage.create_image_processor(image_size)
+
+
 def test_unknown_image_processor_backend():
     with pytest.raises(ValueError, match="Unknown `backend='opencv'`"):
         modeling_internimage.create_image_processor(backend="opencv")
@@ -147,6 +174,33 @@ def test_image_classification_pipeline(batch_size, checkpoint, image_files, capl
             assert entry["score"] == pytest.approx(probabilities[class_idx].item(), abs=1e-5)
     single = classifier(image_files[0])
     assert [entry["label"] for entry in single] == [entry["label"] for entry in predictions[0]]
+    assert "not supported" not in caplog.text
+
+
+@pytest.mark.parametrize("source", ["folder", "objects"])
+@torch.no_grad()
+def test_image_segmentation_pipeline(source, tiny_config, image_files, tmp_path, caplog):
+    """With the SegFormer head; nothing is called unsupported."""
+    config = modeling_internimage.SegformerHeadConfig(
+        backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]), hidden_size=8, num_labels=3
+    )
+    model = randomize(modeling_internimage.SegformerHeadForSemanticSegmentation(config))
+    image_processor = modeling_internimage.InternImageSegmentationImageProcessorPil(size={"shortest_edge": 64})
+    arguments = {"model": model, "image_processor": image_processor}
+    if source == "folder":
+        for part in arguments.values():
+            part.save_pretrained(tmp_path / "segmenter")
+        arguments = {"model": str(tmp_path / "segmenter")}
+    segments = pipeline("image-segmentation", **arguments)(image_files[0])
+    image = Image.open(image_files[0])
+    outputs = model(**image_processor(image, return_tensors="pt"))
+    (expected,) = image_processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])
+    for segment in segments:
+        label = config.label2id[segment["label"]]
+        assert ((np.asarray(segment["mask"]) > 0) == (expected == label).numpy()).mean() > 0.99
+    assert {segment["label"] for segment in segments} == {
+        config.id2label[label] for label in expected.unique().tolist()
+    }
     assert "not supported" not in caplog.text
 
 

@@ -1,15 +1,26 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Two-stage detection: boxes, training, the model. Numbers of whole models: tests/conversion."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, randomize
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from torch import nn
-from transformers import AutoModelForObjectDetection, ResNetConfig
+from transformers import (
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    DetrImageProcessorPil,
+    ResNetConfig,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
-from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
+from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessorPil
 from modeling_internimage.boxes import anchor_boxes, clip_boxes, decode_boxes, encode_boxes, paste_masks
 from modeling_internimage.loss_mask_rcnn import (
     BACKGROUND,
@@ -23,7 +34,7 @@ from modeling_internimage.loss_mask_rcnn import (
     proposal_losses,
     sample_matches,
 )
-from modeling_internimage.modeling_mask_rcnn import MaskRCNNRoIAlign, select_detections
+from modeling_internimage.modeling_mask_rcnn import MaskRCNNRoIAlign, logits_of_labels, select_detections
 
 
 torchvision_ops = pytest.importorskip("torchvision.ops")  # without it there is no model
@@ -280,15 +291,153 @@ def test_padding(build):
     centers, sizes = together.pred_boxes.split(2, dim=-1)
     assert (centers - sizes / 2 >= -1e-6).all() and (centers + sizes / 2 <= 1 + 1e-6).all()
     assert (centers + sizes / 2)[1].max() > 0.9  # of the image without padding
-    with pytest.raises(ValueError, match="`pixel_mask` must have the size of `pixel_values` without channels"):
-        model(pixel_values, pixel_mask[:, :32])
+    for bad in (pixel_mask[:, :32], pixel_mask.numpy(), pixel_mask.tolist()):
+        with pytest.raises(ValueError, match="`pixel_mask` must have the size of `pixel_values` without channels"):
+            model(pixel_values, bad)
 
 
 @torch.no_grad()
 def test_no_detections(build):
     outputs = build(score_threshold=0.99)(torch.randn(1, 3, 64, 96))
     assert (outputs.pred_scores == 0).all() and (outputs.pred_labels == -1).all()
-    assert outputs.pred_masks.shape == (1, 7, 28, 28)
+    assert outputs.pred_masks.shape == (1, 7, 28, 28) and (outputs.pred_masks.sigmoid() == 0).all()
+    assert (outputs.logits.softmax(-1) == torch.tensor([0.0, 0.0, 0.0, 1.0])).all()
+
+
+def test_logits_of_labels():
+    """A region that is three detections: the label is the best class of each, its probability is unchanged."""
+    region = torch.tensor([2.0, 1.0, 1.0, -3.0, 0.5])  # the last is background
+    logits = logits_of_labels(region.expand(4, 5), torch.arange(4))
+    probabilities = logits.softmax(dim=-1)
+    torch.testing.assert_close(probabilities.diagonal(), region.softmax(dim=0)[:4])
+    assert probabilities[:, :-1].argmax(dim=1).tolist() == [0, 1, 2, 3]
+    assert torch.equal(logits[0], region)
+    assert (probabilities[1, [0, 2]] == 0).all() and torch.equal(logits[1, [1, 3]], region[[1, 3]])
+    huge = logits_of_labels(torch.tensor([[-1e30, -3e30, 2e30]]), torch.tensor([1]))
+    assert huge.isfinite().all() and huge[:, :-1].argmax() == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_raw_outputs_as_those_of_detr(kind, build):
+    """DETR's image processor makes the same detections of the raw outputs, and ours without scores and labels."""
+    model = build(kind, score_threshold=0.0, max_detections=99)  # most regions are several detections
+    outputs = model(torch.randn(2, 3, 64, 96))
+    sizes = [(60, 100), (128, 64)]
+    expected = MaskRCNNImageProcessorPil().post_process_object_detection(outputs, 0.0, sizes)
+    raw = SimpleNamespace(logits=outputs.logits, pred_boxes=outputs.pred_boxes)
+    for image_processor in (DetrImageProcessorPil(), MaskRCNNImageProcessorPil()):
+        results = image_processor.post_process_object_detection(raw, 0.0, sizes)
+        for result, own in zip(results, expected, strict=True):
+            assert len(own["scores"]) > 0 and torch.equal(result["labels"], own["labels"])
+            torch.testing.assert_close(result["scores"], own["scores"])
+            torch.testing.assert_close(result["boxes"], own["boxes"])
+    if model.config.use_mask_head:
+        raw.pred_masks = outputs.pred_masks
+        results = MaskRCNNImageProcessorPil().post_process_instance_segmentation(raw, 0.0, target_sizes=sizes)
+        assert [len(result["segments_info"]) for result in results] == [len(own["scores"]) for own in expected]
+
+
+@torch.no_grad()
+def test_masks_of_a_cascade(build):
+    """The logit of the mean probability over the stages, also where a probability rounds to 0 or 1."""
+    model = build("cascade").double()
+    seen = []
+    for mask_head in model.mask_heads:
+        mask_head.classifier.weight.mul_(30)
+        mask_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    outputs = model(torch.randn(1, 3, 64, 96, dtype=torch.float64))
+    kept = outputs.pred_scores > 0
+    labels = outputs.pred_labels[kept]
+    expected = torch.stack([masks[torch.arange(len(labels)), labels].sigmoid() for masks in seen]).mean(dim=0)
+    torch.testing.assert_close(outputs.pred_masks[kept].sigmoid(), expected)
+    same = model.float()
+    for mask_head in same.mask_heads:
+        mask_head.classifier.bias.fill_(500)
+    masks = same(torch.randn(1, 3, 64, 96)).pred_masks
+    assert masks.isfinite().all()
+
+
+@pytest.fixture
+def detector(build, tmp_path):
+    """A folder with a detector and its image processor."""
+    build(score_threshold=0.0).save_pretrained(tmp_path / "detector")
+    MaskRCNNImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(tmp_path / "detector")
+    return tmp_path / "detector"
+
+
+def test_pipelines(detector, caplog):
+    """Boxes and instances, from a folder and from objects, also in batches; nothing is called unsupported."""
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (80, 96, 3), np.uint8)) for _ in range(2)]
+    model = AutoModelForInstanceSegmentation.from_pretrained(detector)
+    assert type(model) is MaskRCNNForObjectDetection
+    image_processor = MaskRCNNImageProcessorPil.from_pretrained(detector)
+    for arguments in ({"model": str(detector)}, {"model": model, "image_processor": image_processor}):
+        found = pipeline("object-detection", **arguments)(images, threshold=0.0)
+        segmenter = pipeline("image-segmentation", **arguments)
+        segments = segmenter(images, threshold=0.0, overlap_mask_area_threshold=0.0)
+        for own_segments, boxes in zip(segments, found, strict=True):
+            assert [one["label"] for one in own_segments] == [one["label"] for one in boxes]
+            assert all(one["mask"].size == (96, 80) for one in own_segments)
+            scores = [one["score"] for one in boxes]
+            assert [one["score"] for one in own_segments] == pytest.approx(scores, abs=1e-6) and len(scores) > 0
+            assert sum(np.asarray(one["mask"]).astype(bool) for one in own_segments).max() <= 1
+        batched = segmenter(images, threshold=0.0, overlap_mask_area_threshold=0.0, batch_size=2)
+        assert [len(own) for own in batched] == [len(own) for own in segments]
+    assert "not supported" not in caplog.text
+    without_masks = AutoModelForInstanceSegmentation.from_pretrained(detector, use_mask_head=False)
+    with pytest.raises(ValueError, match="The model has no mask heads"):
+        pipeline("image-segmentation", model=without_masks, image_processor=image_processor)(images)
+
+
+def test_compute_metrics_of_a_trainer(detector, tmp_path):
+    """As in transformers' example: of each batch, the second and third of the outputs are all that is known."""
+    model = AutoModelForObjectDetection.from_pretrained(detector)
+    image_processor = MaskRCNNImageProcessorPil.from_pretrained(detector)
+    random = np.random.default_rng(0)
+    square = {"bbox": [10, 20, 30, 20], "category_id": 1, "segmentation": [[10, 20, 40, 20, 40, 40, 10, 40]]}
+    pytest.importorskip("pycocotools")
+    examples = []
+    for idx in range(4):  # (In an incomplete batch the Trainer cuts off labels of any model.)
+        image = random.integers(0, 256, (80, 96, 3), np.uint8)
+        annotations = {"image_id": idx, "annotations": [square]}
+        batch = image_processor(image, annotations, return_segmentation_masks=True, return_tensors="pt")
+        examples.append({name: value[0] for name, value in batch.items()})
+    seen = []
+
+    def compute_metrics(evaluation):
+        for predictions, targets in zip(evaluation.predictions, evaluation.label_ids, strict=True):
+            outputs = SimpleNamespace(logits=torch.tensor(predictions[1]), pred_boxes=torch.tensor(predictions[2]))
+            sizes = torch.tensor(np.array([target["orig_size"] for target in targets]))
+            seen.extend(image_processor.post_process_object_detection(outputs, 0.0, sizes))
+        return {"number": len(seen)}
+
+    def collate(rows):
+        names = ("pixel_values", "pixel_mask")
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in names}
+        return stacked | {"labels": [row["labels"] for row in rows]}
+
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            tmp_path / "output", eval_do_concat_batches=False, per_device_eval_batch_size=2, report_to="none",
+            use_cpu=True, remove_unused_columns=False,
+        ),
+        eval_dataset=examples, data_collator=collate, compute_metrics=compute_metrics,
+    )  # fmt: skip
+    metrics = trainer.evaluate()
+    assert metrics["eval_number"] == 4
+    expected = []
+    for start in (0, 2):
+        batch = collate(examples[start : start + 2])
+        with torch.no_grad():
+            outputs = model.eval()(batch["pixel_values"], batch["pixel_mask"])
+        expected.extend(image_processor.post_process_object_detection(outputs, 0.0, [(80, 96)] * 2))
+    for result, own in zip(seen, expected, strict=True):
+        assert torch.equal(result["labels"], own["labels"]) and len(own["labels"]) > 0
+        torch.testing.assert_close(result["boxes"], own["boxes"])
+        torch.testing.assert_close(result["scores"], own["scores"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -559,13 +708,13 @@ def test_another_backbone():
         ({"box_stds": [[0.1, 0.2]]}, "`box_stds` must have four numbers for each stage"),
         ({"box_loss": "iou"}, "Unknown `box_loss='iou'`"),
         ({"rpn_box_loss": "giou"}, "Unknown `rpn_box_loss='giou'`"),
-        ({"anchor_ratios": []}, "`anchor_ratios` must be positive, got .."),
-        ({"feature_strides": [4, 8, 0, 32]}, "`feature_strides` must be positive, got .4, 8, 0, 32."),
-        ({"box_stds": [[0.1, 0.1, 0.2, 0]]}, "`box_stds` must be positive"),
-        ({"max_detections": 0}, "`max_detections` must be positive, got 0"),
-        ({"anchor_scale": float("nan")}, "`anchor_scale` must be positive, got nan"),
-        ({"mask_head_num_layers": -1}, "`mask_head_num_layers` must be at least 0, got -1"),
-        ({"stage_loss_weights": [-1]}, "`stage_loss_weights` must be at least 0"),
+        ({"anchor_ratios": []}, "`anchor_ratios` must be from 0.001 to 1000.0, got .."),
+        ({"feature_strides": [4, 8, 0, 32]}, "`feature_strides` must be from 1 to 65536, got .4, 8, 0, 32."),
+        ({"box_stds": [[0.1, 0.1, 0.2, 0]]}, "`box_stds` must be from 1e-06 to 1000.0, got ..0.1, 0.1, 0.2, 0.."),
+        ({"max_detections": 0}, "`max_detections` must be from 1 to 1000000, got 0"),
+        ({"anchor_scale": float("nan")}, "`anchor_scale` must be from 0.001 to 100000.0, got nan"),
+        ({"mask_head_num_layers": -1}, "`mask_head_num_layers` must be from 0 to 1000, got -1"),
+        ({"stage_loss_weights": [-1]}, "`stage_loss_weights` must be from 0 to 1000000.0, got .-1."),
         ({"nms_threshold": 50}, "`nms_threshold` must be from 0 to 1, got 50"),
         ({"stage_positive_ious": [1.5]}, "`stage_positive_ious` must be from 0 to 1"),
         ({"rpn_positive_iou": 0.2}, "`rpn_negative_iou` must be at most `rpn_positive_iou`, got 0.3 and 0.2"),

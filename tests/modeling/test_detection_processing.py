@@ -2,6 +2,7 @@
 """Two-stage detection: image processing, labels, what is made of the outputs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from conftest import GOLDEN
 from PIL import Image
 from transformers import AutoImageProcessor
+from transformers.models.detr.image_processing_pil_detr import binary_mask_to_rle
 
 from modeling_internimage import MaskRCNNObjectDetectionOutput
 from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
@@ -49,6 +51,35 @@ def test_batch_of_different_sizes(backend):
     assert batch["pixel_values"].shape == (2, 3, 96, 96)
     assert [mask.sum().item() for mask in batch["pixel_mask"]] == [40 * 70, 80 * 40]
     assert ((batch["pixel_values"] != 0).all(dim=1) == (batch["pixel_mask"] > 0)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ({"shortest_edge": 20}, (20, 180)),  # as DETR's image processor: the longer edge has no limit
+        (20, (20, 180)),
+        ({"longest_edge": 90}, (10, 90)),
+        ({"shortest_edge": 20, "longest_edge": 90}, (10, 90)),
+        ({"height": 30, "width": 50}, (30, 50)),
+    ],
+)
+def test_sizes(size, expected, backend):
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES[backend](size=size)
+    batch = image_processor(np.zeros((40, 360, 3), np.uint8), return_tensors="pt")
+    assert (batch["pixel_mask"][0].sum(dim=0).max(), batch["pixel_mask"][0].sum(dim=1).max()) == expected
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"shortest_edge": 0}, {"shortest_edge": -5}, {"shortest_edge": 20, "longest_edge": -1},
+        {"height": 0, "width": 9}, {"max_height": 20, "max_width": 20}, {"height": 20}, {"edge": 20},
+    ],
+)  # fmt: skip
+def test_bad_sizes(size):
+    with pytest.raises(ValueError, match="size"):
+        MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"](size=size)(np.zeros((40, 360, 3), np.uint8))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -154,7 +185,8 @@ def test_target_sizes(target_sizes):
     results = image_processor.post_process_instance_segmentation(outputs, target_sizes=target_sizes)
     assert [result["boxes"].tolist() for result in results] == [[[0, 0, 40, 20]], [[0, 0, 30, 10]]]
     assert [result["masks"].shape for result in results] == [(1, 20, 40), (1, 10, 30)]
-    assert list(results[0]) == ["scores", "labels", "boxes", "masks"]
+    assert [result["segmentation"].shape for result in results] == [(20, 40), (10, 30)]
+    assert list(results[0]) == ["scores", "labels", "boxes", "masks", "segmentation", "segments_info"]
 
 
 @pytest.mark.parametrize("target_sizes", [[], torch.zeros(0, 2)])
@@ -196,6 +228,64 @@ def test_post_processing():
         image_processor.post_process_object_detection(outputs, target_sizes=(20, 40))
     with pytest.raises(ValueError, match="Masks need `target_sizes`"):
         image_processor.post_process_instance_segmentation(outputs)
-    outputs.pred_masks = None
-    with pytest.raises(ValueError, match="The model has no mask heads"):
-        image_processor.post_process_instance_segmentation(outputs, target_sizes=[(20, 40)])
+    for without_masks in (MaskRCNNObjectDetectionOutput(pred_boxes=outputs.pred_boxes), SimpleNamespace()):
+        with pytest.raises(ValueError, match="The model has no mask heads"):
+            image_processor.post_process_instance_segmentation(without_masks, target_sizes=[(20, 40)])
+
+
+def overlapping_detections() -> MaskRCNNObjectDetectionOutput:
+    """In an image of 8x8 pixels: the left half, a column of it, the lower half, and the right half."""
+    return MaskRCNNObjectDetectionOutput(
+        pred_boxes=torch.tensor(
+            [[[0.25, 0.5, 0.5, 1], [0.125, 0.5, 0.25, 1], [0.5, 0.75, 1, 0.5], [0.75, 0.5, 0.5, 1], [0.0] * 4]]
+        ),
+        pred_scores=torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.0]]),
+        pred_labels=torch.tensor([[2, 1, 0, 2, -1]]),
+        pred_masks=torch.full((1, 5, 28, 28), 9.0),
+    )
+
+
+@pytest.mark.parametrize("share, ids", [(0.0, [0, 1, 2, 3]), (0.5, [0, 2, 3]), (0.6, [0]), (1.0, [0])])
+def test_segmentation_map(share, ids):
+    """The best detection is on top; what is hidden by more than asked for leaves the map, not the masks."""
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"]()
+    (result,) = image_processor.post_process_instance_segmentation(
+        overlapping_detections(), overlap_mask_area_threshold=share, target_sizes=[(8, 8)]
+    )
+    expected = torch.full((8, 8), -1)
+    expected[:, :4] = 0
+    if 2 in ids:
+        expected[4:, 4:] = 2
+        expected[:4, 4:] = 3
+    assert torch.equal(result["segmentation"].long(), expected) and result["segmentation"].dtype == torch.int32
+    assert [segment["id"] for segment in result["segments_info"]] == ids
+    labels, scores = [2, 1, 0, 2], [0.9, 0.8, 0.7, 0.6]
+    for segment in result["segments_info"]:
+        idx = segment["id"]
+        assert segment == {"id": idx, "label_id": labels[idx], "was_fused": False, "score": scores[idx]}
+    assert result["masks"].sum(dim=(1, 2)).tolist() == [32, 16, 32, 32] and len(result["scores"]) == 4
+
+
+def test_whole_masks():
+    """`return_binary_maps` and `return_coco_annotation` have every detection."""
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"]()
+    outputs, sizes = overlapping_detections(), [(8, 8)]
+    (result,) = image_processor.post_process_instance_segmentation(
+        outputs, target_sizes=sizes, return_binary_maps=True
+    )
+    assert torch.equal(result["segmentation"], result["masks"]) and result["segmentation"].dtype == torch.bool
+    assert [segment["id"] for segment in result["segments_info"]] == [0, 1, 2, 3]
+    (result,) = image_processor.post_process_instance_segmentation(
+        outputs, target_sizes=sizes, return_coco_annotation=True
+    )
+    rows = [start for row in range(8) for start in (8 * row + 1, 2)]
+    assert result["segmentation"][1:3] == [rows, [33, 32]]
+    # The functions of transformers for the same.
+    expected = [binary_mask_to_rle(mask.int()) for mask in result["masks"]]
+    assert result["segmentation"] == expected
+    with pytest.raises(ValueError, match="exclude each other"):
+        image_processor.post_process_instance_segmentation(outputs, 0.5, 0.5, 0.5, sizes, True, True)
+    (result,) = image_processor.post_process_instance_segmentation(outputs, threshold=0.95, target_sizes=sizes)
+    assert (
+        result["segments_info"] == [] and (result["segmentation"] == -1).all() and result["masks"].shape == (0, 8, 8)
+    )

@@ -19,6 +19,10 @@ from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
     InternImageModel,
+    MaskRCNNConfig,
+    MaskRCNNForObjectDetection,
+    SegformerHeadConfig,
+    SegformerHeadForSemanticSegmentation,
 )
 from modeling_internimage.modeling_internimage import (
     InternImageBatchNorm,
@@ -447,23 +451,48 @@ def test_problem_types(problem_type, num_labels, labels, inferred, tiny_config, 
     torch.testing.assert_close(outputs.loss, expected)
 
 
+HEADS = {MaskRCNNForObjectDetection: MaskRCNNConfig, SegformerHeadForSemanticSegmentation: SegformerHeadConfig}
+
+
 @pytest.mark.parametrize(
-    "shape, message",
+    "pixel_values, message",
     [
-        ((1, 4, 64, 64), r"shape \(batch_size, 3, height, width\), got \(1, 4, 64, 64\)"),
-        ((3, 64, 64), r"got \(3, 64, 64\)"),
-        ((1, 3, 31, 64), "31x64 pixels are smaller than the stride of the network, 32"),
+        (None, "must be a `torch.Tensor`, got a `NoneType`"),
+        (torch.zeros(1, 3, 64, 64).tolist(), "must be a `torch.Tensor`, got a `list`. An image processor called with"),
+        ([torch.zeros(3, 64, 64)], "must be a `torch.Tensor`, got a `list`"),
+        (torch.zeros(1, 3, 64, 64).numpy(), "must be a `torch.Tensor`, got a `ndarray`"),
+        (torch.zeros(3, 64, 64), r"must have shape \(batch_size, 3, height, width\), got \(3, 64, 64\)"),
+        (torch.zeros(1, 1, 3, 64, 64), r"got \(1, 1, 3, 64, 64\)"),
+        (torch.zeros(1, 1, 64, 64), r"got \(1, 1, 64, 64\)"),
+        (torch.zeros(1, 64, 64, 3), r"got \(1, 64, 64, 3\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be floating point, got torch.uint8"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.bool), "must be floating point, got torch.bool"),
+        (torch.zeros(1, 3, 0, 64), "0x64 pixels are smaller than the stride of the network, 32"),
+        (torch.zeros(1, 3, 31, 64), "31x64 pixels are smaller than the stride of the network, 32"),
     ],
 )
-@pytest.mark.parametrize("model_class", ALL_CLASSES)
-def test_bad_images(model_class, shape, message, tiny_config):
+@pytest.mark.parametrize("model_class", [*ALL_CLASSES, *HEADS])
+def test_bad_pixel_values(model_class, pixel_values, message, tiny_config):
+    config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+    if model_class in HEADS:
+        config = HEADS[model_class](backbone_config=config, hidden_size=8)
     with pytest.raises(ValueError, match=message):
-        model_class(tiny_config())(torch.zeros(shape))
+        model_class(config)(pixel_values=pixel_values)
 
 
-def test_bad_image_dtype(tiny_config):
-    with pytest.raises(ValueError, match="must be floating point, got torch.uint8"):
-        InternImageModel(tiny_config())(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+@pytest.mark.parametrize("head", [None, *HEADS])
+@torch.no_grad()
+def test_no_images(head, tiny_config, clip_config):
+    """Of an empty batch every output is empty."""
+    if head is None:
+        models = [model_class(config) for model_class in ALL_CLASSES for config in (tiny_config(), clip_config)]
+    else:
+        models = [
+            head(HEADS[head](backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])))
+        ]
+    for model in models:
+        outputs = model.eval()(torch.zeros(0, 3, 64, 64), return_dict=True)
+        assert all(len(output) == 0 for output in outputs.values() if isinstance(output, torch.Tensor))
 
 
 @pytest.mark.parametrize("size, works", [(64, True), (96, True), (63, True), (49, True), (48, False), (65, False)])

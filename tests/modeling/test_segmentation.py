@@ -100,8 +100,12 @@ def test_image_of_one_pixel_and_wrong_size(backend):
     image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend](size={"shortest_edge": 32, "longest_edge": 128})
     pixel = Image.new("RGB", (1, 1), (1, 2, 3))
     assert image_processor(pixel, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
-    with pytest.raises(ValueError, match="`size` must have `shortest_edge` and `longest_edge`"):
-        image_processor(pixel, size={"shortest_edge": 32})
+    assert image_processor(pixel, size={"shortest_edge": 20}, return_tensors="pt")["pixel_values"].shape[2:] == (
+        20,
+        20,
+    )
+    with pytest.raises(ValueError, match="`size` must have `shortest_edge`, `longest_edge` or both, or `height` and"):
+        image_processor(pixel, size={"max_height": 32, "max_width": 32})
 
 
 class Stripes(nn.Module):
