@@ -3,6 +3,7 @@
 
 import math
 import operator
+import reprlib
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from .boxes import paste_masks
+from .coco_annotations import check_annotation, check_segmentation, decode_mask
 from .resizing import resize_bilinear, target_size
 
 
@@ -261,10 +263,10 @@ def _labels(
     annotation: dict, original_size: tuple[int, int], size: tuple[int, int], category_ids, with_masks: bool
 ) -> dict[str, torch.Tensor]:
     """Annotations of an image in the format of COCO -> labels of the model."""
-    if "image_id" not in annotation or "annotations" not in annotation:
+    if "image_id" not in annotation or not isinstance(annotation.get("annotations"), list | tuple):
         raise ValueError(
-            "`annotations` must be dictionaries with `image_id` and `annotations`, as in files of COCO, got "
-            f"{sorted(annotation)}."
+            "`annotations` must be dictionaries with `image_id` and `annotations`, a list, as in files of COCO, got "
+            f"{reprlib.repr(annotation)}."
         )
     try:
         image_id = operator.index(annotation["image_id"])
@@ -277,22 +279,23 @@ def _labels(
     class_of = None if category_ids is None else {category: idx for idx, category in enumerate(category_ids)}
     boxes, classes, masks = [], [], []
     for entry in annotation["annotations"]:
+        entry = check_annotation(entry, image_id)
         left, top, box_width, box_height = entry["bbox"]
         corners = (max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height))
         inside = corners[2] > corners[0] and corners[3] > corners[1]
-        is_object = not (entry.get("iscrowd") or entry.get("ignore"))
+        is_object = not (entry["iscrowd"] or entry["ignore"])
         if not is_object or not inside or box_width < 1 or box_height < 1 or entry.get("area", 1) <= 0:
             continue
         category = entry["category_id"]
         if class_of is not None and category not in class_of:
             raise ValueError(
-                f"Image {image_id} has an annotation of category {category}, which is not in "
+                f"Image {image_id} has an annotation of category {category!r}, which is not in "
                 "`category_ids`. Add it there, or leave the annotation out."
             )
         boxes.append(corners)
         classes.append(category if class_of is None else class_of[category])
         if with_masks:
-            masks.append(_decode_mask(entry.get("segmentation"), height, width, image_id))
+            masks.append(decode_mask(check_segmentation(entry, image_id, height, width), height, width))
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = {
         "image_id": torch.tensor([image_id]),
@@ -309,30 +312,6 @@ def _labels(
             masks = masks.new_zeros((0, 1, *size))
         labels["masks"] = masks[:, 0] > 0
     return labels
-
-
-def _decode_mask(segmentation, height: int, width: int, image_id: int) -> np.ndarray:
-    """Polygons, or run lengths with or without compression, as an array (height, width) of 0 and 1."""
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise ImportError(
-            'Masks of annotations need pycocotools: pip install "modeling-internimage[train]".'
-        ) from error
-    if not segmentation:
-        raise ValueError(
-            f"Image {image_id} has an annotation without `segmentation`, but `return_segmentation_masks=True`."
-        )
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        runs = segmentation
-    else:
-        if isinstance(segmentation, list) and any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-            raise ValueError(f"Image {image_id} has a polygon without three corners: {segmentation}.")
-        runs = coco_mask.frPyObjects(segmentation, height, width)
-        runs = coco_mask.merge(runs) if isinstance(runs, list) else runs
-    if tuple(runs["size"]) != (height, width):
-        raise ValueError(f"Image {image_id} has {height}x{width} pixels, but a mask of it has {runs['size']}.")
-    return coco_mask.decode(runs)
 
 
 class MaskRCNNImageProcessorPil(_MaskRCNNProcessing, PilBackend):

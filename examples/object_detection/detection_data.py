@@ -1,8 +1,11 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Images with annotated objects: files in the format of COCO, datasets of the Hub, and what is wrong with them."""
 
+import functools
 import json
-import math
+import logging
+import os
+import reprlib
 from pathlib import Path
 
 import datasets
@@ -11,8 +14,11 @@ from example_helpers import decode_image
 from torchvision import tv_tensors
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
+from modeling_internimage.coco_annotations import MAX_COORDINATE, MAX_ID, check_annotation, check_segmentation
 
-FIELDS_OF_ANNOTATIONS = ("bbox", "category_id", "area", "iscrowd", "ignore", "segmentation")
+
+logger = logging.getLogger(__name__)
+FIELDS_OF_ANNOTATIONS = ("id", "bbox", "category_id", "area", "iscrowd", "ignore", "segmentation")
 FEATURES = {
     "image_id": datasets.Value("int64"),
     "width": datasets.Value("int64"),
@@ -24,81 +30,125 @@ def read_coco(
     folder: str, file: str, argument: str, image_column: str = "image", label_column: str = "objects"
 ) -> tuple[datasets.Dataset, dict[int, str]]:
     """
-    The images of `folder` that a JSON file in the format of COCO names, in its order, and the categories.
+    The images of `folder` that a JSON file in the format of COCO names, in its order, and the categories. Masks are
+    checked by [`check_objects`], as boxes can be used without them.
 
     Returns:
         `tuple[datasets.Dataset, dict[int, str]]`: rows of `image_id`, `width`, `height`, the undecoded image and, as
         JSON (annotations differ in their types), its objects; names of categories by id.
+
+    Raises:
+        `ValueError`: if the file has something else, or images that are not in `folder`.
     """
-    content = _read_json(file, argument)
-    categories = {entry["id"]: entry["name"] for entry in content["categories"]}
-    objects = {entry["id"]: [] for entry in content["images"]}
-    for name, values, entries in (
-        ("image id", objects, "images"),
-        ("category id", categories, "categories"),
-        ("category name", set(categories.values()), "categories"),
-    ):
-        if len(values) != len(content[entries]):
-            raise ValueError(f"`{argument} {file}` has the same {name} twice: correct the file.")
-    for annotation in content["annotations"]:
-        image_id = annotation.get("image_id")
-        if image_id not in objects:
-            raise ValueError(
-                f"`{argument} {file}` has an annotation of the image {image_id}, which is not among its 'images': add "
-                "the image or remove the annotation."
-            )
-        if annotation.get("category_id") not in categories:
-            raise ValueError(
-                f"`{argument} {file}` has an annotation of category {annotation.get('category_id')} on the image "
-                f"{image_id}, which is not among its 'categories' {list(categories)}: add it or remove the annotation."
-            )
-        check_box(annotation.get("bbox"), image_id)
-        objects[image_id].append({key: annotation[key] for key in FIELDS_OF_ANNOTATIONS if key in annotation})
-    columns = {name: [entry.get(name) for entry in content["images"]] for name in ("width", "height")}
+    if not Path(file).is_file():
+        raise ValueError(f"`{argument} {file}` is not a file.")
+    try:
+        content = _read_json(file)
+        categories = _read_categories(content)
+        objects = _read_annotations(content, categories)
+        columns = {name: [_side(entry, name) for entry in content["images"]] for name in ("width", "height")}
+        columns[image_column] = _image_files(folder, content["images"])
+    except ValueError as error:
+        raise ValueError(f"`{argument} {file}`: {error}") from error
     columns["image_id"] = list(objects)
-    columns[image_column] = [str(Path(folder) / entry["file_name"]) for entry in content["images"]]
     columns[label_column] = [json.dumps(entries) for entries in objects.values()]
-    missing = [path for path in columns[image_column] if not Path(path).is_file()]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(objects)} images in `{argument} {file}` do not exist, such as {missing[0]}: name "
-            "the right folder, or remove them from the file."
-        )
     features = {image_column: datasets.Image(decode=False), label_column: datasets.Value("large_string")} | FEATURES
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features)), categories
 
 
-def _read_json(file: str, argument: str) -> dict:
-    if not Path(file).is_file():
-        raise ValueError(f"`{argument} {file}` is not a file.")
+def _read_json(file: str) -> dict:
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{argument} {file}` is no complete JSON file ({error}).") from error
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))  # (Windows marks UTF-8.)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"This is no complete JSON file ({error}).") from error
     for name in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(
-                f"`{argument} {file}` has no list '{name}': it must be in COCO's format, with 'images', 'annotations' "
-                "and 'categories'."
+                f"There is no list '{name}' of dictionaries: the file must be in COCO's format, with 'images', "
+                "'annotations' and 'categories'."
             )
     if not content["images"] or not content["categories"]:
         raise ValueError(
-            f"`{argument} {file}` has {len(content['images'])} images and {len(content['categories'])} categories: "
-            "there must be some of both."
+            f"There are {len(content['images'])} images and {len(content['categories'])} categories: there must be "
+            "some of both."
         )
-    if not all(isinstance(entry.get("id"), int) for name in ("images", "categories") for entry in content[name]):
-        raise ValueError(f"`{argument} {file}` has an image or a category whose 'id' is not an integer.")
+    for name, text in (("images", "file_name"), ("categories", "name")):
+        ids = set()
+        for entry in content[name]:
+            own = entry.get("id")
+            if not isinstance(own, int) or abs(own) > MAX_ID or not isinstance(entry.get(text), str):
+                raise ValueError(
+                    f"'{name}' has the entry {reprlib.repr(entry)}: its 'id' must be an integer and its '{text}' text."
+                )
+            if own in ids:
+                raise ValueError(f"'{name}' has the id {own} twice: correct the file.")
+            ids.add(own)
     return content
 
 
-def check_box(box, image_id):
-    """Raise a `ValueError` if `box` is not four finite numbers. (A box without an area is left out of training.)"""
-    is_box = isinstance(box, list) and len(box) == 4
-    if not is_box or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+def _read_categories(content: dict) -> dict[int, str]:
+    """Names by id. Of several categories with a name the one with annotations counts, or the last one."""
+    used = {
+        entry["category_id"] for entry in content["annotations"] if isinstance(entry.get("category_id"), int | float)
+    }
+    ids = {}
+    for entry in content["categories"]:
+        name, other = entry["name"], ids.get(entry["name"])
+        if other in used and entry["id"] in used:
+            raise ValueError(f"The categories {other} and {entry['id']} have the same name '{name}': rename one.")
+        # Roboflow names an unused root category, which comes first, after the project.
+        ids[name] = other if other in used else entry["id"]
+    return {entry["id"]: entry["name"] for entry in content["categories"] if ids[entry["name"]] == entry["id"]}
+
+
+def _read_annotations(content: dict, categories: dict[int, str]) -> dict[int, list[dict]]:
+    """Annotations by the id of their image."""
+    objects = {entry["id"]: [] for entry in content["images"]}
+    for annotation in content["annotations"]:
+        image_id = annotation.get("image_id")
+        if not isinstance(image_id, int | float) or image_id not in objects:
+            raise ValueError(
+                f"There is an annotation of the image {reprlib.repr(image_id)}, which is not among the 'images': add "
+                "the image or remove the annotation."
+            )
+        checked = check_annotation(annotation, image_id)
+        if checked["category_id"] not in categories:
+            raise ValueError(
+                f"There is an annotation of category {checked['category_id']} on the image {image_id}, which is not "
+                f"among the 'categories' {list(categories)}: add it or remove the annotation."
+            )
+        objects[image_id].append({key: checked[key] for key in FIELDS_OF_ANNOTATIONS if key in checked})
+    return objects
+
+
+def _side(image: dict, name: str) -> int | None:
+    """Width or height of an image in pixels, if the file has it."""
+    side = image.get(name) or None
+    if side is not None and not (isinstance(side, int | float) and 1 <= side <= MAX_COORDINATE and side % 1 == 0):
+        raise ValueError(f"The image {image['id']} has the {name} {reprlib.repr(side)}: it must be in pixels.")
+    return side and int(side)
+
+
+def _image_files(folder: str, images: list[dict]) -> list[str]:
+    """Paths of the images, all inside of `folder`, wherever links lead."""
+    root = os.path.realpath(folder)
+
+    @functools.cache
+    def is_inside(path: str) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(root)
+
+    paths = [os.path.join(folder, image["file_name"]) for image in images]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
         raise ValueError(
-            f"The image {image_id} has an object with the `bbox` {box}: it must be left, top, width and height in "
-            "pixels."
+            f"{len(missing)} of {len(paths)} images do not exist, such as {missing[0]!r}: name the right folder, or "
+            "remove them from the file."
         )
+    for path in paths:
+        if not is_inside(path if os.path.islink(path) else os.path.dirname(path)):  # quick: few folders, no links
+            raise ValueError(f"The image {path!r} is outside of the folder {folder}: move it there.")
+    return paths
 
 
 def hub_categories(features: datasets.Features, label_column: str) -> dict[int, str]:
@@ -124,29 +174,44 @@ def annotations_of(objects: str | dict | list) -> list[dict]:
 
 
 def without_images(rows: datasets.Dataset, label_column: str) -> datasets.Dataset:
-    """The column of objects, and `image_id` if there is one: quick to go through."""
-    return rows.select_columns([name for name in (label_column, "image_id") if name in rows.column_names])
+    """The column of objects, and those that say which images they are on: quick to go through."""
+    return rows.select_columns([name for name in (label_column, *FEATURES) if name in rows.column_names])
 
 
 def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
     """
-    Raise a `ValueError` now, not after hours, for boxes that are none, ids of images that are not unique and, if masks
-    are needed, missing ones.
+    Raise a `ValueError` now, not after hours, for annotations that are none, ids of images that are not unique and, if
+    masks are needed, missing and impossible ones.
     """
     image_ids = set()
+    number = crowds = fragments = 0
     for idx, row in enumerate(without_images(rows, label_column)):
         image_id = row.get("image_id", idx)
         if image_id in image_ids:
             raise ValueError(f"Two images have the `image_id` {image_id}: number them, or leave the column out.")
         image_ids.add(image_id)
         for annotation in annotations_of(row[label_column]):
-            check_box(annotation["bbox"], image_id)
-            if with_masks and not annotation.get("segmentation"):
-                raise ValueError(
-                    f"The image {image_id} has an object without `segmentation`, which masks are trained and "
-                    "evaluated with. Add it, or use boxes only: `--use_mask_head false` in training, `--boxes_only` "
-                    "in evaluation."
-                )
+            checked = check_annotation(annotation, image_id)
+            number += 1
+            crowds += checked["iscrowd"]
+            if with_masks:
+                segmentation = annotation.get("segmentation")
+                if not segmentation:
+                    raise ValueError(
+                        f"The image {image_id} has an object without `segmentation` (annotation "
+                        f"{annotation.get('id')}), which masks are trained and evaluated with. Add it, or use boxes "
+                        "only: `--use_mask_head false` in training, `--boxes_only` in evaluation."
+                    )
+                used = check_segmentation(annotation, image_id, row.get("height"), row.get("width"))
+                if isinstance(segmentation, list) and isinstance(segmentation[0], list):
+                    fragments += len(segmentation) - len(used)
+    if fragments:
+        logger.warning(f"{fragments} polygons with less than three corners are left out of the masks.")
+    if number and crowds == number:
+        raise ValueError(
+            f"All {number} objects are marked `iscrowd`, as masks of CVAT's brush are: none would be trained or "
+            "evaluated. Set `iscrowd` to 0."
+        )
 
 
 def order_categories(categories: dict[int, str], id2label: dict[int, str]) -> list[int | None]:

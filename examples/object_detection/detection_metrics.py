@@ -14,6 +14,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from modeling_internimage.coco_annotations import check_annotation, check_segmentation, encode_mask
+
 
 # Of `COCOeval.stats`, in its order, with the names that torchmetrics has for them.
 METRICS = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
@@ -108,9 +110,13 @@ class CocoEvaluator:
             height, width = sizes[image_id]
             images.append({"id": image_id, "width": width, "height": height})
             for entry in annotations_of(row[self.label_column]):
+                entry = check_annotation(entry, image_id)
+                if self.with_masks:
+                    runs = encode_mask(check_segmentation(entry, image_id, height, width), height, width)
+                    entry["segmentation"] = runs
                 area = entry["bbox"][2] * entry["bbox"][3]
                 own = {"id": len(annotations) + 1, "image_id": image_id}
-                annotations.append({"iscrowd": 0, "area": area} | entry | own)
+                annotations.append({"area": area} | entry | own)
         categories = [{"id": idx, "name": name} for idx, name in self.categories.items()]
         return _index({"info": {}, "images": images, "annotations": annotations, "categories": categories})
 

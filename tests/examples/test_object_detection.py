@@ -3,6 +3,8 @@
 
 import importlib
 import json
+import pickle
+import re
 import sys
 from types import SimpleNamespace
 
@@ -291,12 +293,14 @@ def test_metrics_are_those_of_the_file(scenes):
         assert np.mean(list(per_category[kind].values())) == pytest.approx(actual[f"{kind}_map"])
 
 
+NOTHING = {"pred_boxes": (1, 3, 4), "pred_scores": (1, 3), "pred_labels": (1, 3), "pred_masks": (1, 3, 4, 4)}
+NOTHING = SimpleNamespace(**{name: torch.zeros(shape) for name, shape in NOTHING.items()})
+
+
 def test_no_detections(scenes):
     rows, categories = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
     evaluator = metrics.CocoEvaluator(rows, "objects", categories, MaskRCNNImageProcessor(), False)
-    nothing = {"pred_boxes": (1, 3, 4), "pred_scores": (1, 3), "pred_labels": (1, 3)}
-    outputs = SimpleNamespace(**{name: torch.zeros(shape) for name, shape in nothing.items()})
-    evaluator.add(outputs, [{"image_id": torch.tensor([0]), "orig_size": torch.tensor([70, 70])}])
+    evaluator.add(NOTHING, [{"image_id": torch.tensor([0]), "orig_size": torch.tensor([70, 70])}])
     result, _ = evaluator.compute()
     assert result["bbox_map"] == 0.0 and result["bbox_map_large"] == -1
 
@@ -383,22 +387,55 @@ def test_labels_after_augmentation(scenes):
     assert torch.equal(batch["pixel_values"][0], direct[0]) and batch["pixel_mask"][0].sum() == height * width
 
 
+def test_data_are_sent_to_spawned_workers(scenes):
+    """Where processes are spawned (macOS, Windows) or forked from a server, the data set is pickled for them."""
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", min_shortest_edge=48, random_crop=True)
+    image_processor = MaskRCNNImageProcessor(category_ids=[3, 70], size={"shortest_edge": 64, "longest_edge": 106})
+    augmentation = script.training_augmentation(image_processor, data_args)
+    rows, _ = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    images = data.DetectionImages(rows, ("image", "objects"), image_processor, True, augmentation)
+    images, collate = pickle.loads(pickle.dumps((images, data.Collate(image_processor))))
+    assert len(collate([images[0], images[1]])["labels"]) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda file: file["images"][1].update(file_name="gone.jpg"), "1 of 5 images .* do not exist, .*gone"),
+        (lambda file: file["images"][1].update(file_name="gone.jpg"), "1 of 5 images do not exist, .*gone"),
+        (lambda file: file["images"][1].update(file_name=3), "'images' has the entry .* 'file_name' text"),
         (lambda file: file["annotations"][0].update(image_id=99), "annotation of the image 99, which is not among"),
         (lambda file: file["annotations"][0].update(category_id=4), r"category 4 on the image 0.*\[3, 70\]"),
-        (lambda file: file["annotations"][0].update(bbox=[1, 2, 3]), r"image 0 has an object with the `bbox`"),
+        (lambda file: file["annotations"][0].update(category_id="3"), "1 of image 0 has the category '3'.* no text"),
+        (lambda file: file["annotations"][0].update(bbox=[1, 2, 3]), "Annotation 1 of image 0 has the `bbox`"),
         (lambda file: file["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), r"`bbox` \[1, 2, 3, nan\]"),
-        (lambda file: file["images"][1].update(id=0), "has the same image id twice"),
-        (lambda file: file["images"][1].update(id="1"), "whose 'id' is not an integer"),
-        (lambda file: file["categories"].append({"id": 4, "name": "left"}), "has the same category name twice"),
-        (lambda file: file.pop("categories"), "has no list 'categories': it must be in COCO's format"),
-        (lambda file: file.update(images=[]), "has 0 images and 2 categories"),
+        (lambda file: file["images"][1].update(id=0), "'images' has the id 0 twice"),
+        (lambda file: file["images"][1].update(id="1"), "'id' must be an integer"),
+        (lambda file: file["images"][1].update(width="70"), "image 10 has the width '70'"),
+        (
+            lambda file: (
+                file["categories"].append({"id": 4, "name": "left"}),
+                file["annotations"][1].update(category_id=4),
+            ),
+            "categories 3 and 4 have the same name 'left'",
+        ),
+        (lambda file: file.pop("categories"), "no list 'categories' .* must be in COCO's format"),
+        (lambda file: file.update(annotations=[3]), "no list 'annotations' of dictionaries"),
+        (lambda file: file.update(images=[]), "0 images and 2 categories"),
         (lambda file: file["annotations"][0].pop("segmentation"), "image 0 has an object without `segmentation`"),
-        (lambda file: file["images"][1].update(width=7), "pixels, but its annotations say 7x"),
-        (lambda file: file["annotations"][0].update(segmentation=[[1, 2]]), "polygon without three corners"),
+        (
+            lambda file: (file.update(annotations=file["annotations"][:1]), file["images"][1].update(width=7)),
+            "pixels, but its annotations say 7x",
+        ),
+        (lambda file: file["annotations"][0].update(segmentation=[[1, 2]]), "no polygon with three corners"),
+        (
+            lambda file: file["annotations"][0]["segmentation"][0].__setitem__(0, 1e9),
+            "Annotation 1 of image 0 has the",
+        ),
+        (lambda file: file["annotations"][1]["segmentation"].update(size=[5, 5]), "Annotation 2 .* 5x5 pixels"),
+        (
+            lambda file: [entry.update(iscrowd=1) for entry in file["annotations"]],
+            "All .* objects are marked `iscrowd`",
+        ),
     ],
 )
 def test_bad_annotations(change, message, scenes, tmp_path):
@@ -408,6 +445,107 @@ def test_bad_annotations(change, message, scenes, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(scenes, tmp_path / "output")
     assert not (tmp_path / "output" / "model.safetensors").exists()
+
+
+def read(scenes, change=None):
+    """Rows and categories of the scenes with changed annotations, checked as the scripts do."""
+    if change is not None:
+        content = json.loads((scenes / "annotations.json").read_text())
+        change(content)
+        (scenes / "annotations.json").write_text(json.dumps(content))
+    rows, categories = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    data.check_objects(rows, "objects", with_masks=True)
+    return rows, categories
+
+
+def test_unusual_annotations(scenes, caplog):
+    """As annotation tools write them: the labels are those of the usual form, and a count says what is left out."""
+    image_processor = MaskRCNNImageProcessor(category_ids=[3, 70])
+    expected = data.DetectionImages(read(scenes)[0], ("image", "objects"), image_processor, True)[0]["labels"]
+    assert not caplog.messages
+
+    def change(file):
+        file["annotations"][0].update(area=None, iscrowd=None)
+        file["annotations"][0]["segmentation"] = file["annotations"][0]["segmentation"][0]
+        file["annotations"][2]["segmentation"] += [[1, 2, 3, 4], []]
+        file["categories"] = [{"id": 0, "name": "right"}, *file["categories"]]  # an unused root
+        file["images"][0].update(width=None)
+
+    rows, categories = read(scenes, change)
+    assert caplog.messages == ["2 polygons with less than three corners are left out of the masks."]
+    assert categories == {3: "left", 70: "right"}
+    actual = data.DetectionImages(rows, ("image", "objects"), image_processor, True)[0]["labels"]
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "link.jpg", "folder/secret.jpg", "loop/0.jpg", "\0", None])
+def test_images_stay_inside_their_folder(name, scenes):
+    image = (scenes / "images" / "0.jpg").read_bytes()
+    (scenes / "secret.jpg").write_bytes(image)
+    (scenes / "images" / "link.jpg").symlink_to(scenes / "secret.jpg")
+    (scenes / "images" / "folder").symlink_to(scenes)
+    (scenes / "images" / "loop").symlink_to(scenes / "images" / "loop")
+    name = name or str(scenes / "secret.jpg")
+    with pytest.raises(ValueError, match="--annotations .*(is outside of the folder|1 of 5 images do not exist)"):
+        read(scenes, lambda file: file["images"][0].update(file_name=name))
+
+
+def test_links_inside_the_folder(scenes):
+    (scenes / "images" / "link.jpg").symlink_to("deeper/1.jpg")
+    (scenes / "link").symlink_to(scenes / "images")
+    change = {"file_name": "link.jpg"}
+    read(scenes, lambda file: file["images"][1].update(change))
+    rows, _ = data.read_coco(str(scenes / "link"), str(scenes / "annotations.json"), "--annotations")
+    assert len(rows) == 5
+
+
+VALUES = [None, True, -1, 0, 0.5, 1e9, -1e308, 10**30, float("nan"), float("inf"), "", "3", "\ud800", [], {}, [[]]]
+VALUES += [[1, 2], [[1, 2, 3, 4]], {"size": [9, 9], "counts": "0"}, {"size": [2**31] * 2, "counts": [2**62]}, [[[1]]]]
+
+
+def mutate(value, random: np.random.Generator):
+    """`value` with something inside of it, found at random, replaced, left out, doubled or wrapped."""
+    if isinstance(value, dict | list) and value and random.random() < 0.97:
+        value = value.copy()
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = keys[random.integers(len(keys))]
+        if random.random() < 0.05:
+            del value[key]
+        elif isinstance(value, list) and random.random() < 0.05:
+            value.append(value[key])
+        else:
+            value[key] = mutate(value[key], random)
+        return value
+    return [value] if random.random() < 0.1 else VALUES[random.integers(len(VALUES))]
+
+
+def test_mutated_files(scenes, first=0, number=200):
+    """Labels and metrics are right, or a `ValueError` names the file or the annotation."""
+    good = json.loads((scenes / "annotations.json").read_text())
+    image_processor = MaskRCNNImageProcessor(category_ids=[3, 70], do_resize=False)
+    accepted = 0
+    for seed in range(first, first + number):
+        random = np.random.default_rng(seed)
+        content = good
+        for _ in range(random.integers(1, 3)):
+            content = mutate(content, random)
+        (scenes / "annotations.json").write_text(json.dumps(content))
+        try:
+            rows, categories = read(scenes)
+            examples = data.DetectionImages(rows, ("image", "objects"), image_processor, True)
+            evaluator = metrics.CocoEvaluator(rows, "objects", categories, image_processor, with_masks=True)
+            for example in (examples[idx] for idx in range(len(rows))):
+                labels = example["labels"]
+                height, width = example["image"].shape[1:]
+                assert labels["masks"].shape == (len(labels["class_labels"]), height, width)
+                assert ((labels["boxes"] >= 0) & (labels["boxes"] <= 1)).all()
+                evaluator.add(NOTHING, [labels])
+            evaluator.compute()
+        except ValueError as error:
+            assert re.search(r"annotations\.json|annotation|image \w+", str(error), re.IGNORECASE), error
+            continue
+        accepted += 1
+    assert number > accepted > number // 30
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor
 from transformers.models.detr.image_processing_pil_detr import binary_mask_to_rle
 
 from modeling_internimage import MaskRCNNObjectDetectionOutput
+from modeling_internimage.coco_annotations import check_segmentation, decode_mask
 from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 
 
@@ -141,16 +142,76 @@ def test_labels(backend):
 
 
 @pytest.mark.parametrize(
+    "segmentation",
+    [SQUARE, [[1, 2, 3, 4], SQUARE, []], [np.array(SQUARE, dtype=np.float32)], np.array([SQUARE]), (tuple(SQUARE),)],
+    ids=["flat", "fragments", "array", "arrays", "tuples"],
+)
+def test_forms_of_polygons(segmentation):
+    pytest.importorskip("pycocotools")
+    image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"](do_resize=False)
+    entry = annotation(segmentation=segmentation, bbox=np.array([10, 20, 20, 20]), area=None, iscrowd=None)
+    (labels,) = image_processor(
+        np.zeros((100, 50, 3), np.uint8),
+        {"image_id": 7, "annotations": [entry]},
+        return_segmentation_masks=True,
+        return_tensors="pt",
+    )["labels"]
+    expected = torch.zeros(1, 100, 50, dtype=torch.bool)
+    expected[:, 20:40, 10:30] = True
+    assert torch.equal(labels["masks"], expected)
+
+
+def test_compressed_run_lengths():
+    """Strings of pycocotools are accepted; with a character changed they no longer fill the image."""
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(0)
+    for height, width in ((1, 1), (7, 5), (300, 200)):
+        for density in (0.0, 0.01, 0.5, 1.0):
+            mask = (random.random((height, width)) < density).astype(np.uint8)
+            counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
+            for form in (counts, counts.decode()):
+                entry = annotation(segmentation={"size": [height, width], "counts": form})
+                decoded = decode_mask(check_segmentation(entry, 7, height, width), height, width)
+                assert np.array_equal(decoded, mask)
+            changed = bytearray(counts)
+            changed[random.integers(len(changed))] ^= 1 << random.integers(5)
+            entry["segmentation"]["counts"] = bytes(changed)
+            with pytest.raises(ValueError, match="run lengths"):
+                check_segmentation(entry, 7, height, width)
+    for counts in ("", "\ud800", "~", "o" * 20, "P" * 9, "\0"):
+        with pytest.raises(ValueError, match="run lengths"):
+            check_segmentation(annotation(segmentation={"size": [9, 9], "counts": counts}), 7, 9, 9)
+
+
+@pytest.mark.parametrize(
     "entries, message",
     [
         ([annotation(category_id=2)], "Image 7 has an annotation of category 2, which is not in `category_ids`"),
-        ([annotation(segmentation=None)], "Image 7 has an annotation without `segmentation`"),
-        ([annotation(segmentation=[[1, 2, 3, 4]])], "Image 7 has a polygon without three corners"),
-        ([annotation(segmentation={"size": [9, 9], "counts": [0, 81]})], "100x50 pixels, but a mask of it has"),
+        ([annotation(bbox=[1, 2, 3, float("nan")])], r"An annotation of image 7 has the `bbox` \[1, 2, 3, nan\]"),
+        ([annotation(category_id="1")], "has the category '1': `category_id` must be a whole number, and no text"),
+        ([annotation(id=5, iscrowd="0")], "Annotation 5 of image 7 has `iscrowd` '0': it must be 0 or 1"),
+        ([annotation(area="9")], "has the `area` '9'"),
+        ([annotation(segmentation=None)], "An annotation of image 7 has no `segmentation`"),
+        ([annotation(segmentation=[[1, 2, 3, 4]])], "has no polygon with three corners"),
+        ([annotation(segmentation=[[]])], "has no polygon with three corners"),
+        ([annotation(segmentation=[[*SQUARE, 1]])], "has the polygon"),
+        ([annotation(segmentation=[[1e9, *SQUARE[1:]]])], "has the polygon"),
+        ([annotation(segmentation=[[10**400, *SQUARE[1:]]])], "has the polygon"),
+        ([annotation(segmentation=[[*SQUARE[:-1], float("nan")]])], "has the polygon"),
+        ([annotation(segmentation=[["1", *SQUARE[1:]]])], "has the polygon"),
+        ([annotation(segmentation=[[-1e5, -1e5, 1e5, 1e5] * 20])], "outline of more than 2000000 pixels"),
+        ([annotation(segmentation={"size": [9, 9], "counts": [0, 81]})], "9x9 pixels .*, but the image has 100x50"),
+        ([annotation(segmentation={"size": [100], "counts": [0, 5000]})], r"a mask of size \[100\]"),
+        ([annotation(segmentation={"size": [100, 50], "counts": [0, 4999]})], "run lengths .* add up to .* 100x50"),
+        ([annotation(segmentation={"size": [100, 50], "counts": [5001, -1]})], "run lengths"),
+        ([annotation(segmentation={"size": [100, 50], "counts": [0, 5000.0]})], "run lengths"),
+        ([annotation(segmentation={"size": [100, 50], "counts": "0b"})], "run lengths"),
+        ([annotation(segmentation={"size": [100, 50]})], "run lengths None"),
         (None, "must be dictionaries with `image_id` and `annotations`"),
     ],
 )
 def test_bad_annotations(entries, message):
+    """(What is wrong with a mask has crashed pycocotools, or left its memory as it was.)"""
     pytest.importorskip("pycocotools")
     image_processor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["pil"](category_ids=[0, 1])
     image = np.zeros((100, 50, 3), np.uint8)
