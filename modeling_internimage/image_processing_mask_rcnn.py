@@ -14,6 +14,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from .boxes import paste_masks
+from .images import EightBitImages
 from .resizing import resize_bilinear, target_size
 
 
@@ -30,7 +31,7 @@ class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
     category_ids: list[int] | None
 
 
-class _MaskRCNNProcessing:
+class _MaskRCNNProcessing(EightBitImages):
     """What both backends have in common."""
 
     valid_kwargs = MaskRCNNImageProcessorKwargs

@@ -2,6 +2,7 @@
 """The resizing of the original segmentation and detection pipelines (OpenCV's, through mmcv)."""
 
 import torch
+from PIL import Image
 
 
 # Weights of the bilinear interpolation are integers, in units of 2**-11.
@@ -22,15 +23,32 @@ def target_size(height: int, width: int, size) -> tuple[int, int]:
     Height and width of an image at the `size` of an image processor, a `SizeDict`.
 
     Raises:
-        `ValueError`: if `size` has neither both edges nor height and width.
+        `ValueError`: if `size` has neither both edges nor height and width, or for more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if size.shortest_edge and size.longest_edge:
-        return keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
-    if size.height and size.width:
-        return size.height, size.width
-    raise ValueError(
-        f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
-    )
+        resized = keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
+    elif size.height and size.width:
+        resized = size.height, size.width
+    else:
+        raise ValueError(
+            f"`size` must have `shortest_edge` and `longest_edge`, or `height` and `width`, got {dict(size)}."
+        )
+    check_num_pixels(*resized, f"An image of {width}x{height} pixels, resized,")
+    return resized
+
+
+def check_num_pixels(height: int, width: int, subject: str):
+    """
+    Raise a `ValueError` if `subject`, as the message calls it, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, if
+    there is such a limit. (Pillow itself only warns up to twice as many.)
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit:
+        raise ValueError(
+            f"{subject} has {width}x{height} pixels, more than the {limit} of `PIL.Image.MAX_IMAGE_PIXELS`: cut the "
+            "image into parts or make it smaller. (In Python the limit can be set, if there is memory for more.)"
+        )
 
 
 def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
