@@ -53,8 +53,8 @@ def decode_image(source: str | io.BytesIO, subject: str) -> Image.Image:
 
 def eight_bit_image(image: Image.Image, subject: str = "The image") -> Image.Image:
     """
-    Grey values of 16 bits divided by 256, as OpenCV's `IMREAD_COLOR` does it, where Pillow's conversion makes all above
-    255 white. Other images as they are.
+    Grey values of 16 bits divided by 256, as OpenCV's `IMREAD_COLOR` does it. (Pillow's own conversion makes all above
+    255 white.) Other images as they are.
 
     Raises:
         `ValueError`: for pixels whose range is not known: floating point or integers of 32 bits.

@@ -35,8 +35,8 @@ from example_helpers import (
     load_split,
     start_evaluation,
     undecoded,
-    write_json,
 )
+from output_files import mark_of, write_json
 from segmentation_data import check_ignore_index, list_folder, read_pair
 from segmentation_metrics import confusion_matrix, segmentation_metrics
 from segmentation_models import load_segmentation_model
@@ -44,6 +44,7 @@ from segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
 
+MARK = mark_of(__file__)
 METRICS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "overall_accuracy"}
 
 
@@ -54,7 +55,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0], help="average over these sizes")
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     args = parser.parse_args(argv)
-    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1})
+    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1}, MARK)
     return args
 
 
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None):
     values = ", ".join(f"{name} {result[name]:.2f}" for name in METRICS)
     print(f"{values} of {len(indices)} images in {seconds:.1f} s")
     if args.output is not None:
-        write_json(args.output, result)
+        write_json(args.output, result, MARK)
         print(f"Written: {args.output}")
 
 

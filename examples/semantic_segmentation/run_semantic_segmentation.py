@@ -11,6 +11,7 @@ The shape is that of transformers' own example of this name. README.md beside th
 import logging
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -383,7 +384,7 @@ def main(argv: list[str] | None = None):
         eval_dataset=splits["validation"] if training_args.do_eval else None,
         compute_metrics=StreamedMetrics(),
         processing_class=image_processor,
-        data_collator=lambda examples: collate(examples, data_args.ignore_index),
+        data_collator=partial(collate, ignore_index=data_args.ignore_index),  # which workers can be sent
     )
     source = model_args.model_name_or_path or model_args.backbone
     train_and_evaluate(trainer, data_args, source, "image-segmentation", ("mean_iou", "mIoU"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from example_helpers import decode_image, open_image
+from example_helpers import decode_image, image_endings, open_image
 from PIL import Image
 
 
@@ -26,7 +26,7 @@ def list_folder(folder: str, argument: str, image_column: str = "image", label_c
                 f"`{argument} {folder}` has no folder '{name}': it must have the images in 'images' and their label "
                 "maps, PNG files of the same names, in 'maps'."
             )
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    endings = image_endings()
     images = sorted(file for file in folders["images"].iterdir() if file.suffix.lower() in endings)
     if not images:
         raise ValueError(f"There are no images in {folders['images']}.")
