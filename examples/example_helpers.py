@@ -214,10 +214,8 @@ def undecoded(rows, *columns: str):
 
 def image_endings() -> set[str]:
     """Of image files, in small letters. (HEIC is among them, so that an error says how to read it.)"""
-    return {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN} | {
-        ".heic",
-        ".heif",
-    }
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return endings | {".heic", ".heif"}
 
 
 def open_image(row: dict | None) -> Image.Image:

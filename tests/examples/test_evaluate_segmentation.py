@@ -62,7 +62,7 @@ def test_absent_classes():
 
 def test_streamed_metrics_start_anew():
     """A sum over batches of matrices; the second evaluation knows nothing of the first."""
-    streamed = metrics.StreamedMetrics()
+    streamed = metrics.StreamedMetrics(dict(enumerate("abc")))
     result = type("Result", (), {})()
     for expected in (3 / 4, 3 / 4):
         result.predictions = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [1, 0]]])
