@@ -423,7 +423,7 @@ def test_untrained_classifier(image_folder, tmp_path):
         ({"data_dir": "{val}/class_0"}, "class_0` has no folders in it, it must have one folder of images per class"),
         ({"batch_size": 0}, "`--batch_size 0` must be at least 1"),
         ({"max_samples": 0}, "`--max_samples 0` must be at least 1"),
-        ({"output": "{val}"}, "val` is a folder, name a file such as results.json in it"),
+        ({"output": "{val}"}, "val` is a folder, where a file would be written"),
     ],
     ids=str,
 )

@@ -60,8 +60,8 @@ def test_absent_classes():
     assert nothing.sum() == 0 and np.isnan(metrics.segmentation_metrics(nothing)["mean_iou"])
 
 
-def test_streamed_metrics_start_anew():
-    """A sum over batches of matrices; the second evaluation knows nothing of the first."""
+def test_streamed_metrics_start_anew(caplog):
+    """A sum over batches of matrices; the second evaluation knows nothing of the first. Absent classes are named."""
     streamed = metrics.StreamedMetrics(dict(enumerate("abc")))
     result = type("Result", (), {})()
     for expected in (3 / 4, 3 / 4):
@@ -69,6 +69,10 @@ def test_streamed_metrics_start_anew():
         assert streamed(result, compute_result=False) == {}
         result.predictions = torch.tensor([[[0, 0], [0, 2]]])
         assert streamed(result, compute_result=True)["overall_accuracy"] == expected
+    assert "labelled" not in caplog.text
+    result.predictions = torch.tensor([[[1, 0], [0, 0]]])
+    streamed(result)
+    assert "1 of 2 classes have no labelled pixel in the evaluation: b." in caplog.text
 
 
 def save_model(folder: Path, **kwargs) -> str:
@@ -252,7 +256,7 @@ def test_use_kernels(checkpoint, scenes, tmp_path, monkeypatch):
         ({"max_samples": 0}, "`--max_samples 0` must be at least 1"),
         ({"ignore_index": 1}, r"`--ignore_index 1` is the index of a class: it must be outside of \[0, 4\)"),
         ({"ignore_index": 254}, "maps/0.png has the value 255, which is neither a class, 0 to 3, nor 254, which is"),
-        ({"output": "{scenes}"}, "is a folder, name a file such as results.json in it"),
+        ({"output": "{scenes}"}, "is a folder, where a file would be written"),
     ],
     ids=str,
 )
