@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -205,6 +206,27 @@ def test_corrupt_image(num_workers, checkpoint, image_folder, tmp_path, capsys):
     result = run(checkpoint, tmp_path, "--skip_corrupt", **data)
     assert (result["num_images"], result["num_skipped"]) == (10, 1) and str(file) in result["skipped"][0]
     assert f"Skipped: The image file {file}" in capsys.readouterr().out
+
+
+def test_workers_can_be_spawned(checkpoint, image_folder, tmp_path, monkeypatch):
+    """What they are sent can be pickled."""
+    pickled = []
+    loader = torch.utils.data.DataLoader
+    monkeypatch.setattr(
+        torch.utils.data,
+        "DataLoader",
+        lambda rows, **kw: pickled.append(pickle.dumps((rows, kw))) or loader(rows, **kw),
+    )
+    run(checkpoint, tmp_path, data_dir=image_folder)
+    assert len(pickled) == 1
+
+
+def test_images_that_resizing_makes_huge(checkpoint, image_folder, tmp_path):
+    """The shorter side alone is given, as for most classifiers: the other one is not bounded."""
+    file = sorted(image_folder.rglob("*.PNG"))[3]
+    Image.new("RGB", (20000, 1)).save(file)
+    with pytest.raises(ValueError, match=rf"{file}, resized, has \d+x\d+ pixels, more than the \d+ of `PIL.Image.MAX"):
+        run(checkpoint, tmp_path, data_dir=image_folder)
 
 
 def test_only_corrupt_images(checkpoint, image_folder, tmp_path):
