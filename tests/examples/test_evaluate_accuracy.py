@@ -211,12 +211,12 @@ def test_corrupt_image(num_workers, checkpoint, image_folder, tmp_path, capsys):
 def test_workers_can_be_spawned(checkpoint, image_folder, tmp_path, monkeypatch):
     """What they are sent can be pickled."""
     pickled = []
-    loader = torch.utils.data.DataLoader
+    evaluate = script.evaluate_model
     monkeypatch.setattr(
-        torch.utils.data,
-        "DataLoader",
-        lambda rows, **kw: pickled.append(pickle.dumps((rows, kw))) or loader(rows, **kw),
-    )
+        script, "evaluate_model",
+        lambda model, loader, *args: pickled.append(pickle.dumps((loader.dataset, loader.collate_fn)))
+        or evaluate(model, loader, *args),
+    )  # fmt: skip
     run(checkpoint, tmp_path, data_dir=image_folder)
     assert len(pickled) == 1
 
@@ -224,7 +224,7 @@ def test_workers_can_be_spawned(checkpoint, image_folder, tmp_path, monkeypatch)
 def test_images_that_resizing_makes_huge(checkpoint, image_folder, tmp_path):
     """The shorter side alone is given, as for most classifiers: the other one is not bounded."""
     file = sorted(image_folder.rglob("*.PNG"))[3]
-    Image.new("RGB", (20000, 1)).save(file)
+    Image.new("RGB", (200000, 1)).save(file)
     with pytest.raises(ValueError, match=rf"{file}, resized, has \d+x\d+ pixels, more than the \d+ of `PIL.Image.MAX"):
         run(checkpoint, tmp_path, data_dir=image_folder)
 

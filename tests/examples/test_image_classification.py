@@ -158,7 +158,7 @@ def test_skip_corrupt(image_folder, tmp_path, caplog):
     file = image_folder / "train" / "coffee" / "3.png"
     Image.new("RGB", (8, 8)).save(file, "DDS")
     content = bytearray(file.read_bytes())
-    content[84:88] = b"NONE"  # a pixel format that Pillow answers with a NotImplementedError
+    content[80:88] = b"\4\0\0\0NONE"  # a pixel format for which Pillow raises a NotImplementedError
     file.write_bytes(content)
     run(image_folder, tmp_path / "output", skip_corrupt=True, num_train_epochs=1)
     assert "coffee/3.png is corrupt" in caplog.text and "1 of 12 train images were left out" in caplog.text
