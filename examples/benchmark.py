@@ -19,6 +19,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,10 +27,15 @@ import torch
 import transformers
 from torch import nn
 
+
+sys.path.insert(0, str(Path(__file__).parent))
+from output_files import check_outputs, mark_of, write_json
+
 from modeling_internimage import DCNv3, InternImageConfig, InternImageForImageClassification, use_dcnv3_kernel
 from modeling_internimage.modeling_internimage import InternImageDCNv3
 
 
+MARK = mark_of(__file__)
 ARCHITECTURES = {
     "T": {},
     "S": {"embed_dim": 80, "depths": [4, 4, 21, 4], "num_groups": [5, 10, 20, 40]},
@@ -336,6 +342,8 @@ def main():
     if args.table:
         print(markdown_table(json.loads(args.table.read_text())))
         return
+    if args.output:
+        check_outputs([args.output], MARK)
 
     operator = measure_operator(args.implementations, args.device, args.min_runs, args.seconds / 5)
     models = build_models(args.architecture, args.implementations, args.device)
@@ -352,8 +360,7 @@ def main():
     result = {"architecture": args.architecture, "machine": machine_description(args.device)}
     result |= {"memory": "tensors", "operator": operator, "cases": cases}
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.output, result, MARK)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,19 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib import pyplot as plt
-from PIL import Image, ImageOps
+from output_files import check_outputs
+from PIL import Image
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_internimage import InternImageBackbone, InternImageConfig, dcnv3_implementations, use_dcnv3_kernel
+from modeling_internimage import (
+    InternImageBackbone,
+    InternImageConfig,
+    dcnv3_implementations,
+    images,
+    use_dcnv3_kernel,
+)
+from modeling_internimage.resizing import check_num_pixels
 from modeling_internimage.training import InternImageTrainer, Recipe
 
 
@@ -211,20 +219,36 @@ def undecoded(rows, *columns: str):
     return rows
 
 
-def open_image(row: dict) -> Image.Image:
+def image_endings() -> set[str]:
+    """Of image files, in small letters. (HEIC is among them, so that an error says how to read it.)"""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return endings | {".heic", ".heif"}
+
+
+def open_image(row: dict | None) -> Image.Image:
     """A row of an undecoded image column, {"bytes", "path"}, in the mode it is stored in. Errors name the file."""
-    try:
-        image = Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
-        image.load()
-        return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = row["path"] or "embedded in the dataset"
-        raise ValueError(f"The image file {name} is corrupt or truncated ({error}). Replace or remove it.") from error
+    return images.open_image(*_source_and_subject(row))
 
 
-def decode_image(row: dict) -> Image.Image:
-    """The same as an RGB image, turned as its EXIF data says, as `pipeline` does."""
-    return ImageOps.exif_transpose(open_image(row)).convert("RGB")
+def decode_image(row: dict | None, size=None) -> Image.Image:
+    """
+    The same as an RGB image of 8 bits, turned as its EXIF data says, as `pipeline` does. `size` is that of an image
+    processor that has no limit of its own: images are refused that it would resize to too many pixels.
+    """
+    source, subject = _source_and_subject(row)
+    image = images.decode_image(source, subject)
+    size = dict(size or {})
+    if size.get("shortest_edge") and not size.get("longest_edge"):
+        factor = size["shortest_edge"] / min(image.size)
+        check_num_pixels(int(image.height * factor), int(image.width * factor), f"{subject}, resized,")
+    return image
+
+
+def _source_and_subject(row: dict | None) -> tuple[str | io.BytesIO, str]:
+    if row is None or (row["bytes"] is None and row["path"] is None):
+        raise ValueError("A row of the dataset has no image: remove it.")
+    source = row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"])
+    return source, f"The image file {row['path'] or 'embedded in the dataset'}"
 
 
 def published_name(name: str) -> str:
@@ -348,16 +372,6 @@ def _train_and_evaluate(trainer, data_args, model_name_or_path, task, metric):
         trainer.create_model_card(**card)
 
 
-def check_stems(files: list[str]):
-    """Raise a `ValueError` if pictures named after `files` would overwrite each other."""
-    stems = [Path(file).stem for file in files]
-    for stem in stems:
-        if stems.count(stem) > 1:
-            raise ValueError(
-                f"{stems.count(stem)} images are called {stem}, and so would be their pictures: rename them."
-            )
-
-
 def class_colours(config) -> np.ndarray:
     """uint8 (num_labels, 3): the model's palette, or hues that are far apart for neighbouring classes."""
     palette = getattr(config, "palette", None)
@@ -409,15 +423,14 @@ def choose_images(number: int, args) -> list[int]:
     return np.random.default_rng(args.seed).permutation(number)[: args.max_samples].tolist()
 
 
-def check_numbers_and_output(args, minima: dict[str, int]):
-    """Raise a `ValueError` for an argument below its minimum or an `--output` that cannot be written."""
+def check_numbers_and_output(args, minima: dict[str, int], mark: str):
+    """Raise a `ValueError` for an argument below its minimum or an `--output` that must not be written over."""
     for name, minimum in minima.items():
         value = getattr(args, name)
         if value is not None and value < minimum:
             raise ValueError(f"`--{name} {value}` must be at least {minimum}.")
     if args.output is not None:  # said now, not after hours
-        if args.output.is_dir():
-            raise ValueError(f"`--output {args.output}` is a folder, name a file such as results.json in it.")
+        check_outputs([args.output], mark)
         args.output.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -523,13 +536,3 @@ def describe_data(args) -> dict:
         "max_samples": args.max_samples,
         "seed": args.seed if args.max_samples is not None else None,
     }
-
-
-def write_json(path: Path, content: dict):
-    """Whole or not at all: a file of this name is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,9 +27,11 @@ from conversion.checkpoints import CHECKPOINTS, find_checkpoint
 from conversion.convert_checkpoint import empty_model
 from conversion.methods import METHODS
 from examples.benchmark import machine_description, peak_memory_mib
+from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import use_dcnv3_kernel
 
 
+MARK = mark_of(__file__)
 MODELS = {
     "segmentation": [
         "upernet_internimage_t_512_160k_ade20k",
@@ -104,6 +106,8 @@ def main():
     if args.table:
         print(markdown_table(json.loads(args.table.read_text())))
         return
+    if args.output:
+        check_outputs([args.output], MARK)
     models = {}
     for name in args.models or MODELS[args.task]:
         checkpoint = find_checkpoint(name)
@@ -115,7 +119,7 @@ def main():
         print(json.dumps({name: models[name]}), flush=True)
     if args.output:
         result = {"machine": machine_description("cpu"), "models": models}
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.output, result, MARK)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ import torch
 import transformers
 
 from conversion.checkpoints import ARCHITECTURES
+from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import InternImageConfig, InternImageForImageClassification, use_dcnv3_kernel
 
 
+MARK = mark_of(__file__)
 IMAGE_SIZES = {"T": 224, "S": 224, "B": 224, "L": 384, "XL": 384, "H": 640, "G": 512}  # of the authors' recipes
 MEASURED_SIZE = 128
 SETTINGS = {  # how DCNv3 is computed, gradient checkpointing
@@ -90,6 +92,8 @@ def main():
     if args.table:
         print(markdown_table(json.loads(args.table.read_text())))
         return
+    if args.output:
+        check_outputs([args.output], MARK)
     models = {}
     for backbone in args.models:
         with torch.device("meta"):
@@ -107,7 +111,7 @@ def main():
     }
     result = versions | {"date": datetime.date.today().isoformat(), "models": models}
     if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.output, result, MARK)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers.utils import is_torchvision_available
 
 from .boxes import paste_masks
 from .coco_annotations import check_annotation, check_segmentation, decode_mask
+from .images import EightBitImages
 from .resizing import resize_bilinear, target_size
 
 
@@ -32,7 +33,7 @@ class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
     category_ids: list[int] | None
 
 
-class _MaskRCNNProcessing:
+class _MaskRCNNProcessing(EightBitImages):
     """What both backends have in common."""
 
     valid_kwargs = MaskRCNNImageProcessorKwargs

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
+from .images import EightBitImages
 from .resizing import resize_bilinear, target_size
 
 
@@ -31,7 +32,7 @@ class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     window_stride: dict[str, int] | None
 
 
-class _OfficialSegmentationProcessing:
+class _OfficialSegmentationProcessing(EightBitImages):
     """What both backends have in common, on top of the image processor of SegFormer."""
 
     valid_kwargs = InternImageSegmentationImageProcessorKwargs

@@ -63,6 +63,11 @@ class SegformerHeadForSemanticSegmentation(PreTrainedModel):
 
     def __init__(self, config: SegformerHeadConfig):
         super().__init__(config)
+        if config.num_labels < 2:
+            raise ValueError(
+                f"`num_labels={config.num_labels}` must be 2 or more: for one kind of object use 2, class 0 being the "
+                "background."
+            )
         self.backbone = load_backbone(config)
         self.decode_head = SegformerHead(config, self.backbone.channels)
         self.post_init()

@@ -4,6 +4,7 @@
 import math
 
 import torch
+from PIL import Image
 
 
 # Weights of the bilinear interpolation are integers, in units of 2**-11.
@@ -26,17 +27,34 @@ def target_size(height: int, width: int, size) -> tuple[int, int]:
     An edge that is not given has no limit.
 
     Raises:
-        `ValueError`: if `size` has neither an edge nor height and width, or one below 1.
+        `ValueError`: if `size` has neither an edge nor height and width, or one below 1, or for more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     sides = {name: side for name, side in dict(size).items() if side is not None}
     is_positive = all(side > 0 for side in sides.values())
     if is_positive and (size.shortest_edge or size.longest_edge):
-        return keep_ratio_size(height, width, size.shortest_edge or math.inf, size.longest_edge or math.inf)
-    if is_positive and size.height and size.width:
-        return size.height, size.width
-    raise ValueError(
-        f"`size` must have `shortest_edge`, `longest_edge` or both, or `height` and `width`, above 0, got {sides}."
-    )
+        resized = keep_ratio_size(height, width, size.shortest_edge or math.inf, size.longest_edge or math.inf)
+    elif is_positive and size.height and size.width:
+        resized = size.height, size.width
+    else:
+        raise ValueError(
+            f"`size` must have `shortest_edge`, `longest_edge` or both, or `height` and `width`, above 0, got {sides}."
+        )
+    check_num_pixels(*resized, f"An image of {width}x{height} pixels, resized,")
+    return resized
+
+
+def check_num_pixels(height: int, width: int, subject: str):
+    """
+    Raise a `ValueError` if `subject`, as the message calls it, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, if
+    there is such a limit. (Pillow itself only warns up to twice as many.)
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit:
+        raise ValueError(
+            f"{subject} has {width}x{height} pixels, more than the {limit} of `PIL.Image.MAX_IMAGE_PIXELS`: cut the "
+            "image into parts or make it smaller. (In Python the limit can be set, if there is memory for more.)"
+        )
 
 
 def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

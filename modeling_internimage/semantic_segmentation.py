@@ -1,13 +1,21 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Test-time procedure of the official segmentation models: sliding windows, several scales, mirrored images."""
 
+import io
 from collections.abc import Sequence
 
 import torch
+from huggingface_hub import get_session
 from torch import nn
-from transformers.image_utils import ImageInput, get_image_size, is_pil_image, load_image, to_numpy_array
+from transformers.image_utils import ImageInput, get_image_size, is_pil_image, to_numpy_array
 
 from .image_processing_segmentation import semantic_scores
+from .images import decode_image, eight_bit_image
+
+
+# Probabilities are computed in bands of rows: so many, or fewer if these were of less than so many numbers.
+NUM_BANDS = 32
+MIN_BAND = 2**16
 
 
 @torch.inference_mode()
@@ -17,15 +25,18 @@ def segment_image(
     """
     Class probabilities of every pixel of one image, as the original's evaluation computes them (`inference` of
     mmsegmentation): for each scale the scores at the size of the model's input, resized to the size of the image, then
-    softmax, averaged over the scales and mirror images. Nothing of one scale is kept while the next is computed.
+    softmax, averaged over the scales and mirror images. Beside the model it needs the memory of the result and of one
+    map of scores at the size of the model's input.
 
     Args:
         model (`nn.Module`):
             A model for semantic segmentation, or Mask2Former (whose scores the original takes for logits).
         image_processor ([`InternImageSegmentationImageProcessor`]):
-            That of the model. If it has a `window_size`, windows of that size are moved over the input.
+            That of the model, also one of transformers if it resizes the whole image (and pads it, with a
+            `pixel_mask`). If it has a `window_size`, windows of that size are moved over the input.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `str`):
-            Of any size; a string is a file or a URL.
+            Of any size up to `PIL.Image.MAX_IMAGE_PIXELS`; a string is a file or a URL. Grey values of 16 bits are
+            divided by 256.
         scales (`Sequence[float]`, *optional*, defaults to `(1.0,)`):
             Factors on the `size` of the image processor.
         flip (`bool`, *optional*, defaults to `False`):
@@ -33,6 +44,10 @@ def segment_image(
 
     Returns:
         `torch.Tensor` of shape `(num_labels, height, width)`, float32, on the model's device. `argmax(0)` is the map.
+
+    Raises:
+        `ValueError`: for an image that cannot be decoded, an image processor that crops or splits images, and a model
+            with a single class, which would have the probability 1 everywhere.
 
     Example:
 
@@ -50,30 +65,83 @@ def segment_image(
     if len(scales) == 0 or min(scales) <= 0:
         raise ValueError(f"`scales` must be one or more factors above 0, got {scales}.")
     if isinstance(image, str):
-        image = load_image(image)
+        is_url = image.startswith(("http://", "https://"))
+        source = io.BytesIO(get_session().get(image).raise_for_status().content) if is_url else image
+        image = decode_image(source, f"The image file {image}")
     if is_pil_image(image):
         # Channels first, or images of 1 or 3 pixels in height would be taken for that.
-        image = to_numpy_array(image.convert("RGB")).transpose(2, 0, 1)
+        image = to_numpy_array(eight_bit_image(image).convert("RGB")).transpose(2, 0, 1)
     image = to_numpy_array(image)
     size = get_image_size(image) if image.ndim == 3 else image.shape
     parameter = next(model.parameters())
-    total = 0.0
+    total = None
     for scale in scales:
         scaled = {name: int(side * scale) for name, side in dict(image_processor.size).items() if side}
-        pixel_values = image_processor(image, size=scaled, return_tensors="pt")["pixel_values"]
-        pixel_values = pixel_values.to(parameter.device, parameter.dtype)
+        inputs = image_processor(image, size=scaled, return_tensors="pt")
+        pixel_values = inputs["pixel_values"].to(parameter.device, parameter.dtype)
+        if getattr(image_processor, "do_center_crop", False) or len(pixel_values) != 1:
+            raise ValueError(
+                f"`image_processor` ({type(image_processor).__name__}) must make one input of the whole image, not "
+                f"{len(pixel_values)} crops: choose another one, or set its `do_center_crop=False`."
+            )
+        height, width = pixel_values.shape[-2:]
+        if "pixel_mask" in inputs:  # what is padded, at the right and at the bottom, is no part of the image
+            height, width = (int(inputs["pixel_mask"][0].any(dim=dim).sum()) for dim in (1, 0))
         for mirrored in (False, True) if flip else (False,):
+            if mirrored:
+                pixel_values[..., :width] = pixel_values[..., :width].flip(-1)
             scores = window_scores(
                 model,
-                pixel_values.flip(-1) if mirrored else pixel_values,
-                image_processor.window_size,
-                image_processor.window_stride,
+                pixel_values,
+                getattr(image_processor, "window_size", None),
+                getattr(image_processor, "window_stride", None),
             )
-            scores = nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0]
-            scores = scores.softmax(dim=0)
-            total = (scores.flip(-1) if mirrored else scores).add_(total)
+            total = _add_probabilities(total, scores[0, :, :height, :width], size, mirrored)
             del scores
-    return total / (len(scales) * (1 + flip))
+    return total.div_(len(scales) * (1 + flip))
+
+
+def _add_probabilities(
+    total: torch.Tensor | None, scores: torch.Tensor, size: tuple[int, int], mirrored: bool
+) -> torch.Tensor:
+    """`total` (num_labels, height, width) plus the softmax of `scores`, resized. In place, also that of `scores`."""
+    if len(scores) == 1:
+        raise ValueError(
+            "The model has a single class, to which every pixel would belong: it must have two or more, such as the "
+            "class and the background."
+        )
+    is_first = total is None
+    if is_first:
+        total = scores if scores.shape[-2:] == size else scores.new_empty((len(scores), *size))
+    step = max(-(-size[0] // NUM_BANDS), MIN_BAND // (len(scores) * size[1]))
+    for top in range(0, size[0], step):
+        band = total[:, top : top + step]
+        probabilities = _resize_rows(scores, size, top, top + band.shape[1]).softmax(dim=0)
+        probabilities = probabilities.flip(-1) if mirrored else probabilities
+        band.copy_(probabilities) if is_first else band.add_(probabilities)
+    return total
+
+
+def _resize_rows(scores: torch.Tensor, size: tuple[int, int], top: int, bottom: int) -> torch.Tensor:
+    """
+    The rows from `top` to `bottom` of `scores` (num_labels, height, width) after bilinear resizing to `size`, as
+    `interpolate` computes them: columns, then rows.
+    """
+    height = scores.shape[1]
+    if scores.shape[-2:] == size:
+        return scores[:, top:bottom]
+    # Rounded where its kernels round: the scale, and the position after a fused multiplication and addition.
+    scale = torch.tensor(height, dtype=torch.float32) / size[0]
+    position = ((torch.arange(top, bottom) + 0.5).double() * scale.double() - 0.5).float().clamp(min=0)
+    above = position.long()
+    below = (above + 1).clamp(max=height - 1)
+    weight = (position - above)[:, None].to(scores.device)
+    first, last = above[0].item(), below[-1].item() + 1
+    rows = nn.functional.interpolate(
+        scores[None, :, first:last], size=(last - first, size[1]), mode="bilinear", align_corners=False
+    )[0]
+    band = rows[:, (above - first).to(scores.device)].mul_(1 - weight)
+    return band.addcmul_(rows[:, (below - first).to(scores.device)], weight)
 
 
 def window_scores(

@@ -12,6 +12,7 @@ three principal components of each as red, green and blue. Regions of one colour
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -20,11 +21,18 @@ import matplotlib
 matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
-from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel
 
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from example_helpers import decode_image
+from output_files import check_outputs, mark_of
+
 import modeling_internimage  # noqa: F401  (registers InternImage)
+
+
+MARK = mark_of(__file__)
 
 
 def extract_features(model, pixel_values: torch.Tensor, module_names: list[str]) -> dict[str, torch.Tensor]:
@@ -82,7 +90,7 @@ def draw(image: torch.Tensor, feature_maps: dict[str, torch.Tensor], path: Path)
         axes.set_title(f"{name}\n{channels} x {height} x {width}", fontsize=9)
     for axes in panels:
         axes.axis("off")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": MARK})
     plt.close(figure)
 
 
@@ -99,7 +107,8 @@ def load(model_path: str, image_path: str, image_size: int | None = None):
     model = AutoModel.from_pretrained(model_path).eval()
     size = {} if image_size is None else {"size": {"shortest_edge": image_size}, "crop_size": image_size}
     image_processor = AutoImageProcessor.from_pretrained(model_path, **size)
-    pixel_values = image_processor(Image.open(image_path), return_tensors="pt")["pixel_values"]
+    image = decode_image({"bytes": None, "path": image_path}, image_processor.size)
+    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     return model, image_processor, pixel_values
 
 
@@ -111,11 +120,14 @@ def main():
     parser.add_argument("--modules", nargs="*", default=[], help="module names; default: the stem, stages and pooler")
     parser.add_argument("--output", default="features", help="path of the results, without ending")
     args = parser.parse_args()
+    files = {ending: Path(f"{args.output}.{ending}") for ending in ("safetensors", "png")}
+    check_outputs(files.values(), MARK, [args.image])
 
     model, image_processor, pixel_values = load(args.model, args.image, args.image_size)
     features = extract_features(model, pixel_values, args.modules)
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    save_file({name: feature.contiguous() for name, feature in features.items()}, f"{args.output}.safetensors")
+    tensors = {name: feature.contiguous() for name, feature in features.items()}
+    save_file(tensors, files["safetensors"], metadata={"Software": MARK})
     for name, feature in features.items():
         print(f"{name:<40} {list(feature.shape)}")
     channels_first = set(model.config.stage_names) | {"embeddings", *(f"encoder.stages.{i}" for i in range(9))}
@@ -125,10 +137,10 @@ def main():
         if feature.ndim == 4
     }
     if feature_maps:
-        draw(displayable(pixel_values[0], image_processor), feature_maps, Path(f"{args.output}.png"))
-        print(f"Written: {args.output}.safetensors, {args.output}.png")
+        draw(displayable(pixel_values[0], image_processor), feature_maps, files["png"])
+        print(f"Written: {files['safetensors']}, {files['png']}")
     else:
-        print(f"Written: {args.output}.safetensors")
+        print(f"Written: {files['safetensors']}")
 
 
 if __name__ == "__main__":

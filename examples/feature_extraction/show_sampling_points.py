@@ -9,7 +9,8 @@ which the points of an untrained network lie. Each panel zooms in on its points.
 """
 
 import argparse
-import os
+import sys
+from pathlib import Path
 
 import matplotlib
 
@@ -19,7 +20,14 @@ import torch
 from extract_features import displayable, load
 from matplotlib import pyplot as plt
 
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from output_files import check_outputs, mark_of
+
 from modeling_internimage.modeling_internimage import InternImageDCNv3
+
+
+MARK = mark_of(__file__)
 
 
 def sampling_points(dcn: InternImageDCNv3, hidden_states: torch.Tensor, row: int, column: int):
@@ -54,8 +62,11 @@ def main():
     parser.add_argument(
         "--pixel", nargs=2, type=int, metavar=("X", "Y"), help="in the preprocessed image; default: centre"
     )
-    parser.add_argument("--output", default="sampling_points.png", help="picture to write")
+    parser.add_argument("--output", default=Path("sampling_points.png"), type=Path, help="picture to write, PNG")
     args = parser.parse_args()
+    if args.output.suffix != ".png":
+        raise SystemExit(f"`--output {args.output}` must end in .png.")
+    check_outputs([args.output], MARK, [args.image])
 
     model, image_processor, pixel_values = load(args.model, args.image, args.image_size)
     height, width = pixel_values.shape[2:]
@@ -108,8 +119,8 @@ def main():
     figure.suptitle(
         f"Where DCNv3 samples for the pixel at ({x}, {y}); crosses: a regular 3x3 convolution", fontsize=11
     )
-    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    figure.savefig(args.output, dpi=120)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.output, dpi=120, metadata={"Software": MARK})
     print(f"Written: {args.output}")
 
 

@@ -8,6 +8,7 @@ Writes the images, prints a table of predictions and draws them into a picture.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,14 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from transformers import pipeline
 
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from output_files import check_outputs, mark_of, write_data
+
 import modeling_internimage  # noqa: F401  (registers InternImage)
+
+
+MARK = mark_of(__file__)
 
 
 def main():
@@ -29,13 +37,14 @@ def main():
     args = parser.parse_args()
 
     folder = args.model / "held_out_digits"
-    folder.mkdir(parents=True, exist_ok=True)
+    picture = args.model / "predictions.png"
+    check_outputs([picture], MARK)
     test_set = load_digits_dataset()["test"]
     count = min(args.count, len(test_set))
     files, truth = [], []
     for idx, row in enumerate(test_set.select(range(count))):
         files.append(str(folder / f"{idx:03d}_is_{row['label']}.png"))
-        row["image"].save(files[-1])
+        write_data(Path(files[-1]), row["image"])
         truth.append(str(row["label"]))
 
     classifier = pipeline("image-classification", model=str(args.model), device="cpu")
@@ -59,8 +68,7 @@ def main():
         color = "tab:green" if best["label"] == label else "tab:red"
         axes.set_title(f"{best['label']}  {best['score']:.2f}", color=color, fontsize=10)
     figure.suptitle(f"Held-out digits: predicted class and score ({correct} of {len(files)} correct)", fontsize=11)
-    picture = args.model / "predictions.png"
-    figure.savefig(picture, dpi=150)
+    figure.savefig(picture, dpi=150, metadata={"Software": MARK})
     print(f"Picture: {picture}\nCurves:  {args.model / 'training_curves.png'}")
 
 

@@ -27,7 +27,6 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from digits import load_digits_dataset
-from PIL import Image
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -42,17 +41,19 @@ from example_helpers import (
     describe_preprocessing,
     describe_run,
     evaluation_parser,
+    image_endings,
     load_split,
     load_trained_model,
     named_split,
     published_name,
     start_evaluation,
-    write_json,
 )
+from output_files import mark_of, write_json
 
 
 logger = logging.getLogger(__name__)
 
+MARK = mark_of(__file__)
 CORRUPT = -1  # in place of the label of an image that cannot be decoded
 
 
@@ -61,7 +62,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip_corrupt", action="store_true", help="leave corrupt images out and count them")
     parser.add_argument("--batch_size", type=int, default=32, help="images at once, in each process")
     args = parser.parse_args(argv)
-    check_numbers_and_output(args, {"batch_size": 1, "num_workers": 0, "max_samples": 1})
+    check_numbers_and_output(args, {"batch_size": 1, "num_workers": 0, "max_samples": 1}, MARK)
     return args
 
 
@@ -75,7 +76,7 @@ def list_image_folder(folder: str, image_column: str, label_column: str) -> data
     classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and path.name[0] != ".")
     if not classes:
         raise ValueError(f"`--data_dir {folder}` has no folders in it, it must have one folder of images per class.")
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    endings = image_endings()
     images, labels = [], []
     for label, name in enumerate(classes):
         files = glob.glob(os.path.join(glob.escape(os.path.join(folder, name)), "**"), recursive=True)
@@ -177,7 +178,7 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, idx: int) -> dict:
         row = self.rows[idx][self.image_column] or {"bytes": b"", "path": None}
         try:
-            image = decode_image(row | {"path": row["path"] or f"of row {idx}"})
+            image = decode_image(row | {"path": row["path"] or f"of row {idx}"}, self.image_processor.size)
         except ValueError as error:
             return {"index": idx, "label": CORRUPT, "error": str(error)}
         pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
@@ -309,7 +310,7 @@ def main(argv: list[str] | None = None):
         f"{len(places)} images ({len(errors)} skipped) in {seconds:.1f} s"
     )
     if args.output is not None:
-        write_json(args.output, result)
+        write_json(args.output, result, MARK)
         print(f"Written: {args.output}")
 
 

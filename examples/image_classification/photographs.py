@@ -9,12 +9,17 @@ a quarter of them, spread over the photograph, is for validation.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from output_files import write_data
 
 
 SKIMAGE_NAMES = (
@@ -38,10 +43,9 @@ def write_image_folder(folder: Path):
         for row in range(photograph.height // PIECE):
             for column in range(photograph.width // PIECE):
                 split = "validation" if (row + 2 * column) % 4 == 0 else "train"
-                (folder / split / name).mkdir(parents=True, exist_ok=True)
                 left, top = column * PIECE, row * PIECE
                 piece = photograph.crop((left, top, left + PIECE, top + PIECE))
-                piece.save(folder / split / name / f"{row}_{column}.png")
+                write_data(folder / split / name / f"{row}_{column}.png", piece)
 
 
 def main():

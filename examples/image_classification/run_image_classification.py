@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -216,7 +217,8 @@ class TrainTransform:
             logger.warning("timm or torchvision is not installed: training without random crops and flips.")
 
     def __call__(self, batch: dict) -> dict:
-        images = [decode_image(row) for row in batch[self.image_column]]
+        size = None if self.augmentation is not None else self.image_processor.size
+        images = [decode_image(row, size) for row in batch[self.image_column]]
         if self.augmentation is not None:
             batch["pixel_values"] = [self.augmentation(image) for image in images]
         else:
@@ -232,7 +234,7 @@ class EvalTransform:
         self.image_column = data_args.image_column_name
 
     def __call__(self, batch: dict) -> dict:
-        images = [decode_image(row) for row in batch[self.image_column]]
+        images = [decode_image(row, self.image_processor.size) for row in batch[self.image_column]]
         batch["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return batch
 
@@ -310,7 +312,7 @@ def main(argv: list[str] | None = None):
             predictions=np.argmax(result.predictions, axis=1), references=result.label_ids
         ),
         processing_class=image_processor,
-        data_collator=lambda examples: collate(examples, data_args.label_column_name),
+        data_collator=partial(collate, label_column=data_args.label_column_name),  # which workers can be sent
     )
 
     source = model_args.model_name_or_path

@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Detect objects in image files: a picture of each with boxes, masks, labels and scores.
+Detect objects in image files: a picture of each, photo_detections.png, with boxes, masks, labels and scores.
 
     python examples/object_detection/detect.py --model_name_or_path outputs/my_detector photo.jpg
 """
@@ -18,9 +18,11 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from detection_models import load_detection_model
-from example_helpers import check_stems, class_colours, decode_image
+from example_helpers import class_colours, decode_image
+from output_files import check_outputs, mark_of, write_picture
 
 
+MARK = mark_of(__file__)
 OPACITY = 0.4
 
 
@@ -33,8 +35,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
     parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
     args = parser.parse_args(argv)
-    check_stems(args.images)
+    check_outputs([output_path(args, file) for file in args.images], MARK, args.images)
     return args
+
+
+def output_path(args: argparse.Namespace, file: str) -> Path:
+    return args.output_dir / f"{Path(file).stem}_detections.png"
 
 
 @torch.inference_mode()
@@ -85,8 +91,8 @@ def main(argv: list[str] | None = None):
     for file in args.images:
         image = decode_image({"bytes": None, "path": file})
         result = detect(model, image_processor, image, args.threshold)
-        path = args.output_dir / f"{Path(file).stem}.png"
-        Image.fromarray(draw_detections(image, result, model.config)).save(path)
+        path = output_path(args, file)
+        write_picture(path, Image.fromarray(draw_detections(image, result, model.config)), MARK)
         names = ", ".join(model.config.id2label[label] for label in result["labels"].tolist())
         print(f"{len(result['scores'])} objects ({names}). Written: {path}")
 

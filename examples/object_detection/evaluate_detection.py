@@ -38,8 +38,11 @@ from example_helpers import (
     published_name,
     start_evaluation,
     undecoded,
-    write_json,
 )
+from output_files import mark_of, write_json
+
+
+MARK = mark_of(__file__)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.data_dir is None) != (args.annotations is None):
         raise ValueError("`--data_dir` and `--annotations` go together: give both.")
-    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1, "batch_size": 1})
+    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1, "batch_size": 1}, MARK)
     return args
 
 
@@ -138,7 +141,7 @@ def main(argv: list[str] | None = None):
     values = ", ".join(f"{title} {result[name]}" for name, title in names.items() if name in result)
     print(f"{values} of {len(indices)} images in {seconds:.1f} s")
     if args.output is not None:
-        write_json(args.output, result)
+        write_json(args.output, result, MARK)
         print(f"Written: {args.output}")
 
 

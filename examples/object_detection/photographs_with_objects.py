@@ -25,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from detect import detect, draw_detections
 from detection_models import load_detection_model
 from example_helpers import plt
+from output_files import check_outputs, mark_of, write_data
 
 
+MARK = mark_of(__file__)
 # Ids as in COCO, where it has the class.
 CATEGORIES = {"person": 1, "motorcycle": 4, "cat": 17, "cup": 47, "spoon": 50}
 CATEGORIES |= {"rocket": 91, "helmet": 92, "camera": 93, "coin": 94, "saucer": 95, "optic disc": 96}
@@ -60,12 +62,11 @@ def polygon(outline: list[int]) -> list[float]:
 
 def write_data_set(folder: Path):
     """`folder / "images"` and `folder / "annotations.json"`."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     objects = json.loads(OUTLINES.read_text())
     images, annotations = [], []
     for image_id, (name, load) in enumerate(PHOTOGRAPHS.items()):
         image = Image.fromarray(load())
-        image.save(folder / "images" / f"{name}.png")
+        write_data(folder / "images" / f"{name}.png", image)
         size = {"width": image.width, "height": image.height}
         images.append({"id": image_id, "file_name": f"{name}.png"} | size)
         for category, outlines in objects[name].items():
@@ -76,19 +77,20 @@ def write_data_set(folder: Path):
                 annotations.append(annotation | {"area": int(coco_mask.area(mask)), "iscrowd": 0})
     categories = [{"id": idx, "name": name} for name, idx in CATEGORIES.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations.json").write_text(json.dumps(content) + "\n")
+    write_data(folder / "annotations.json", json.dumps(content) + "\n")
     print(f"{len(images)} photographs with {len(annotations)} objects in {folder}")
 
 
 def draw_photographs(folder: Path, model_name: str, path: Path):
     """All photographs with the detections of a model."""
+    check_outputs([path], MARK)
     model, image_processor = load_detection_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
     figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
     for name, axis in zip(PHOTOGRAPHS, axes.flat):
         image = Image.open(folder / "images" / f"{name}.png").convert("RGB")
         axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold=THRESHOLD), model.config))
         axis.set_axis_off()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, metadata={"Software": MARK})
     plt.close(figure)
     print(f"Written: {path}")
 

@@ -24,6 +24,7 @@ from skimage import data, filters, segmentation
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from example_helpers import class_colours, plt
+from output_files import check_outputs, mark_of, write_data
 from segment import blend
 from segmentation_data import list_folder, read_pair
 from segmentation_metrics import confusion_matrix, segmentation_metrics
@@ -32,6 +33,7 @@ from segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
 
+MARK = mark_of(__file__)
 CLASSES = {"background": [40, 40, 90], "coin": [255, 190, 0]}
 ROWS = [0, 101, 202, 303]
 COLUMNS = {"train": [0, 128, 256], "validation": [256, 384]}
@@ -52,15 +54,16 @@ def write_folders(folder: Path):
     coins, labels = coins_and_labels()
     for split, columns in COLUMNS.items():
         for name, array in (("images", coins), ("maps", labels)):
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
             for top, bottom in zip(ROWS, ROWS[1:]):
                 for left, right in zip(columns, columns[1:]):
-                    Image.fromarray(array[top:bottom, left:right]).save(folder / split / name / f"{top}_{left}.png")
-    (folder / "classes.json").write_text(json.dumps(CLASSES) + "\n")
+                    piece = Image.fromarray(array[top:bottom, left:right])
+                    write_data(folder / split / name / f"{top}_{left}.png", piece)
+    write_data(folder / "classes.json", json.dumps(CLASSES) + "\n")
 
 
 def draw_predictions(folder: Path, model_name: str, path: Path):
     """The pieces for evaluation: image, label and prediction, and their mIoU at full size."""
+    check_outputs([path], MARK)
     model, image_processor = load_segmentation_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
     rows = list_folder(str(folder / "validation"), "--output_dir")
     colours = class_colours(model.config)
@@ -76,7 +79,7 @@ def draw_predictions(folder: Path, model_name: str, path: Path):
         for picture, axis in zip(pictures, line):
             axis.imshow(picture)
             axis.set_axis_off()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata={"Software": MARK})
     plt.close(figure)
     print(f"mIoU {segmentation_metrics(matrix)['mean_iou']:.4f} of {len(rows)} pieces. Written: {path}")
 

@@ -36,15 +36,16 @@ from example_helpers import (
     published_name,
     start_evaluation,
     undecoded,
-    write_json,
 )
+from output_files import mark_of, write_json
 from segmentation_data import check_ignore_index, list_folder, read_pair
-from segmentation_metrics import confusion_matrix, segmentation_metrics
+from segmentation_metrics import confusion_matrix, segmentation_metrics, warn_of_absent_classes
 from segmentation_models import load_segmentation_model
 
 from modeling_internimage import segment_image
 
 
+MARK = mark_of(__file__)
 METRICS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "overall_accuracy"}
 
 
@@ -55,7 +56,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0], help="average over these sizes")
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     args = parser.parse_args(argv)
-    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1})
+    check_numbers_and_output(args, {"num_workers": 0, "max_samples": 1}, MARK)
     return args
 
 
@@ -97,7 +98,7 @@ def evaluate_model(model, image_processor, pairs, args: argparse.Namespace, acce
     loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=args.num_workers)
     for image, labels in tqdm(loader, desc="Evaluating", unit="image", disable=not accelerator.is_main_process):
         probabilities = segment_image(model, image_processor, image, scales=args.scales, flip=args.flip)
-        if probabilities.isnan().any():
+        if probabilities.sum().isnan():
             raise ValueError(
                 f"The model computes values that are not numbers in {model.dtype}: choose another `--dtype`."
             )
@@ -150,13 +151,15 @@ def main(argv: list[str] | None = None):
     model, image_processor = load_segmentation_model(
         args.model_name_or_path, args.dtype, accelerator.device, args.use_kernels
     )
-    if args.ignore_index is None:
-        args.ignore_index = getattr(model.config, "loss_ignore_index", 255)
-    check_ignore_index(args.ignore_index, model.config.num_labels, image_processor.do_reduce_labels)
+    if args.ignore_index is None:  # SegFormer of transformers has another name for it
+        names = ("loss_ignore_index", "semantic_loss_ignore_index")
+        args.ignore_index = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), 255)
+    do_reduce_labels = bool(getattr(image_processor, "do_reduce_labels", False))
+    check_ignore_index(args.ignore_index, model.config.num_labels, do_reduce_labels)
     map_arguments = {
         "num_labels": model.config.num_labels,
         "ignore_index": args.ignore_index,
-        "do_reduce_labels": bool(image_processor.do_reduce_labels),
+        "do_reduce_labels": do_reduce_labels,
     }
     indices = choose_images(len(rows), args)
     own = indices[accelerator.process_index :: accelerator.num_processes]
@@ -172,11 +175,12 @@ def main(argv: list[str] | None = None):
         raise ValueError(
             f"All pixels of the label maps are {args.ignore_index}, which is ignored: nothing to evaluate."
         )
+    warn_of_absent_classes(matrix, model.config.id2label)
     result = describe_results(args, accelerator, model, image_processor, matrix, len(indices), seconds)
     values = ", ".join(f"{name} {result[name]:.2f}" for name in METRICS)
     print(f"{values} of {len(indices)} images in {seconds:.1f} s")
     if args.output is not None:
-        write_json(args.output, result)
+        write_json(args.output, result, MARK)
         print(f"Written: {args.output}")
 
 

@@ -11,9 +11,11 @@ The shape is that of transformers' own example of this name. README.md beside th
 import logging
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from torchvision import tv_tensors
@@ -26,6 +28,7 @@ from transformers import (
     UperNetConfig,
     set_seed,
 )
+from transformers.image_utils import SizeDict
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -41,14 +44,15 @@ from example_helpers import (
     train_and_validation,
     undecoded,
 )
-from segmentation_data import check_ignore_index, list_folder, read_classes, read_pair
+from segmentation_data import check_ignore_index, check_ignored_pixels, list_folder, read_classes, read_pair
 from segmentation_metrics import StreamedMetrics, confusion_matrix
+from segmentation_models import check_classes
 
 from modeling_internimage import (
     InternImageSegmentationImageProcessor,
     SegformerHeadConfig,
 )
-from modeling_internimage.resizing import keep_ratio_size
+from modeling_internimage.resizing import target_size
 from modeling_internimage.training import InternImageTrainer
 
 
@@ -149,9 +153,7 @@ class RandomRatioResize(v2.Transform):
     def make_params(self, flat_inputs) -> dict:
         ratio = self.min_ratio + (self.max_ratio - self.min_ratio) * torch.rand(()).item()
         scaled = {name: int(side * ratio) for name, side in self.size.items() if side}
-        if "shortest_edge" in scaled:
-            return {"size": keep_ratio_size(*v2.query_size(flat_inputs), **scaled)}
-        return {"size": (scaled["height"], scaled["width"])}
+        return {"size": target_size(*v2.query_size(flat_inputs), SizeDict(**scaled))}
 
     def transform(self, inpt, params):
         return self._call_kernel(v2.functional.resize, inpt, size=list(params["size"]), antialias=False)
@@ -212,7 +214,7 @@ class Transform:
         self.map_arguments = {
             "num_labels": num_labels,
             "ignore_index": data_args.ignore_index,
-            "do_reduce_labels": image_processor.do_reduce_labels,
+            "do_reduce_labels": bool(image_processor.do_reduce_labels),
         }
         self.augmentation = training_augmentation(image_processor, data_args) if is_training else None
 
@@ -288,7 +290,13 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
         image_processor.size = {"shortest_edge": data_args.image_size, "longest_edge": 4 * data_args.image_size}
     if data_args.do_reduce_labels is not None:
         image_processor.do_reduce_labels = data_args.do_reduce_labels
-    check_ignore_index(data_args.ignore_index, model.config.num_labels, image_processor.do_reduce_labels)
+    if "labels" not in image_processor(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), return_tensors="pt"):
+        raise ValueError(
+            f"{type(image_processor).__name__} of the checkpoint makes no label maps, which are needed here: name a "
+            "checkpoint with another one, such as SegformerImageProcessor, as `--image_processor_name`."
+        )
+    check_classes(model.config.num_labels, f"--model_name_or_path {model_args.model_name_or_path}")
+    check_ignore_index(data_args.ignore_index, model.config.num_labels, bool(image_processor.do_reduce_labels))
     return model, image_processor
 
 
@@ -365,13 +373,25 @@ def main(argv: list[str] | None = None):
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
 
-    splits = select_samples(load_images(data_args, model_args, training_args.seed), data_args, training_args)
+    splits = load_images(data_args, model_args, training_args.seed)
+    all_training_images = splits.get("train")
+    splits = select_samples(splits, data_args, training_args)
     model, image_processor = load_model(model_args, data_args)
     freeze_stages(model, model_args.freeze_stages)
     if training_args.do_train:
         model = prepare_training(model, training_args, len(splits["train"]))
+    transforms = {
+        name: Transform(image_processor, model.config.num_labels, data_args, name == "train") for name in splits
+    }
+    if training_args.do_train:
+        check_ignored_pixels(
+            all_training_images,
+            data_args.label_column_name,
+            model.config.id2label,
+            **transforms["train"].map_arguments,
+        )
     for name, split in splits.items():
-        split.set_transform(Transform(image_processor, model.config.num_labels, data_args, name == "train"))
+        split.set_transform(transforms[name])
 
     training_args.remove_unused_columns = False  # the transforms need the image column
     training_args.batch_eval_metrics = True
@@ -381,9 +401,9 @@ def main(argv: list[str] | None = None):
         recipe=recipe,
         train_dataset=splits["train"] if training_args.do_train else None,
         eval_dataset=splits["validation"] if training_args.do_eval else None,
-        compute_metrics=StreamedMetrics(),
+        compute_metrics=StreamedMetrics(model.config.id2label),
         processing_class=image_processor,
-        data_collator=lambda examples: collate(examples, data_args.ignore_index),
+        data_collator=partial(collate, ignore_index=data_args.ignore_index),  # which workers can be sent
     )
     source = model_args.model_name_or_path or model_args.backbone
     train_and_evaluate(trainer, data_args, source, "image-segmentation", ("mean_iou", "mIoU"))

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Segment image files: a picture of each with its classes in colours and a legend, and the label maps if asked for.
+Segment image files: a picture of each with its classes in colours and a legend, photo_segmentation.png, and the label
+map, photo_segmentation_map.png, if asked for.
 
     python examples/semantic_segmentation/segment.py --model_name_or_path outputs/my_segmenter photo.jpg
 """
@@ -15,12 +16,14 @@ from PIL import Image
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import check_stems, class_colours, decode_image, plt
+from example_helpers import class_colours, decode_image, plt
+from output_files import check_outputs, mark_of, write_picture
 from segmentation_models import load_segmentation_model
 
 from modeling_internimage import segment_image
 
 
+MARK = mark_of(__file__)
 OPACITY = 0.55
 LEGEND_ROWS = 18
 
@@ -38,8 +41,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model")
     parser.add_argument("--use_kernels", action="store_true", help="run DCNv3 as a compiled kernel")
     args = parser.parse_args(argv)
-    check_stems(args.images)
+    outputs = [path for file in args.images for path in output_paths(args, file)]
+    check_outputs(outputs, MARK, args.images)
     return args
+
+
+def output_paths(args: argparse.Namespace, file: str) -> list[Path]:
+    """Of the picture and, with `--save_maps`, the label map."""
+    names = ["segmentation"] + ["segmentation_map"] * args.save_maps
+    return [args.output_dir / f"{Path(file).stem}_{name}.png" for name in names]
 
 
 def blend(image: Image.Image, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -66,18 +76,18 @@ def save_overlay(image: Image.Image, labels: np.ndarray, colours: np.ndarray, na
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, ncols=columns, frameon=False
     )
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": MARK})
     plt.close(figure)
 
 
 def save_map(labels: np.ndarray, colours: np.ndarray, path: Path):
     """The indices as grey values with a palette; more than 256 classes as 16 bits."""
     if len(colours) > 256:
-        Image.fromarray(labels.astype(np.uint16)).save(path)
+        write_picture(path, Image.fromarray(labels.astype(np.uint16)), MARK)
         return
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(colours.tobytes())
-    image.save(path)
+    write_picture(path, image, MARK)
 
 
 def main(argv: list[str] | None = None):
@@ -90,13 +100,11 @@ def main(argv: list[str] | None = None):
         image = decode_image({"bytes": None, "path": file})
         probabilities = segment_image(model, image_processor, image, scales=args.scales, flip=args.flip)
         labels = probabilities.argmax(dim=0).cpu().numpy()
-        path = args.output_dir / f"{Path(file).stem}.png"
-        save_overlay(image, labels, colours, model.config.id2label, path)
-        print(f"Written: {path}")
-        if args.save_maps:
-            path = path.with_name(f"{path.stem}_map.png")
+        paths = output_paths(args, file)
+        save_overlay(image, labels, colours, model.config.id2label, paths[0])
+        for path in paths[1:]:
             save_map(labels, colours, path)
-            print(f"Written: {path}")
+        print("\n".join(f"Written: {path}" for path in paths))
 
 
 if __name__ == "__main__":

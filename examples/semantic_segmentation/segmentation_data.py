@@ -2,15 +2,20 @@
 """Images with label maps: folders, files, and what is wrong with them."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
 import datasets
 import numpy as np
-from example_helpers import decode_image, open_image
+from example_helpers import decode_image, image_endings, open_image
 from PIL import Image
+from segmentation_metrics import listing
 
 
+logger = logging.getLogger(__name__)
+
+MAPS_TO_CHECK = 1000
 MODES_OF_INDICES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -26,7 +31,7 @@ def list_folder(folder: str, argument: str, image_column: str = "image", label_c
                 f"`{argument} {folder}` has no folder '{name}': it must have the images in 'images' and their label "
                 "maps, PNG files of the same names, in 'maps'."
             )
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    endings = image_endings()
     images = sorted(file for file in folders["images"].iterdir() if file.suffix.lower() in endings)
     if not images:
         raise ValueError(f"There are no images in {folders['images']}.")
@@ -50,8 +55,8 @@ def read_label_map(row: dict, num_labels: int, ignore_index: int, do_reduce_labe
         row: {"bytes", "path"} of the file.
         do_reduce_labels: The file has 0 for unlabelled pixels, and all classes one higher.
     """
-    name = row["path"] or "embedded in the dataset"
     image = open_image(row)
+    name = row["path"] or "embedded in the dataset"
     if image.mode not in MODES_OF_INDICES:
         raise ValueError(
             f"The label map {name} is an image of mode {image.mode}, it must have one class index for each pixel: "
@@ -64,10 +69,11 @@ def read_label_map(row: dict, num_labels: int, ignore_index: int, do_reduce_labe
         unlabelled |= labels == 0
     wrong = labels[~unlabelled & ((labels < lowest) | (labels >= num_labels + lowest))]
     if len(wrong):
+        values = np.unique(wrong).tolist()
+        listed = f"value {values[0]}, which is" if len(values) == 1 else f"values {listing(values)}, which are"
         raise ValueError(
-            f"The label map {name} has the value {wrong[0]}, which is neither a class, {lowest} to "
-            f"{num_labels + lowest - 1}, nor {ignore_index}, which is ignored: correct the map, the number of classes "
-            "or `--ignore_index`."
+            f"The label map {name} has the {listed} neither a class, {lowest} to {num_labels + lowest - 1}, nor "
+            f"{ignore_index}, which is ignored: correct the map, the number of classes or `--ignore_index`."
         )
     return np.where(unlabelled, ignore_index, labels - lowest)
 
@@ -83,6 +89,30 @@ def read_pair(image_row: dict | None, map_row: dict | None, **kwargs) -> tuple[I
             f"its label map {map_row['path'] or ''} {labels.shape[1]}x{labels.shape[0]}: they must have the same size."
         )
     return image, labels
+
+
+def check_ignored_pixels(rows: datasets.Dataset, column: str, id2label: dict[int, str], **kwargs):
+    """
+    Raise a `ValueError` if label maps have a single class and pixels that are ignored, such as masks of 0 and 255: the
+    object would be what is ignored. Looks at as few maps as it takes to see two classes; of more than `MAPS_TO_CHECK`
+    without them it warns. `kwargs` as for [`read_label_map`].
+    """
+    seen, ignore_index = set(), kwargs["ignore_index"]
+    maps = rows.select_columns([column]).select(range(min(len(rows), MAPS_TO_CHECK)))
+    for row in maps:
+        seen.update(np.unique(read_label_map(row[column], **kwargs)).tolist())
+        if len(seen - {ignore_index}) > 1:
+            return
+    if ignore_index not in seen:
+        return
+    only = ", ".join(f"{idx}, '{id2label[idx]}'," for idx in seen - {ignore_index}) or "no class"
+    message = (
+        f"{len(maps)} of {len(rows)} label maps for training were looked at, and have only {only} and {ignore_index}, "
+        f"which is ignored (`--ignore_index`). If {ignore_index} stands for a class, write its index into the maps."
+    )
+    if len(maps) == len(rows):
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def check_ignore_index(ignore_index: int, num_labels: int, do_reduce_labels: bool):

@@ -1,7 +1,14 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """mIoU, mAcc and aAcc as mmsegmentation defines them, from one confusion matrix over all images."""
 
+import logging
+
 import torch
+
+
+logger = logging.getLogger(__name__)
+
+NAMED = 10  # values or classes in a message
 
 
 def confusion_matrix(
@@ -48,10 +55,25 @@ def segmentation_metrics(matrix: torch.Tensor) -> dict:
     }
 
 
+def listing(values: list) -> str:
+    """The first ones, for a message."""
+    return ", ".join(map(str, values[:NAMED])) + (", ..." if len(values) > NAMED else "")
+
+
+def warn_of_absent_classes(matrix: torch.Tensor, id2label: dict[int, str]):
+    """Log which classes have no labelled pixel in a confusion matrix (num_labels, num_labels)."""
+    absent = [id2label[idx] for idx, count in enumerate(matrix.sum(dim=1).tolist()) if count == 0]
+    if absent:
+        logger.warning(
+            f"{len(absent)} of {len(matrix)} classes have no labelled pixel in the evaluation: {listing(absent)}."
+        )
+
+
 class StreamedMetrics:
     """`compute_metrics` of a Trainer with `batch_eval_metrics`: adds up confusion matrices, keeps no predictions."""
 
-    def __init__(self):
+    def __init__(self, id2label: dict[int, str]):
+        self.id2label = id2label
         self.matrix = 0
 
     def __call__(self, result, compute_result: bool = True) -> dict[str, float]:
@@ -60,5 +82,6 @@ class StreamedMetrics:
         if not compute_result:
             return {}
         metrics = segmentation_metrics(self.matrix)
+        warn_of_absent_classes(self.matrix, self.id2label)
         self.matrix = 0
         return {name: value for name, value in metrics.items() if isinstance(value, float)}

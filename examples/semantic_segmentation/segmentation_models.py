@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForUniversalSegmentation,
 )
 
-from modeling_internimage import InternImageSegmentationImageProcessorPil
+import modeling_internimage  # noqa: F401  (registers InternImage)
 
 
 def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
@@ -24,10 +24,14 @@ def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.d
             "which is not for segmentation."
         )
     model = load_trained_model(auto_class, model_name_or_path, dtype, device, use_kernels, "head", config)
-    image_processor = AutoImageProcessor.from_pretrained(model_name_or_path)
-    if not hasattr(image_processor, "window_size"):
+    check_classes(model.config.num_labels, f"--model_name_or_path {model_name_or_path}")
+    return model, AutoImageProcessor.from_pretrained(model_name_or_path)
+
+
+def check_classes(num_labels: int, argument: str):
+    """Raise a `ValueError` for a model with a single class, from the checkpoint that `argument` names."""
+    if num_labels < 2:
         raise ValueError(
-            f"`--model_name_or_path {model_name_or_path}` has the image processor {type(image_processor).__name__}, "
-            f"it must have one of the kind of {InternImageSegmentationImageProcessorPil.__name__}."
+            f"`{argument}` has a single class, to which every pixel would belong: fine-tune it with two or more in a "
+            "`--classes_file`, such as the background and that class."
         )
-    return model, image_processor

@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -206,6 +207,27 @@ def test_corrupt_image(num_workers, checkpoint, image_folder, tmp_path, capsys):
     result = run(checkpoint, tmp_path, "--skip_corrupt", **data)
     assert (result["num_images"], result["num_skipped"]) == (10, 1) and str(file) in result["skipped"][0]
     assert f"Skipped: The image file {file}" in capsys.readouterr().out
+
+
+def test_workers_can_be_spawned(checkpoint, image_folder, tmp_path, monkeypatch):
+    """What they are sent can be pickled."""
+    pickled = []
+    evaluate = script.evaluate_model
+    monkeypatch.setattr(
+        script, "evaluate_model",
+        lambda model, loader, *args: pickled.append(pickle.dumps((loader.dataset, loader.collate_fn)))
+        or evaluate(model, loader, *args),
+    )  # fmt: skip
+    run(checkpoint, tmp_path, data_dir=image_folder)
+    assert len(pickled) == 1
+
+
+def test_images_that_resizing_makes_huge(checkpoint, image_folder, tmp_path):
+    """The shorter side alone is given, as for most classifiers: the other one is not bounded."""
+    file = sorted(image_folder.rglob("*.PNG"))[3]
+    Image.new("RGB", (200000, 1)).save(file)
+    with pytest.raises(ValueError, match=rf"{file}, resized, has \d+x\d+ pixels, more than the \d+ of `PIL.Image.MAX"):
+        run(checkpoint, tmp_path, data_dir=image_folder)
 
 
 def test_only_corrupt_images(checkpoint, image_folder, tmp_path):
@@ -424,7 +446,7 @@ def test_untrained_classifier(image_folder, tmp_path):
         ({"data_dir": "{val}/class_0"}, "class_0` has no folders in it, it must have one folder of images per class"),
         ({"batch_size": 0}, "`--batch_size 0` must be at least 1"),
         ({"max_samples": 0}, "`--max_samples 0` must be at least 1"),
-        ({"output": "{val}"}, "val` is a folder, name a file such as results.json in it"),
+        ({"output": "{val}"}, "val` is a folder, where a file would be written"),
     ],
     ids=str,
 )

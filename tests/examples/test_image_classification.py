@@ -5,6 +5,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -148,8 +149,23 @@ def test_corrupt_image_names_its_file(damage, image_folder, tmp_path):
     assert not (tmp_path / "output" / "model.safetensors").exists()
 
 
+def test_workers_can_be_spawned(image_folder, tmp_path, monkeypatch):
+    """What they are sent can be pickled."""
+    trainers = []
+    monkeypatch.setattr(script, "train_and_evaluate", lambda trainer, *args: trainers.append(trainer))
+    run(image_folder, tmp_path / "output")
+    (trainer,) = trainers
+    sent = pickle.loads(pickle.dumps((trainer.train_dataset, trainer.eval_dataset, trainer.data_collator)))
+    for dataset in sent[:2]:
+        assert sent[2]([dataset[0], dataset[1]])["pixel_values"].shape[0] == 2
+
+
 def test_skip_corrupt(image_folder, tmp_path, caplog):
-    (image_folder / "train" / "coffee" / "3.png").write_bytes(b"no image at all")
+    file = image_folder / "train" / "coffee" / "3.png"
+    Image.new("RGB", (8, 8)).save(file, "DDS")
+    content = bytearray(file.read_bytes())
+    content[80:88] = b"\4\0\0\0NONE"  # a pixel format for which Pillow raises a NotImplementedError
+    file.write_bytes(content)
     run(image_folder, tmp_path / "output", skip_corrupt=True, num_train_epochs=1)
     assert "coffee/3.png is corrupt" in caplog.text and "1 of 12 train images were left out" in caplog.text
     assert (tmp_path / "output" / "model.safetensors").is_file()

@@ -608,10 +608,10 @@ def test_pictures(detector, tmp_path, capsys):
     detect.main([str(file), *options, "--threshold", "0.0"])
     assert "8 objects (" in capsys.readouterr().out
     image = Image.open(file)
-    with Image.open(tmp_path / "0.png") as picture:
+    with Image.open(tmp_path / "0_detections.png") as picture:
         assert picture.size == image.size and not np.array_equal(np.asarray(picture), np.asarray(image))
     detect.main([str(file), *options, "--threshold", "1.0"])
-    with Image.open(tmp_path / "0.png") as picture:
+    with Image.open(tmp_path / "0_detections.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(image))
 
     config = AutoModelForObjectDetection.from_pretrained(detector / "model").config
@@ -624,7 +624,7 @@ def test_pictures(detector, tmp_path, capsys):
     assert picture[80, 60].tolist() == colour.tolist()
     assert np.abs(picture[65, 50].astype(int) - colour * detect.OPACITY).max() <= 1
     assert picture[65, 75].tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match="2 images are called 0"):
+    with pytest.raises(ValueError, match="Two results would be written to .*0_detections.png"):
         detect.main([str(file), "elsewhere/0.jpg", *options])
 
 

@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import pickle
 import sys
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from transformers import (
     AutoModelForSemanticSegmentation,
+    Mask2FormerImageProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
@@ -267,9 +269,12 @@ def test_reduced_labels_and_another_ignore_index(tmp_path):
 
 def spoil(scenes, what: str):
     images, maps = scenes / "train" / "images", scenes / "train" / "maps"
-    if what == "value":
+    if what == "object ignored":
+        for file in maps.iterdir():
+            Image.open(file).point(lambda value: 255 * (value > 0)).save(file)
+    elif what == "value":
         labels = np.asarray(Image.open(maps / "3.png")).copy()
-        labels[2, 2] = 7
+        labels[2, 2:5] = 7, 9, 7
         Image.fromarray(labels).save(maps / "3.png")
     elif what == "size":
         Image.new("L", (20, 10)).save(maps / "3.png")
@@ -291,7 +296,11 @@ def spoil(scenes, what: str):
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("value", r"The label map .*train/maps/3.png has the value 7, which is neither a class, 0 to 2, nor 255"),
+        ("value", r"The label map .*train/maps/3.png has the values 7, 9, which are neither a class, 0 to 2, nor"),
+        (
+            "object ignored",
+            "5 of 5 label maps .* have only 0, 'dark', and 255, .* If 255 stands for a class, write its",
+        ),
         ("size", r"The image .*train/images/3.jpg has \d+x\d+ pixels and its label map .*train/maps/3.png 20x10"),
         ("colours", r"The label map .*train/maps/3.png is an image of mode RGB, it must have one class index"),
         ("corrupt", r"The image file .*train/maps/3.png is corrupt or truncated"),
@@ -329,6 +338,60 @@ def test_bad_files(what, message, scenes, tmp_path):
 def test_bad_arguments(change, message, scenes, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(scenes, tmp_path / "output", **change)
+
+
+def test_ignored_pixels_of_large_data_sets(scenes, caplog, monkeypatch):
+    """As few maps are read as it takes; without a second class among the first ones there is a warning."""
+    rows = data.list_folder(str(scenes / "train"), "--train_dir")
+    names = dict(enumerate(CLASSES))
+    monkeypatch.setattr(data, "MAPS_TO_CHECK", 2)
+    for idx in (4, 3, 2):
+        (scenes / "train" / "maps" / f"{idx}.png").unlink()  # not read
+    data.check_ignored_pixels(rows, "label", names, **MAP)
+    assert caplog.text == ""
+    for idx in (0, 1):
+        Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).save(scenes / "train" / "maps" / f"{idx}.png")
+    data.check_ignored_pixels(rows, "label", names, **MAP)
+    assert "2 of 5 label maps for training were looked at, and have only 0, 'dark'," in caplog.text
+    Image.new("L", (2, 1)).save(scenes / "train" / "maps" / "1.png")
+    Image.new("L", (2, 1)).save(scenes / "train" / "maps" / "0.png")
+    caplog.clear()
+    data.check_ignored_pixels(rows, "label", names, **MAP)  # nothing is ignored
+    assert caplog.text == ""
+
+
+def test_workers_can_be_spawned(scenes, tmp_path, monkeypatch):
+    """What they are sent can be pickled. Classes without a pixel in the evaluation are named, by the way."""
+    trainers = []
+    monkeypatch.setattr(script, "train_and_evaluate", lambda trainer, *args: trainers.append(trainer))
+    run(scenes, tmp_path / "output")
+    (trainer,) = trainers
+    sent = trainer.train_dataset, trainer.eval_dataset, trainer.data_collator
+    train_dataset, eval_dataset, collate = pickle.loads(pickle.dumps(sent))
+    for dataset in (train_dataset, eval_dataset):
+        assert collate([dataset[0], dataset[1]])["labels"].shape[0] == 2
+
+
+def test_image_processors_without_label_maps(segmenter, scenes, tmp_path):
+    Mask2FormerImageProcessor().save_pretrained(tmp_path / "processor")
+    with pytest.raises(ValueError, match="Mask2FormerImageProcessor of the checkpoint makes no label maps"):
+        run(scenes, tmp_path / "output", image_processor_name=str(tmp_path / "processor"), image_size=None)
+
+
+def test_a_single_class(scenes, tmp_path):
+    config = tiny_segformer().config
+    config.num_labels = 1
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    SegformerImageProcessor().save_pretrained(tmp_path / "model")
+    for run_it in (
+        lambda: run(scenes, tmp_path / "output", model_name_or_path=str(tmp_path / "model"), config_overrides=None,
+                    head_overrides=None, classes_file=None, image_size=None),
+        lambda: segment.load_segmentation_model(str(tmp_path / "model"), "float32", torch.device("cpu"), False),
+    ):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="model` has a single class, to which every pixel would belong: fine-tune"
+        ):
+            run_it()
 
 
 def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_config):
@@ -444,18 +507,31 @@ def test_pictures_and_maps(segmenter, scenes, tmp_path, capsys):
     for file in files:
         image = Image.open(file)
         expected = segment_image(model, image_processor, image, scales=(1.0, 1.5), flip=True).argmax(dim=0)
-        path = tmp_path / "pictures" / f"{file.stem}_map.png"
+        path = tmp_path / "pictures" / f"{file.stem}_segmentation_map.png"
         saved = data.read_label_map({"bytes": None, "path": str(path)}, **MAP)
         assert np.array_equal(saved, expected.numpy())
         with Image.open(path) as palette_image:  # its colours are the model's
             colour = palette_image.convert("RGB").getpixel((5, 7))
         assert list(colour) == CLASSES[model.config.id2label[int(expected[7, 5])]]
-        with Image.open(tmp_path / "pictures" / f"{file.stem}.png") as picture:
+        with Image.open(tmp_path / "pictures" / f"{file.stem}_segmentation.png") as picture:
             assert picture.width > 700 and np.asarray(picture.convert("L")).std() > 10
-    with Image.open(tmp_path / "pictures" / "pixel_map.png") as pixel:
+    with Image.open(tmp_path / "pictures" / "pixel_segmentation_map.png") as pixel:
         assert pixel.size == (1, 1)
-    with pytest.raises(ValueError, match="2 images are called 0, and so would be their pictures"):
+    with pytest.raises(ValueError, match="Two results would be written to .*0_segmentation.png"):
         segment.main([str(files[0]), "elsewhere/0.jpg", *options])
+
+
+def test_pictures_beside_the_images(segmenter, scenes):
+    """Twice the same command: the images stay, also those called like label maps, and the results are written anew."""
+    images = scenes / "validation" / "images"
+    (images / "1.jpg").rename(images / "0_map.jpg")
+    before = {file: file.read_bytes() for file in images.iterdir()}
+    options = ["--model_name_or_path", str(segmenter), "--output_dir", str(images), "--save_maps"]
+    for _ in range(2):
+        segment.main([*map(str, before), *options])
+    assert {file: file.read_bytes() for file in before} == before and len(list(images.iterdir())) == 9
+    with pytest.raises(ValueError, match="2_segmentation.png is read, and would be written over"):
+        segment.main([str(images / "2.jpg"), str(images / "2_segmentation.png"), *options])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (3, 7)], ids=str)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import GOLDEN, randomize
 from PIL import Image
 from torch import nn
@@ -24,15 +25,18 @@ from transformers import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
+from examples.benchmark import peak_memory_mib
 from modeling_internimage import (
     SegformerHeadConfig,
     SegformerHeadForSemanticSegmentation,
+    create_image_processor,
     segment_image,
     semantic_scores,
     window_scores,
 )
 from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.resizing import resize_bilinear
+from modeling_internimage.semantic_segmentation import _add_probabilities
 
 
 PREPROCESS = json.loads((GOLDEN / "segmentation" / "preprocess.json").read_text())["description"]
@@ -230,6 +234,88 @@ def test_inputs_whose_size_is_no_multiple_of_4(build, window, tiny_config):
             count[top:bottom, left:right] += 1
     expected = nn.functional.interpolate(total / count, size=(61, 90), mode="bilinear")[0].softmax(dim=0)
     torch.testing.assert_close(segment_image(model, image_processor, image), expected)
+
+
+class Pointwise(nn.Module):
+    """Logits of every pixel, or of every fourth row and column."""
+
+    def __init__(self, num_labels: int, stride: int):
+        super().__init__()
+        self.classifier = nn.Conv2d(3, num_labels, kernel_size=1)
+        self.stride = stride
+
+    def forward(self, pixel_values):
+        return SemanticSegmenterOutput(logits=self.classifier(pixel_values[..., :: self.stride, :: self.stride]))
+
+
+@pytest.mark.parametrize(
+    "size, window, stride, options",
+    [
+        (60, None, 1, {}),
+        (60, None, 4, {"flip": True}),
+        (60, 40, 1, {"scales": (0.75, 1.0, 1.5), "flip": True}),
+        (300, None, 1, {}),
+    ],
+    ids=["one scale", "mirrored", "windows", "size of the image"],
+)
+def test_memory_is_that_of_the_result(size, window, stride, options):
+    """Tensors above weights and input. (Where several scales are as large as the image, the model's output counts.)"""
+    window = window and {"height": window, "width": window}
+    image_processor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES["pil"](
+        size={"height": size, "width": size * 4 // 3}, window_size=window
+    )
+    model, image = Pointwise(40, stride), np.zeros((300, 400, 3), np.uint8)
+    peak = peak_memory_mib(lambda: segment_image(model, image_processor, image, **options), "cpu")
+    assert peak < 1.3 * 40 * 300 * 400 * 4 / 2**20
+
+
+@pytest.mark.parametrize("size", [(37, 50), (123, 77), (300, 8), (9, 200), (61, 90), (1, 1)], ids=str)
+def test_bands_of_rows(size, monkeypatch):
+    """Also very small ones are parts of the whole: `interpolate` and softmax at once."""
+    monkeypatch.setattr("modeling_internimage.semantic_segmentation.MIN_BAND", 1)
+    scores = [4 * torch.randn(3, height, 50, generator=torch.Generator().manual_seed(height)) for height in (37, 100)]
+    total, expected = None, 0
+    for mirrored, score in enumerate(scores):
+        whole = nn.functional.interpolate(score[None], size=size, mode="bilinear", align_corners=False)[0].softmax(
+            dim=0
+        )
+        expected += whole.flip(-1) if mirrored else whole
+        total = _add_probabilities(total, score.clone(), size, bool(mirrored))
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind, options, inside",
+    [("SegformerImageProcessor", {}, (40, 56)), ("Mask2FormerImageProcessor", {}, (64, 64)),
+     ("Mask2FormerImageProcessor", {"pad_size": {"height": 80, "width": 96}}, (64, 64))],
+)  # fmt: skip
+def test_image_processors_of_transformers(kind, options, inside, tiny_config, photographs):
+    """They know no windows; what is padded is no part of the image, mirrored or not."""
+    model = tiny_mask2former(tiny_config)
+    image_processor = getattr(transformers, kind)(size={"height": 40, "width": 56}, **options)
+    image = Image.fromarray(photographs[0][:61, :90])
+    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape[-2:] == ((80, 96) if options else inside)
+    height, width = inside
+    expected = 0
+    for mirrored in (False, True):
+        if mirrored:
+            pixel_values[..., :width] = pixel_values[..., :width].flip(-1)
+        scores = semantic_scores(model(pixel_values), pixel_values.shape[-2:])[..., :height, :width]
+        scores = nn.functional.interpolate(scores, size=(61, 90), mode="bilinear")[0].softmax(dim=0) / 2
+        expected += scores.flip(-1) if mirrored else scores
+    torch.testing.assert_close(segment_image(model, image_processor, image, flip=True), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_segment_image_cannot_do():
+    image, segmenter = np.zeros((20, 20, 3), np.uint8), SEGMENTATION_IMAGE_PROCESSOR_CLASSES["pil"]
+    with pytest.raises(ValueError, match="The model has a single class, to which every pixel would belong"):
+        segment_image(Pointwise(1, 1), segmenter(size={"height": 8, "width": 8}), image)
+    with pytest.raises(ValueError, match=r"\(CLIPImageProcessorPil\) must make one input of the whole image"):
+        segment_image(Pointwise(2, 1), create_image_processor(16, "pil"), image)
+    with pytest.raises(ValueError, match="`num_labels=1` must be 2 or more: for one kind of object use 2"):
+        SegformerHeadForSemanticSegmentation(SegformerHeadConfig(num_labels=1))
 
 
 @pytest.fixture
