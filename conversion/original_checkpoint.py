@@ -91,6 +91,16 @@ def read_original_checkpoint(file: str | Path, ema: bool = False, strip: bool = 
     return state_dict
 
 
+def count_parameters(weights: dict[str, torch.Tensor]) -> int:
+    """Of a state dict, without buffers and what an averaging hook added."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(
+        tensor.numel()
+        for key, tensor in weights.items()
+        if not key.endswith(buffers) and not key.startswith(tuple(EMA_KEYS))
+    )
+
+
 def _averaged_buffers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     """
     The weights with those in the place of which the averaging hook of mmcv keeps a buffer, called `ema_` and the name
@@ -137,8 +147,8 @@ def _load(file: Path):
         raise _damaged(file, error) from error
     if unneeded := sorted(needed - NEEDED_NAMES):
         raise ConversionError(
-            f"{file} is refused: reading it would run {unneeded[0]}, which is more than weights need. If you trust it, "
-            "load it where it came from and save only its `state_dict()`, as plain tensors."
+            f"{file} is refused: reading it would run {unneeded[0]}, which is more than weights need. If you trust "
+            "it, load it where it came from and save only its `state_dict()`, as plain tensors."
         )
     with torch.serialization.safe_globals(INERT_CLASSES):
         try:
@@ -192,7 +202,9 @@ def _pickle_member(file: Path, members: list[zipfile.ZipInfo]) -> str:
     elif sum(member.file_size for member in members) > file.stat().st_size or members[0].header_offset:
         problem = "its members overlap, or it is several archives in one"
     if problem:
-        raise ConversionError(f"{file} is not a PyTorch checkpoint of weights: {problem}. Save a `state_dict()` again.")
+        raise ConversionError(
+            f"{file} is not a PyTorch checkpoint of weights: {problem}. Save a `state_dict()` again."
+        )
     return pickled
 
 
