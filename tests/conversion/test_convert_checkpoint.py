@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,14 +254,16 @@ def test_imagenet_1k_head_of_another_classifier(write_original, tmp_path, capsys
 
 @pytest.fixture(scope="module")
 def converted_t(tmp_path_factory):
-    """InternImage-T at full size with stand-in weights, and what it was converted to."""
+    """InternImage-T at full size with stand-in weights, and what it was converted to, as if it were the download."""
     folder = tmp_path_factory.mktemp("t")
     torch.save(
         {"model": original_state_dict(MANIFESTS["internimage_t_1k_224"]["keys"], 0)},
         folder / "internimage_t_1k_224.pth",
     )
     source = ["--checkpoint", "internimage_t_1k_224", "--source", str(folder / "internimage_t_1k_224.pth")]
-    assert main([*source, "--remote-code", "--output-dir", str(folder / "converted")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_internimage_to_hf, "download_original", lambda checkpoint: Path(source[3]))
+        assert main([*source[:2], "--remote-code", "--output-dir", str(folder / "converted")]) == 0
     return source, folder / "converted"
 
 
