@@ -283,7 +283,8 @@ def with_own_classes(number: int):
 
     def change(state_dict):
         for key, tensor in state_dict.items():
-            if part := next((part for part in sizes if part in key), None):
+            part = next((part for part in sizes if part in key), None)
+            if part and not (part == "fc_reg" and len(tensor) == 4):  # boxes of every class alike
                 state_dict[key] = torch.zeros(()).expand(sizes[part], *tensor.shape[1:])
 
     return change
@@ -320,8 +321,7 @@ def test_class_names_that_do_not_fit(labels, tmp_path, capsys):
     assert "do not fit its classifier `roi_head.bbox_head.fc_cls.bias`, for 3 classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", RECORDS)
-@pytest.mark.parametrize("number", [None, 3])
+@pytest.mark.parametrize("kind, number", [("mask_rcnn", None), ("cascade_mask_rcnn", 3), ("cascade_rcnn", 3)])
 def test_averaging_hook(kind, number, tmp_path, capsys):
     """mmcv's doubles the keys. The second set is left out and named, or taken."""
 
