@@ -26,7 +26,7 @@ ARCHITECTURE_FIELDS = (
     "level2_post_norm_block_ids", "use_clip_projector", "cls_scale",
 )  # fmt: skip
 MAX_CLASSES = 100_000  # several times those of ImageNet-22k: their names take memory
-_MAX_CONFIG_BYTES = 1_000_000
+_MAX_CONFIG_BYTES, _MAX_CONFIG_DEPTH = 100_000, 50
 
 
 def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -> Checkpoint:
@@ -197,8 +197,14 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
     already_read.append(path)
     try:
         text = _read_text(file)
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases (`*name`), which the trainer's files do not need")
+        depth = 0
+        for token in yaml.scan(text, yaml.SafeLoader):  # these take time or memory out of proportion to the file
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("it has aliases (`*name`), which the trainer's files do not need")
+            depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
+            depth -= isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken))
+            if depth > _MAX_CONFIG_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_CONFIG_DEPTH} deep")
         settings = yaml.safe_load(text)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ConversionError(f"{file} cannot be read: {error}.") from error
