@@ -245,7 +245,7 @@ def test_claimed_classes(bias, message, write_original, capsys):
         (lambda weights: weights["head.bias"].fill_(1e30), ["--dtype", "float16"], "head.bias .*NaN as float16"),
         (
             lambda weights: weights.update(
-                {key: torch.zeros(()).expand(value.shape) for key, value in weights.items()}
+                {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in weights.items()}
             ),
             [],
             "its tensors are .*: some have no numbers of their own",
