@@ -266,7 +266,10 @@ def test_a_file_of_ones_own(write_original, tmp_path, capsys):
     assert main([*config, str(hostile), "--output-dir", str(tmp_path / "converted")]) == 0
     output, card = capsys.readouterr().out, (tmp_path / "converted" / "README.md").read_text()
     assert "\x1b" not in output + card and r"\x1b[31m" in card
-    assert 'model="a-import-os-b-31m")' in card and card.count("import os") == 0
+    assert 'model="a-import-os-b-31m")' in card
+    assert all(
+        line.startswith(("| original |", "| converted with |")) for line in card.splitlines() if "import os" in line
+    )
     assert "from its owner's file" in card and "its authors" not in card and "eported by the authors" not in card
     assert ModelCard(card).data.license is None and ModelCard(card).data.datasets is None
 
@@ -570,26 +573,24 @@ def test_files_of_others_are_never_deleted(write_original, tmp_path, capsys):
     assert main(arguments) == 0 and leftovers(tmp_path) == {"converted"}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda report: [report],
-        lambda report: report | {"files": {"../secret": {"bytes": 1, "sha256": ""}}},
-        lambda report: report | {"options": {"dtype": "save"}},
-        lambda report: report | {"files": []},
-        lambda report: {},
-    ],
-)
-def test_damaged_report(change, write_original, tmp_path, capsys):
+def test_damaged_report(write_original, tmp_path, capsys):
     folder, arguments = tmp_path / "converted", write_original()
     assert main([*arguments, "--output-dir", str(folder)]) == 0
-    report = change(json.loads((folder / "conversion_report.json").read_text()))
-    (folder / "conversion_report.json").write_text(json.dumps(report))
-    capsys.readouterr()
-    for use in ("--verify", "--output-dir"):
-        assert main([*arguments, use, str(folder)]) == 1
-        error = capsys.readouterr().err
-        assert "conversion_report.json is " in error and error.count("\n") == 1
+    report = json.loads((folder / "conversion_report.json").read_text())
+    files = {"../secret": {"bytes": 1, "sha256": ""}}
+    for changed in (
+        [report],
+        report | {"files": files},
+        report | {"options": {"dtype": "save"}},
+        report | {"files": []},
+        {},
+    ):
+        (folder / "conversion_report.json").write_text(json.dumps(changed))
+        capsys.readouterr()
+        for use in ("--verify", "--output-dir"):
+            assert main([*arguments, use, str(folder)]) == 1
+            error = capsys.readouterr().err
+            assert "conversion_report.json is " in error and error.count("\n") == 1
 
 
 def no_space(*arguments, **kwargs):
