@@ -25,6 +25,7 @@ from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAG
 
 SOURCE_REPOSITORY = "OpenGVLab/InternImage"
 SOURCE_CODE = "https://github.com/OpenGVLab/InternImage"
+OWN_DATASET = "a data set of its own"  # of a user's weights with other classes
 
 # Arguments of `InternImageConfig` by the paper's letters (its tables 1 and 10, the YAML files of the original).
 _SMALL = {"post_norm": True, "layer_scale_init_value": 1e-5}
@@ -149,7 +150,8 @@ class Checkpoint:
         test_scale: Longer and shorter side in pixels that test images are fitted into.
         size_divisor: Of the height and width of test images.
         window: Side and stride in pixels of the windows that are moved over test images.
-        license: Of the weights.
+        license: Of the weights; `None` if it is not known.
+        title: Of the model card of a user's own weights; `None` for those of the authors.
     """
 
     name: str
@@ -174,7 +176,8 @@ class Checkpoint:
     test_scale: tuple[int, int] | None = None
     size_divisor: int | None = None
     window: tuple[int, int] | None = None
-    license: str = "mit"
+    license: str | None = "mit"
+    title: str | None = None
 
     @property
     def status(self) -> str:

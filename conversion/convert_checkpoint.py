@@ -6,11 +6,14 @@ Nothing is trusted: every original key has to be used or named as left out, ever
 what was written is read again and compared with the source, tensor by tensor and through a forward pass.
 """
 
+import contextlib
 import datetime
+import fcntl
 import functools
 import gc
 import hashlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
@@ -27,15 +30,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 import modeling_internimage
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
-from conversion.errors import ConversionError
+from conversion.errors import ConversionError, printable
 from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
 from conversion.methods import METHODS, Method
 from conversion.model_card import create_model_card
-from conversion.original_checkpoint import read_original_checkpoint
+from conversion.original_checkpoint import EMA_KEYS, count_parameters, read_original_checkpoint
 from modeling_internimage.configuration_internimage import imagenet_labels
 
 
 REPORT_FILE = "conversion_report.json"
+UNFINISHED = ".unfinished"
 # The classes that `trust_remote_code=True` loads from the two source files, by Auto class.
 REMOTE_CODE = {
     "AutoConfig": "configuration_internimage.InternImageConfig",
@@ -148,12 +152,16 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     config.dtype = getattr(torch, options.dtype) if options.dtype else widest
     config.architectures = [method.model_class.__name__]
 
-    expected = empty_model(method.model_class, config).state_dict()
+    try:
+        expected = empty_model(method.model_class, config).state_dict()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConversionError(f"No model can be made of the configuration of {checkpoint.name}: {error}.") from error
     computed = {name: compute(config) for name, compute in method.computed.items()}
     origins, dropped, superfluous, shapes = {}, {}, [], []
+    dropped_keys = checkpoint.dropped | EMA_KEYS
     for key, tensor in original.items():
         names = method.rename_key(key)
-        reason = next((reason for prefix, reason in checkpoint.dropped.items() if key.startswith(prefix)), None)
+        reason = next((reason for prefix, reason in dropped_keys.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
             continue
@@ -204,8 +212,7 @@ def _explain(checkpoint: Checkpoint, source: Path, problems: dict[str, list[str]
         return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
     listed = "; ".join(f"{len(keys)} {kind} ({some(keys)})" for kind, keys in problems.items() if keys)
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    num_parameters = sum(tensor.numel() for key, tensor in original.items() if not key.endswith(buffers))
+    num_parameters = count_parameters(original)
     others = [other.name for other in CHECKPOINTS.values() if other.num_parameters == num_parameters]
     hint = f"It has as many parameters as {' and '.join(others)}" if others else "Name the checkpoint it is"
     return f"{source} is not {checkpoint.name}: {listed}. {hint}, or get its file again."
@@ -213,28 +220,32 @@ def _explain(checkpoint: Checkpoint, source: Path, problems: dict[str, list[str]
 
 def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
     """
-    Write `plan` to the folder `output_dir` and check what was written. The folder appears when all is done: an error
-    leaves nothing behind, a killed process only a hidden folder that the next run removes.
+    Write `plan` to the folder `output_dir` and check what was written. The folder appears when all is done, or, if it
+    was there and empty, the files in it: an error leaves nothing behind, a killed process only a hidden folder that
+    the next run removes.
 
     Returns:
         The content of `conversion_report.json`.
 
     Raises:
-        `ConversionError`: if `output_dir` has files in it, the disk is too small, or the check fails.
+        `ConversionError`: if `output_dir` has files in it, another process is writing it, the disk is too small, a
+            weight is Inf or NaN, or the check fails.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    output_dir = output_dir.resolve()
+    is_there = output_dir.is_dir()
+    # (A folder that is there stays the same one: it may be a mount, or where the user is.)
+    unfinished = output_dir / UNFINISHED if is_there else output_dir.parent / f".{output_dir.name}{UNFINISHED}"
+    if output_dir.exists() and not (is_there and {file.name for file in output_dir.iterdir()} <= {UNFINISHED}):
         raise ConversionError(f"The output directory {output_dir} is not empty. Name another one, or empty it.")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output_dir.parent).free
+    _check_size(plan)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(unfinished.parent).free
     if free < 1.01 * plan.num_bytes:
         raise ConversionError(
             f"{output_dir} needs {plan.num_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there. Make "
             "room, or name a directory on another disk."
         )
-    unfinished = output_dir.parent / f".{output_dir.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
+    with _empty_folder(unfinished):
         write_configuration(plan, unfinished)
         write_weights(plan, unfinished)
         source = {"file": plan.source.name, "bytes": plan.source.stat().st_size, "sha256": file_sha256(plan.source)}
@@ -254,11 +265,65 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
             },
         }
         (unfinished / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(output_dir)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        if is_there:
+            if any(file.name != UNFINISHED for file in output_dir.iterdir()):
+                raise ConversionError(
+                    f"The output directory {output_dir} got other files meanwhile. Name another one."
+                )
+            for name in (*report["files"], REPORT_FILE):  # the report, which says that all is there, comes last
+                (unfinished / name).rename(output_dir / name)
+        else:
+            unfinished.replace(output_dir)
     return report
+
+
+@contextlib.contextmanager
+def _empty_folder(folder: Path):
+    """
+    An empty folder that is this process's alone. It is removed at the end, if it is still under its name, and so is
+    what a killed process left in it. The lock is on the folder itself and ends with the process.
+    """
+    if folder.is_symlink():
+        raise ConversionError(f"{folder} is a link. Remove it.")
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:
+            raise ConversionError(f"Another process is writing {folder}. Name another directory, or wait for it.")
+        if others := sorted(file.name for file in folder.iterdir() if not _is_written_here(file)):
+            raise ConversionError(f"{folder} has files of others ({others[0]}). Move the folder away.")
+        for file in folder.iterdir():
+            file.unlink()
+        try:
+            yield
+        finally:
+            # (After the folder has got its final name, nothing is there.)
+            if folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_written_here(file: Path) -> bool:
+    names = {"config.json", "preprocessor_config.json", "model.safetensors.index.json", "README.md", REPORT_FILE}
+    names |= {f"{reference.split('.')[0]}.py" for reference in REMOTE_CODE.values()}
+    return not file.is_dir() and (file.name in names or file.suffix == ".safetensors")
+
+
+def _check_size(plan: Plan):
+    """Raise `ConversionError` if its tensors claim more than the file holds: one number can stand for many."""
+    original = read_original_checkpoint(plan.source, plan.options.ema)
+    claimed = sum(original[key].nbytes for key in {origin.key for origin in plan.origins.values()})
+    if claimed > plan.source.stat().st_size:
+        raise ConversionError(
+            f"{plan.source} has {plan.source.stat().st_size:,} bytes, but its tensors are {claimed:,}: some have no "
+            "numbers of their own. Save them as contiguous tensors."
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -278,6 +343,14 @@ def write_weights(plan: Plan, folder: Path):
         for file, names in plan.shards.filename_to_tensors.items():
             # (Cloned: a file that stores views of one big tensor would be refused.)
             shard = {name: tensor.clone() for name, tensor in plan.tensors(names)}
+            for name, tensor in shard.items():
+                if not tensor.isfinite().all():
+                    origin = plan.origins[name].key if name in plan.origins else name
+                    raise ConversionError(
+                        f"{origin} in {plan.source} has Inf or NaN as {str(tensor.dtype).removeprefix('torch.')}: the "
+                        "training failed, or the numbers are too large for that. Take an earlier checkpoint, or "
+                        "`--dtype float32`."
+                    )
             safetensors.torch.save_file(shard, folder / file, metadata={"format": "pt"})
             (folder / file).chmod((folder / "config.json").stat().st_mode)  # else only its owner could read it
             progress.update(sum(tensor.nbytes for tensor in shard.values()))
@@ -365,15 +438,14 @@ def check_converted(plan: Plan, folder: Path) -> dict:
     report = read_report(folder)
     if report is None:
         raise ConversionError(f"{folder} has no {REPORT_FILE}: it was not written by this command.")
+    _check_size(plan)
     sha256 = file_sha256(plan.source)
     if sha256 != report["source"]["sha256"]:
         raise ConversionError(
             f"{folder} was converted from a file with SHA-256 {report['source']['sha256']}, but that of {plan.source} "
             f"is {sha256}."
         )
-    for name, recorded in report["files"].items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != recorded["sha256"]:
-            raise ConversionError(f"{folder / name} is missing or was changed since the conversion.")
+    check_files(folder, report)
     return {
         "files": len(report["files"]),
         "tensors": check_tensors(plan, folder),
@@ -381,14 +453,34 @@ def check_converted(plan: Plan, folder: Path) -> dict:
     }
 
 
+def check_files(folder: Path, report: dict):
+    """Compare every file that the report of `folder` lists. Raises `ConversionError` for a difference."""
+    for name, recorded in report["files"].items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != recorded["sha256"]:
+            raise ConversionError(
+                f"{folder / name} is missing or was changed since the conversion. Convert again, into a new folder."
+            )
+
+
 def read_report(folder: Path) -> dict | None:
-    """The report of a finished conversion, or `None` if `folder` is not one."""
+    """The report of a finished conversion, or `None` if `folder` is not one. Raises `ConversionError` for another."""
     try:
-        return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        options = ConversionOptions(**report["options"])
+        is_right = (
+            options.dtype in (None, "float32", "float16", "bfloat16")
+            and isinstance(report["checkpoint"], str)
+            and isinstance(report["source"]["sha256"], str)
+            and all(Path(name).name == name and not name.startswith(".") for name in report["files"])
+            and all(recorded.keys() >= {"bytes", "sha256"} for recorded in report["files"].values())
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ConversionError(f"{folder / REPORT_FILE} is damaged: {error}. Delete the folder.") from error
+    if not is_right:
+        raise ConversionError(f"{folder / REPORT_FILE} is not as this command writes it. Delete the folder.")
+    return report
 
 
 def is_finished(folder: Path, checkpoint: Checkpoint, options: ConversionOptions, source: Path | None) -> bool:
@@ -409,7 +501,11 @@ def file_sha256(file: Path) -> str:
     with (
         open(file, "rb") as opened,
         tqdm(
-            total=file.stat().st_size, unit="B", unit_scale=True, desc=f"SHA-256 of {file.name}", disable=None
+            total=file.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            desc=f"SHA-256 of {printable(file.name)}",
+            disable=None,
         ) as bar,
     ):
         digest = hashlib.sha256()

@@ -27,9 +27,9 @@ from conversion.convert_checkpoint import (
     plan_conversion,
     read_report,
 )
-from conversion.errors import ConversionError
-from conversion.hub import download_converted, download_original, push
-from conversion.original_config import checkpoint_from_config
+from conversion.errors import ConversionError, printable
+from conversion.hub import download_converted, download_original, push, unpublished
+from conversion.original_config import checkpoint_from_config, own_checkpoint
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -86,13 +86,19 @@ def report_errors(function, *arguments) -> int:
         function(*arguments)
         return 0
     except ConversionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
     except OSError as error:
         full = " Make room, or name a directory on another disk." if error.errno == errno.ENOSPC else ""
-        print(f"error: {error}.{full}", file=sys.stderr)
+        say(f"error: {error}.{full}", file=sys.stderr)
     except Exception:
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            say(line, file=sys.stderr)
     return 1
+
+
+def say(text: str, file=None):
+    """Print a line. What comes from a file cannot steer the terminal."""
+    print(printable(text), file=file)
 
 
 def convert_one(parsed: argparse.Namespace):
@@ -100,6 +106,8 @@ def convert_one(parsed: argparse.Namespace):
         checkpoint = checkpoint_from_config(parsed.config, parsed.source, parsed.ema)
     else:
         checkpoint = find_checkpoint(parsed.checkpoint)
+        if parsed.source:
+            checkpoint = own_checkpoint(checkpoint, parsed.source, parsed.ema)
     if parsed.verify:
         verify(checkpoint, parsed.source, parsed.verify)
     else:
@@ -111,14 +119,14 @@ def convert_all(parsed: argparse.Namespace) -> int:
     failed = []
     for checkpoint in CHECKPOINTS.values():
         if checkpoint.status != "convertible":
-            print(f"{checkpoint.name}: {checkpoint.status}")
+            say(f"{checkpoint.name}: {checkpoint.status}")
             continue
         folder = parsed.output_dir and parsed.output_dir / checkpoint.name
         repo_id = parsed.push_to_hub and f"{parsed.push_to_hub}/{checkpoint.name}"
         if report_errors(convert, checkpoint, parsed, folder, repo_id):
             failed.append(checkpoint.name)
     if failed:
-        print(
+        say(
             f"error: {len(failed)} failed: {', '.join(failed)}. Run the same command again for these.", file=sys.stderr
         )
     return 1 if failed else 0
@@ -140,9 +148,9 @@ def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | N
         raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.method} here yet.")
     options = options_of(parsed)
     if folder and is_finished(folder, checkpoint, options, parsed.source):
-        print(f"{checkpoint.name}: finished earlier in {folder}")
+        say(f"{checkpoint.name}: finished earlier in {folder}")
     elif parsed.dry_run and parsed.source is None:
-        print(f"{checkpoint.name}: would download {checkpoint.file} and convert it to {folder or 'a folder'}")
+        say(f"{checkpoint.name}: would download {checkpoint.file} and convert it to {folder or 'a folder'}")
         return
     else:
         plan = plan_conversion(checkpoint, parsed.source or download_original(checkpoint), options)
@@ -150,9 +158,11 @@ def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | N
         if parsed.dry_run:
             return
         report = convert_checkpoint(plan, folder, command_line(checkpoint, parsed))
-        print(f"{checkpoint.name}: {checked(report['checks'])}; saved in {folder}")
+        say(f"{checkpoint.name}: {checked(report['checks'])}; saved in {folder}")
     if repo_id and not parsed.dry_run:
-        print(f"{checkpoint.name}: published as {push(folder, repo_id, f'{checkpoint.name}, converted')}")
+        if others := unpublished(folder):
+            say(f"{checkpoint.name}: not published, as no part of the conversion: {', '.join(others)}")
+        say(f"{checkpoint.name}: published as {push(folder, repo_id, f'{checkpoint.name}, converted')}")
 
 
 def command_line(checkpoint: Checkpoint, parsed: argparse.Namespace) -> str:
@@ -174,13 +184,17 @@ def command_line(checkpoint: Checkpoint, parsed: argparse.Namespace) -> str:
 def print_plan(plan: Plan, folder: Path | None):
     size = f"{plan.num_bytes / 1e6:.1f} MB in {str(plan.config.dtype).removeprefix('torch.')}"
     files = len(plan.shards.filename_to_tensors)
-    print(
+    say(
         f"{plan.checkpoint.name}: {len(plan.names())} tensors of {plan.source} ({size}) to {folder or 'a folder'}, "
         f"{files} file{'s' if files > 1 else ''}; {len(plan.dropped)} left out"
     )
+    if plan.checkpoint.title:
+        classes = list(plan.config.id2label.values())
+        names = f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
+        say(f"  a file of your own, with {len(classes)} classes: {names}")
     for reason in dict.fromkeys(plan.dropped.values()):
         keys = [key for key, its_reason in plan.dropped.items() if its_reason == reason]
-        print(f"  left out: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({reason})")
+        say(f"  left out: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({reason})")
 
 
 def verify(checkpoint: Checkpoint, source: Path | None, target: str):
@@ -193,7 +207,7 @@ def verify(checkpoint: Checkpoint, source: Path | None, target: str):
         raise ConversionError(f"{target} was converted from {report['checkpoint']}, not from {checkpoint.name}.")
     plan = plan_conversion(checkpoint, source or download_original(checkpoint), ConversionOptions(**report["options"]))
     checks = check_converted(plan, folder)
-    print(f"{checkpoint.name}: {target} is as converted: {checks['files']} files, {checked(checks)}")
+    say(f"{checkpoint.name}: {target} is as converted: {checks['files']} files, {checked(checks)}")
 
 
 def checked(checks: dict) -> str:

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from conversion.checkpoints import SOURCE_REPOSITORY, Checkpoint
-from conversion.convert_checkpoint import file_sha256
+from conversion.convert_checkpoint import REPORT_FILE, check_files, file_sha256, read_report
 from conversion.errors import ConversionError
 
 
@@ -37,21 +37,36 @@ def download_converted(target: str) -> Path:
 
 def push(folder: Path, repo_id: str, message: str) -> str:
     """
-    Publish a converted checkpoint in one commit: all of it arrives or nothing does. What is there already is not sent
-    again, and weights files that are not part of it any more are removed.
+    Publish what the report of a converted checkpoint lists, and the report, in one commit: all of it arrives or
+    nothing does. What is there already is not sent again, and weights files that are not part of it any more are
+    removed. Other files in the folder stay here.
 
     Returns:
         The address of the repository's state.
+
+    Raises:
+        `ConversionError`: if a listed file is missing, a link, or not the one of the report, and for the Hub's errors.
     """
+    report = read_report(folder)
+    if report is None:
+        raise ConversionError(f"{folder} has no {REPORT_FILE}: it was not written by this command.")
+    files = {name: folder / name for name in (*report["files"], REPORT_FILE)}
+    if links := [name for name, file in files.items() if file.is_symlink()]:
+        raise ConversionError(f"{folder / links[0]} is a link, which is not published. Convert into a new folder.")
+    check_files(folder, report)
     api = HfApi()
     with _errors_as_sentences(f"push to {repo_id}", "push again later, the converted folder is kept"):
         api.create_repo(repo_id, exist_ok=True)
-        files = {file.name: file for file in sorted(folder.iterdir())}
         weights = (name for name in api.list_repo_files(repo_id) if ".safetensors" in name)
         operations = [CommitOperationDelete(name) for name in weights if name not in files]
         operations += [CommitOperationAdd(name, file) for name, file in files.items()]
         # (Not `upload_folder`, which may spread a large upload over several commits.)
         return api.create_commit(repo_id, operations, commit_message=message).commit_url
+
+
+def unpublished(folder: Path) -> list[str]:
+    """Names of what is in the folder of a finished conversion beside it."""
+    return sorted({file.name for file in folder.iterdir()} - {*read_report(folder)["files"], REPORT_FILE})
 
 
 @contextlib.contextmanager

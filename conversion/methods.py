@@ -125,6 +125,8 @@ class Method:
         auto_class: That loads it.
         config_class: Of its configuration.
         backbone_prefix: Of the names of the backbone's parameters.
+        classifier_keys: Original keys of the classifier's bias; the first that is there tells the number of classes.
+        num_rows_without_class: Of the classifier: 1 if it has one for the background or no object.
         heads: Prefixes of the original keys that are not the backbone's.
         key_mapping: Original names -> those of `model_class`, in order, for the keys of the heads.
         split: Pattern of a renamed parameter -> names of the equal parts into which its rows are split there.
@@ -136,6 +138,8 @@ class Method:
     auto_class: type
     config_class: type[PreTrainedConfig]
     backbone_prefix: str
+    classifier_keys: tuple[str, ...]
+    num_rows_without_class: int = 0
     heads: tuple[str, ...] = ()
     key_mapping: dict[str, str] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
@@ -170,6 +174,8 @@ _MASK_RCNN = Method(
     auto_class=AutoModelForObjectDetection,
     config_class=MaskRCNNConfig,
     backbone_prefix="backbone.",
+    classifier_keys=("roi_head.bbox_head.fc_cls.bias", "roi_head.bbox_head.0.fc_cls.bias"),
+    num_rows_without_class=1,
     heads=("neck.", "rpn_head.", "roi_head."),
     key_mapping=MASK_RCNN_KEY_MAPPING,
     outputs=detection_outputs,
@@ -181,12 +187,14 @@ METHODS: dict[str, Method] = {
         auto_class=AutoModelForImageClassification,
         config_class=InternImageConfig,
         backbone_prefix="internimage.",
+        classifier_keys=("head.bias",),
     ),
     "UperNet": Method(
         model_class=UperNetForSemanticSegmentation,
         auto_class=AutoModelForSemanticSegmentation,
         config_class=UperNetConfig,
         backbone_prefix="backbone.",
+        classifier_keys=("decode_head.conv_seg.bias",),
         heads=("decode_head.", "auxiliary_head."),
         key_mapping=UPERNET_KEY_MAPPING,
     ),
@@ -195,6 +203,7 @@ METHODS: dict[str, Method] = {
         auto_class=AutoModelForSemanticSegmentation,
         config_class=SegformerHeadConfig,
         backbone_prefix="backbone.",
+        classifier_keys=("decode_head.conv_seg.bias",),
         heads=("decode_head.",),
         key_mapping=SEGFORMER_HEAD_KEY_MAPPING,
     ),
@@ -203,6 +212,8 @@ METHODS: dict[str, Method] = {
         auto_class=AutoModelForUniversalSegmentation,
         config_class=Mask2FormerConfig,
         backbone_prefix="model.pixel_level_module.encoder.",
+        classifier_keys=("decode_head.cls_embed.bias",),
+        num_rows_without_class=1,
         heads=("decode_head.",),
         key_mapping=MASK2FORMER_KEY_MAPPING,
         split={

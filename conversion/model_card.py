@@ -1,13 +1,23 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Model cards of converted checkpoints, made from their registry records."""
 
+import re
 from pathlib import Path
 from string import Template
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
-from conversion.checkpoints import CATEGORY_IDS, METRICS, REPORTS, SOURCE_CODE, SOURCE_REPOSITORY, Checkpoint
+from conversion.checkpoints import (
+    CATEGORY_IDS,
+    METRICS,
+    OWN_DATASET,
+    REPORTS,
+    SOURCE_CODE,
+    SOURCE_REPOSITORY,
+    Checkpoint,
+)
+from conversion.errors import printable
 from conversion.methods import METHODS
 
 
@@ -53,6 +63,10 @@ for detection in detector("photo.jpg", threshold=0.5):
 `$auto_class` and `AutoImageProcessor` load it too${masks}.""",
 }
 REPORTED = "Reported by the authors, not measured again here"
+OFFICIAL_LICENCE = "The weights are under the MIT licence of the original."
+OWN_LICENCE = (
+    "The licence of these weights is for their owner to name; the authors' weights are under the MIT licence."
+)
 
 
 def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped, provenance) -> str:
@@ -69,20 +83,19 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
     head = card_metadata(checkpoint, options).to_yaml()
     width, height = checkpoint.image_size[1], checkpoint.image_size[0]
     values = {
-        "name": checkpoint.name,
+        "name": checkpoint.title or checkpoint.name,
         "backbone": checkpoint.backbone,
+        "origin": _origin(checkpoint, config),
+        "licence": OWN_LICENCE if checkpoint.title else OFFICIAL_LICENCE,
         "task": _task(checkpoint),
         "use": _use(checkpoint),
         "classes": _classes(checkpoint, config),
-        "dataset": checkpoint.dataset,
-        "pretraining": f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else "",
-        "num_labels": config.num_labels,
         "size": f"{height}x{width}",
         "results": _results(checkpoint, options),
         "changes": "\n".join(f"- {change}" for change in _changes(checkpoint, config, options, dropped)),
         "source": _source(checkpoint, provenance["source"]["file"]),
         "sha256": provenance["source"]["sha256"],
-        "command": provenance["command"],
+        "command": _code(provenance["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "code": SOURCE_CODE,
     }
@@ -91,7 +104,8 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
 
 def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
     """The YAML head. Metrics belong to the authors' weights: with another head there are none."""
-    datasets = [HUB_DATASETS[checkpoint.dataset]] if checkpoint.dataset in HUB_DATASETS else None
+    is_official = checkpoint.title is None
+    datasets = [HUB_DATASETS[checkpoint.dataset]] if is_official and checkpoint.dataset in HUB_DATASETS else None
     results = [
         EvalResult(
             task_type=checkpoint.task,
@@ -112,10 +126,29 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
         pipeline_tag=checkpoint.task,
         tags=["internimage", "dcnv3", "vision"],
         datasets=datasets,
-        base_model=checkpoint.hub_name or (SOURCE_REPOSITORY if checkpoint.file else None),
+        base_model=checkpoint.hub_name or (SOURCE_REPOSITORY if checkpoint.file and is_official else None),
         model_name=checkpoint.name if results else None,
         eval_results=results or None,
     )
+
+
+def _markdown(text: str) -> str:
+    """What a file says, as text of a Markdown table and no more than text."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", printable(text))
+
+
+def _code(text: str) -> str:
+    """What a file says, as a code span of a Markdown table that ends where it should."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def _origin(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
+    classes = f"({config.num_labels} classes)"
+    if checkpoint.title is None:
+        pretraining = f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else ""
+        return f"Trained by its authors on {checkpoint.dataset} {classes}{pretraining}"
+    own = f", trained on {checkpoint.dataset}" if checkpoint.dataset == OWN_DATASET else ""
+    return f"Converted from its owner's file{own} {classes}, not from a download of the authors' weights"
 
 
 def _task(checkpoint: Checkpoint) -> str:
@@ -137,7 +170,7 @@ def _use(checkpoint: Checkpoint) -> str:
         side, stride = checkpoint.window
         windows = f"in windows of {side} pixels at steps of {stride} (the pipeline takes the image as a whole), "
     values = {
-        "name": checkpoint.name,
+        "name": checkpoint.title or checkpoint.name,
         "auto_class": METHODS[checkpoint.method].auto_class.__name__,
         "windows": windows,
         "masks": (
@@ -153,7 +186,7 @@ def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
     """A section with the classes of a segmentation or detection model, and the colours of the former."""
     if checkpoint.task == "image-classification" or not checkpoint.labels:
         return ""
-    columns, note = {"index": range(config.num_labels), "class": config.id2label.values()}, ""
+    columns, note = {"index": range(config.num_labels), "class": map(_markdown, config.id2label.values())}, ""
     if checkpoint.palette:
         columns["colour"] = [f"`#{red:02x}{green:02x}{blue:02x}`" for red, green, blue in config.palette]
         note = "The colours are also `model.config.palette`.\n\n"
@@ -166,8 +199,8 @@ def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
 
 
 def _source(checkpoint: Checkpoint, file: str) -> str:
-    if checkpoint.file is None:
-        return f"`{file}`"
+    if checkpoint.file is None or checkpoint.title:
+        return _code(file)
     url = f"https://huggingface.co/{SOURCE_REPOSITORY}/blob/main/{checkpoint.file}"
     return f"[{checkpoint.file}]({url}) of {SOURCE_REPOSITORY}"
 
@@ -176,7 +209,7 @@ def _results(checkpoint: Checkpoint, options) -> str:
     if options.imagenet_1k_head:
         return "None are known: this is a start for fine-tuning."
     if not checkpoint.reported:
-        return "None were reported for these weights."
+        return "None are known for this file." if checkpoint.title else "None were reported for these weights."
     rows = [f"| {METRICS[metric][0]} | {value} |" for metric, value in checkpoint.reported.items()]
     table = "\n".join([f"| {checkpoint.dataset} | percent |", "|---|---|", *rows])
     return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n{table}"
@@ -195,13 +228,14 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
         )
     for reason in dict.fromkeys(dropped.values()):
         keys = [key for key, its_reason in dropped.items() if its_reason == reason]
-        changes.append(f"{len(keys)} tensors were left out ({keys[0]}, ...): {reason}.")
+        changes.append(f"{len(keys)} tensors were left out ({_markdown(keys[0])}, ...): {reason}.")
         if checkpoint.reported:
             changes.append("The reported metric is that of the model with them.")
     if config.id2label[0] == "LABEL_0":
         changes.append("Class names are not known: the labels are numbers.")
     else:
-        changes.append("Class names were added to the configuration.")
+        names = "are those in the file" if checkpoint.dataset == OWN_DATASET else "were added to the configuration"
+        changes.append(f"Class names {names}.")
     if checkpoint.num_original_labels:
         changes.append(
             f"The original's classifiers have {checkpoint.num_original_labels} rows, of which only the first "

@@ -1,16 +1,21 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Configurations of the original code, for checkpoints that are not in the registry: users' own."""
+"""Records of users' own checkpoints, from a configuration of the original code or an official checkpoint's record."""
 
 import ast
+import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 
+import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from conversion.checkpoints import Checkpoint
-from conversion.errors import ConversionError
-from conversion.original_checkpoint import read_original_checkpoint
+from conversion.checkpoints import CHECKPOINTS, OWN_DATASET, Checkpoint
+from conversion.errors import ConversionError, printable
+from conversion.methods import METHODS
+from conversion.original_checkpoint import count_parameters, read_classes, read_original_checkpoint
 from modeling_internimage import InternImageConfig
 
 
@@ -20,6 +25,8 @@ ARCHITECTURE_FIELDS = (
     "post_norm", "res_post_norm", "depthwise_kernel_size", "center_feature_scale", "remove_center",
     "level2_post_norm_block_ids", "use_clip_projector", "cls_scale",
 )  # fmt: skip
+MAX_CLASSES = 100_000  # several times those of ImageNet-22k: their names take memory
+_MAX_CONFIG_BYTES, _MAX_CONFIG_DEPTH = 100_000, 50
 
 
 def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -> Checkpoint:
@@ -34,31 +41,35 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
     Raises:
         `ConversionError`: if the file is neither, or describes no InternImage.
     """
-    try:
-        text = config_file.read_text(encoding="utf-8")
-        arguments = json.loads(text) if config_file.suffix == ".json" else _read_yaml(config_file)
-    except FileNotFoundError as error:
-        raise ConversionError(f"There is no file {config_file}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConversionError(f"{config_file} cannot be read: {error}") from error
-    head = read_original_checkpoint(source, ema).get("head.bias")
+    arguments = _read_config(config_file)
+    weights = read_original_checkpoint(source, ema)
+    head = weights.get("head.bias")
     if head is None:
-        raise ConversionError(f"{source} has no classifier (`head.bias`): only image classifiers can be converted.")
-    arguments |= {"num_labels": head.shape[0]}
+        raise ConversionError(
+            f"{source} has no classifier (`head.bias`): `--config` is for image classifiers. For a detector or a "
+            "segmentation model, name the official one of its architecture with `--checkpoint`."
+        )
+    arguments |= {"num_labels": _num_rows(source, "head.bias", head)}
+    depths = arguments.get("depths")
+    if isinstance(depths, list) and sum(d for d in depths if isinstance(d, (int, float))) > len(weights):
+        raise ConversionError(f"{config_file} has `depths` {depths}, more layers than {source} has tensors.")
     try:
+        if not all(math.isfinite(value) for value in arguments.values() if isinstance(value, (int, float))):
+            raise ValueError("a number is Inf or NaN")
         config = InternImageConfig.from_dict(arguments)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        architecture = {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise ConversionError(f"{config_file} does not describe an InternImage: {reason}") from error
     return Checkpoint(
-        name=source.stem,
+        name=_title(source),
         task="image-classification",
         method="linear classifier",
         backbone=f"with {config.embed_dim} channels",
-        architecture={name: getattr(config, name) for name in ARCHITECTURE_FIELDS},
+        architecture=architecture,
         image_size=(config.image_size, config.image_size),
         num_parameters=None,
-        dataset="a data set of its own",
+        dataset=OWN_DATASET,
         num_labels=config.num_labels,
         pretraining=None,
         reported={},
@@ -66,29 +77,162 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
         hub_name=None,
         labels=None,
         dropped={},
+        title=_title(source),
+        license=None,
     )
 
 
-def _read_yaml(file: Path) -> dict:
-    """Arguments of `InternImageConfig` from a configuration of the original's trainer (yacs, with `BASE` files)."""
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    model = settings.get("MODEL") if isinstance(settings, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("INTERN_IMAGE"), dict):
+def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Checkpoint:
+    """
+    The record for weights of the architecture of an official checkpoint that are not known to be the authors': without
+    what is theirs, with as many classes as the classifier has, called as the file says.
+
+    Args:
+        record: Of the official checkpoint.
+        source: The user's file.
+        ema: As in `read_original_checkpoint`.
+
+    Raises:
+        `ConversionError`: if the names in the file do not fit its classifier.
+    """
+    if record.method not in METHODS:
+        return record
+    own = dataclasses.replace(record, title=_title(source), pretraining=None, reported={}, hub_name=None, license=None)
+    method = METHODS[record.method]
+    weights = read_original_checkpoint(source, ema)
+    key = next((key for key in method.classifier_keys if key in weights), None)
+    if key is None:
+        return own  # the plan will say what is missing
+    num_rows = _num_rows(source, key, weights[key], method.num_rows_without_class)
+    names, palette = read_classes(source)
+    is_as_official = num_rows == (record.num_original_labels or record.num_labels)
+    if names is None:
+        num_parameters = count_parameters(weights)
+        # The file of another official checkpoint is none of its own: the plan will name that one.
+        if is_as_official or any(num_parameters == other.num_parameters for other in CHECKPOINTS.values()):
+            return own
+    elif is_as_official and names == record.labels:
+        return own
+    num_labels = num_rows if names is None else len(names)
+    # (A classifier of semantic segmentation may have rows that stand for no class, as some official ones do.)
+    has_more_rows = num_labels < num_rows and record.method in ("UperNet", "SegFormer head")
+    if num_labels != num_rows and not has_more_rows or not all(isinstance(name, str) for name in names or ()):
+        raise ConversionError(
+            f"{source} has {num_labels} class names in `meta` ({', '.join(map(printable, names[:5]))}), which do not "
+            f"fit its classifier `{key}`, for {num_rows} classes. Correct the names there."
+        )
+    has_palette = record.palette and palette and len(palette) == num_labels and all(map(_is_colour, palette))
+    return dataclasses.replace(
+        own,
+        dataset=OWN_DATASET,
+        num_labels=num_labels,
+        labels=names and [printable(name) for name in names],
+        num_parameters=None,
+        palette=[list(colour) for colour in palette] if has_palette else None,
+        reduce_labels=False,
+        num_original_labels=num_rows if has_more_rows else None,
+    )
+
+
+def _num_rows(source: Path, key: str, bias: torch.Tensor, num_without_class: int = 0) -> int:
+    """Rows of a classifier that stand for a class."""
+    if bias.dim() != 1 or not num_without_class < len(bias) <= MAX_CLASSES:
+        raise ConversionError(
+            f"{source} has no usable classifier: `{key}` is of shape {tuple(bias.shape)}, not of 1 to "
+            f"{MAX_CLASSES:,} classes."
+        )
+    return len(bias) - num_without_class
+
+
+def _is_colour(value) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(type(number) is int and 0 <= number <= 255 for number in value)
+    )
+
+
+def _title(source: Path) -> str:
+    """A name for a model that is a name everywhere: in code, in Markdown, on the Hub."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "internimage"
+
+
+def _read_config(file: Path) -> dict:
+    """Arguments of `InternImageConfig` from a file of the user."""
+    if file.suffix == ".py":
+        raise ConversionError(
+            f"{file} is Python, which is not run. Name the official checkpoint of the same architecture instead: "
+            "`--checkpoint NAME --source FILE`; the number and the names of the classes are in the file."
+        )
+    if file.suffix != ".json":
+        return _read_yaml(file)
+    try:
+        arguments = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(arguments, dict):
+        raise ConversionError(f"{file} holds a {type(arguments).__name__}, not a `config.json`.")
+    return arguments
+
+
+def _read_text(file: Path) -> str:
+    if not file.is_file():
+        raise ConversionError(f"There is no file {file}.")
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ConversionError(f"{file} has {file.stat().st_size:,} bytes: that is no configuration.")
+    return file.read_text(encoding="utf-8")
+
+
+def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
+    """
+    Arguments of `InternImageConfig` from a configuration of the original's trainer (yacs, with `BASE` files beside or
+    below the first one).
+    """
+    already_read, path = [] if already_read is None else already_read, file.resolve()
+    if path in already_read or already_read and not path.is_relative_to(already_read[0].parent):
+        raise ConversionError(
+            f"{already_read[-1]} has the `BASE` {file}: name files beside or below {already_read[0]}, each in "
+            "one place."
+        )
+    already_read.append(path)
+    try:
+        text = _read_text(file)
+        depth = 0
+        for token in yaml.scan(text, yaml.SafeLoader):  # these take time or memory out of proportion to the file
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("it has aliases (`*name`), which the trainer's files do not need")
+            depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
+            depth -= isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken))
+            if depth > _MAX_CONFIG_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_CONFIG_DEPTH} deep")
+        settings = yaml.safe_load(text)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise ConversionError(f"{file} cannot be read: {error}.") from error
+    settings = _mapping(settings)
+    model = _mapping(_mapping(settings.get("MODEL")).get("INTERN_IMAGE"))
+    if not model:
         raise ConversionError(
             f"{file} has no `MODEL.INTERN_IMAGE`: it is not a configuration of the original's trainer."
         )
+    bases = settings.get("BASE") or []
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConversionError(f"{file} has a `BASE` that is no list of file names: {bases}.")
     arguments = {}
-    for base in filter(None, settings.get("BASE", [])):
-        arguments |= _read_yaml(file.parent / base)
-    arguments |= {name.lower(): _literal(value) for name, value in model["INTERN_IMAGE"].items()}
-    if "IMG_SIZE" in settings.get("DATA", {}):
+    for base in filter(None, bases):
+        arguments |= _read_yaml(file.parent / base, already_read)
+    arguments |= {str(name).lower(): _literal(value) for name, value in model.items()}
+    if "IMG_SIZE" in _mapping(settings.get("DATA")):
         arguments["image_size"] = settings["DATA"]["IMG_SIZE"]
     return arguments
+
+
+def _mapping(value) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def _literal(value):
     """yacs reads strings as Python literals where it can: `None` and `1e-5` are no strings."""
     try:
-        return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(value) if isinstance(value, str) and len(value) < 200 else value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,14 +191,99 @@ def test_yaml_of_the_original_trainer(write_original, tmp_path):
         ("my.json", "{", "cannot be read"),
         ("my.json", '{"model_type": "swin"}', "does not describe an InternImage"),
         ("my.json", '{"groups": [3, 2, 4, 8]}', "does not describe an InternImage.*num_groups"),
+        ("my.json", "[1]", "holds a list"),
+        ("my.json", "[" * 90_000, "cannot be read"),
+        ("my.json", '{"mlp_ratio": Infinity}', "a number is Inf or NaN"),
+        ("my.json", '{"depths": [1000000000, 1, 1, 1]}', "more layers than .* has tensors"),
+        ("my.json", '{"mlp_ratio": 1e300}', "No model can be made"),
+        ("my.json", " " * 100_001, "100,001 bytes: that is no configuration"),
+        ("my.yaml", "[" * 90_000, "nested more than 50 deep"),
+        ("my.yaml", "MODEL: {INTERN_IMAGE: &a [1], X: [*a, *a]}", "has aliases"),
+        ("my.yaml", "MODEL: 2001-99-99", "cannot be read"),
+        ("my.yaml", "BASE: [my.yaml]\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "each in one place"),
+        ("my.yaml", "BASE: [../other.yaml]\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "beside or below"),
+        ("my.yaml", "BASE: 3\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "no list of file names"),
+        ("my.yaml", 'BASE: "\\e[2J"\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}', r"no list of file names: \\x1b\[2J"),
+        ("my.py", "model = dict()", "is Python, which is not run. .*--checkpoint NAME"),
     ],
 )
 def test_other_configurations_are_refused(file, text, message, write_original, tmp_path, capsys):
     _, _, *source = write_original()
     (tmp_path / file).write_text(text)
-    with pytest.raises(convert_internimage_to_hf.ConversionError, match=message):
-        convert_internimage_to_hf.checkpoint_from_config(tmp_path / file, tmp_path / "tiny_t.pth")
     assert main(["--config", str(tmp_path / file), *source, "--dry-run"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+
+
+def test_empty_sections_of_a_yaml(write_original, tmp_path):
+    arguments = write_original()
+    config = json.loads((tmp_path / "config.json").read_text())
+    settings = {name.upper(): config[name] for name in ("depths", "groups", "channels", "mlp_ratio", "post_norm")}
+    settings = {"DATA": None, "BASE": None, "MODEL": {"INTERN_IMAGE": settings}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["--config", str(tmp_path / "my.yaml"), *arguments[2:], "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    "bias, message",
+    [
+        (torch.zeros(()).expand(10**9), r"`head.bias` is of shape \(1000000000,\), not of 1 to 100,000 classes"),
+        (torch.zeros(()), r"of shape \(\)"),
+        (torch.zeros(0), r"of shape \(0,\)"),
+    ],
+    ids=["billion", "scalar", "empty"],
+)
+def test_claimed_classes(bias, message, write_original, capsys):
+    assert main([*write_original(change=lambda weights: weights.update({"head.bias": bias})), "--dry-run"]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (lambda weights: weights["head.bias"].fill_(float("nan")), [], "head.bias in .* has Inf or NaN as float32"),
+        (lambda weights: weights["head.bias"].fill_(1e30), ["--dtype", "float16"], "head.bias .*NaN as float16"),
+        (
+            lambda weights: weights.update(
+                {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in weights.items()}
+            ),
+            [],
+            "its tensors are .*: some have no numbers of their own",
+        ),
+    ],
+    ids=["nan", "float16", "expanded"],
+)
+def test_weights_that_are_not_converted(change, options, message, write_original, tmp_path, capsys):
+    assert main([*write_original(change=change), *options, "--output-dir", str(tmp_path / "converted")]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert leftovers(tmp_path) == set()
+
+
+def test_a_file_of_ones_own(write_original, tmp_path, capsys):
+    """Its name is text in the card, whatever it contains, and nothing of the authors is said of it."""
+    *config, source = write_original()
+    hostile = Path(source).rename(tmp_path / 'a`");import os\n|<b>\x1b[31m.pth')
+    assert main([*config, str(hostile), "--output-dir", str(tmp_path / "converted")]) == 0
+    output, card = capsys.readouterr().out, (tmp_path / "converted" / "README.md").read_text()
+    assert "\x1b" not in output + card and r"\x1b[31m" in card
+    assert 'model="a-import-os-b-31m")' in card
+    assert all(
+        line.startswith(("| original |", "| converted with |")) for line in card.splitlines() if "import os" in line
+    )
+    assert "from its owner's file" in card and "its authors" not in card and "eported by the authors" not in card
+    assert ModelCard(card).data.license is None and ModelCard(card).data.datasets is None
+
+
+def test_classifier_with_other_classes(imagenet_22k_checkpoint, tmp_path, capsys):
+    """Of an architecture of the registry: as many classes as the file has, without their names."""
+    weights = torch.load(imagenet_22k_checkpoint[3])["model"]
+    weights |= {name: weights[name][:5].clone() for name in ("head.weight", "head.bias")}
+    torch.save({"model": weights}, imagenet_22k_checkpoint[3])
+    assert main([*imagenet_22k_checkpoint, "--output-dir", str(tmp_path / "own")]) == 0
+    assert "with 5 classes: LABEL_0" in capsys.readouterr().out
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "own").config.num_labels == 5
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "ImageNet" not in card.split("## Licence")[0] and "a data set of its own (5 classes)" in card
 
 
 @pytest.fixture
@@ -253,14 +339,16 @@ def test_imagenet_1k_head_of_another_classifier(write_original, tmp_path, capsys
 
 @pytest.fixture(scope="module")
 def converted_t(tmp_path_factory):
-    """InternImage-T at full size with stand-in weights, and what it was converted to."""
+    """InternImage-T at full size with stand-in weights, and what it was converted to, as if it were the download."""
     folder = tmp_path_factory.mktemp("t")
     torch.save(
         {"model": original_state_dict(MANIFESTS["internimage_t_1k_224"]["keys"], 0)},
         folder / "internimage_t_1k_224.pth",
     )
     source = ["--checkpoint", "internimage_t_1k_224", "--source", str(folder / "internimage_t_1k_224.pth")]
-    assert main([*source, "--remote-code", "--output-dir", str(folder / "converted")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_internimage_to_hf, "download_original", lambda checkpoint: Path(source[3]))
+        assert main([*source[:2], "--remote-code", "--output-dir", str(folder / "converted")]) == 0
     return source, folder / "converted"
 
 
@@ -436,6 +524,73 @@ def test_output_directory_with_files_is_kept(write_original, tmp_path, capsys):
     assert main([*arguments[:-1], str(tmp_path / "converted" / "thesis.tex")]) == 1
     assert "is not empty" in capsys.readouterr().err
     assert (tmp_path / "converted" / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["here", "link", "made"])
+def test_empty_output_directory(kind, write_original, tmp_path, monkeypatch):
+    """It stays the same folder, whatever it is called."""
+    (tmp_path / "empty").mkdir()
+    before = (tmp_path / "empty").stat().st_ino
+    monkeypatch.chdir(tmp_path / "empty")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    target = {"here": ".", "link": str(tmp_path / "link"), "made": str(tmp_path / "empty")}[kind]
+    arguments = write_original()
+    assert main([*arguments, "--output-dir", target]) == 0
+    names = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", "conversion_report.json"}
+    assert {file.name for file in Path().iterdir()} == names and Path().stat().st_ino == before
+    assert main([*arguments, "--output-dir", target]) == 0  # finished earlier
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "new"])
+def test_two_conversions_into_one_folder(is_there, write_original, tmp_path, monkeypatch, capsys):
+    """The second is refused while the first writes, and does not disturb it."""
+    arguments = [*write_original(), "--output-dir", str(tmp_path / "converted")]
+    if is_there:
+        (tmp_path / "converted").mkdir()
+    check, second = convert_checkpoint.check_logits, []
+
+    def check_while_another_starts(plan, folder):
+        monkeypatch.setattr(convert_checkpoint, "check_logits", check)
+        second.append(main(arguments))
+        return check(plan, folder)
+
+    monkeypatch.setattr(convert_checkpoint, "check_logits", check_while_another_starts)
+    assert main(arguments) == 0 and second == [1]
+    assert "Another process is writing" in capsys.readouterr().err
+    assert leftovers(tmp_path) == {"converted"} and not list((tmp_path / "converted").glob(".*"))
+
+
+def test_files_of_others_are_never_deleted(write_original, tmp_path, capsys):
+    """Not in a folder that is called as an unfinished one either."""
+    unfinished = tmp_path / ".converted.unfinished"
+    unfinished.mkdir()
+    (unfinished / "thesis.tex").write_text("precious")
+    (unfinished / "config.json").write_text("left by a killed process")
+    arguments = [*write_original(), "--output-dir", str(tmp_path / "converted")]
+    assert main(arguments) == 1 and "files of others (thesis.tex)" in capsys.readouterr().err
+    assert (unfinished / "thesis.tex").read_text() == "precious"
+    (unfinished / "thesis.tex").unlink()
+    assert main(arguments) == 0 and leftovers(tmp_path) == {"converted"}
+
+
+def test_damaged_report(write_original, tmp_path, capsys):
+    folder, arguments = tmp_path / "converted", write_original()
+    assert main([*arguments, "--output-dir", str(folder)]) == 0
+    report = json.loads((folder / "conversion_report.json").read_text())
+    files = {"../secret": {"bytes": 1, "sha256": ""}}
+    for changed in (
+        [report],
+        report | {"files": files},
+        report | {"options": {"dtype": "save"}},
+        report | {"files": []},
+        {},
+    ):
+        (folder / "conversion_report.json").write_text(json.dumps(changed))
+        capsys.readouterr()
+        for use in ("--verify", "--output-dir"):
+            assert main([*arguments, use, str(folder)]) == 1
+            error = capsys.readouterr().err
+            assert "conversion_report.json is " in error and error.count("\n") == 1
 
 
 def no_space(*arguments, **kwargs):

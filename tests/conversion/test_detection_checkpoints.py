@@ -16,7 +16,10 @@ from transformers import AutoImageProcessor, pipeline
 
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
 from conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, empty_model, plan_conversion
+from conversion.convert_internimage_to_hf import main
 from conversion.errors import ConversionError
+from conversion.model_card import create_model_card
+from conversion.original_config import own_checkpoint
 
 
 DETECTION = GOLDEN / "detection"
@@ -272,6 +275,80 @@ def test_wrong_keys_are_named(tmp_path):
     source = write_manifest_checkpoint(name, tmp_path / "source.pth", change)
     with pytest.raises(ConversionError, match="1 keys are of no parameter .*extra.*box_heads.2.classifier.bias"):
         plan_conversion(CHECKPOINTS[name], source, ConversionOptions())
+
+
+def with_own_classes(number: int):
+    """Changes a state dict to a detector of `number` classes."""
+    sizes = {"fc_cls": number + 1, "fc_reg": 4 * number, "conv_logits": number}
+
+    def change(state_dict):
+        for key, tensor in state_dict.items():
+            part = next((part for part in sizes if part in key), None)
+            if part and not (part == "fc_reg" and len(tensor) == 4):  # boxes of every class alike
+                state_dict[key] = torch.zeros(()).expand(sizes[part], *tensor.shape[1:])
+
+    return change
+
+
+def add_meta(file, meta):
+    torch.save(torch.load(file) | {"meta": meta}, file)
+
+
+def test_own_classes(tmp_path, capsys):
+    """A detector that a user trained: its own number and names of classes, nothing of the official record's."""
+    name = RECORDS["mask_rcnn"]
+    source = write_manifest_checkpoint(name, tmp_path / "mine.pth", with_own_classes(3))
+    arguments = ["--checkpoint", name, "--source", str(source), "--dry-run"]
+    assert main(arguments) == 0 and "with 3 classes: LABEL_0, LABEL_1, LABEL_2" in capsys.readouterr().out
+    add_meta(source, {"CLASSES": ("crack", "ho|le", "\x1brust")})
+    assert main(arguments) == 0 and r"with 3 classes: crack, ho|le, \x1brust" in capsys.readouterr().out
+    own = own_checkpoint(CHECKPOINTS[name], source)
+    config = own.config()
+    assert config.id2label == {0: "crack", 1: "ho|le", 2: r"\x1brust"}
+    assert own.image_processor().category_ids is None
+    provenance = {"source": {"file": "mine.pth", "sha256": ""}, "command": "", "versions": {}}
+    card = create_model_card(own, config, ConversionOptions(), {}, provenance)
+    assert card.count("COCO") == card.count("eported by the authors") == card.count("its authors") == 0
+    assert "# mine\n" in card and r"| 1 | ho\|le |" in card
+
+
+@pytest.mark.parametrize("labels", [("crack",), ("a", "b", "c", "d"), (1, 2, 3)])
+def test_class_names_that_do_not_fit(labels, tmp_path, capsys):
+    name = RECORDS["mask_rcnn"]
+    source = write_manifest_checkpoint(name, tmp_path / "mine.pth", with_own_classes(3))
+    add_meta(source, {"CLASSES": labels})
+    assert main(["--checkpoint", name, "--source", str(source), "--dry-run"]) == 1
+    assert "do not fit its classifier `roi_head.bbox_head.fc_cls.bias`, for 3 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind, number", [("mask_rcnn", None), ("cascade_mask_rcnn", 3), ("cascade_rcnn", 3)])
+def test_averaging_hook(kind, number, tmp_path, capsys):
+    """mmcv's doubles the keys. The second set is left out and named, or taken."""
+
+    def change(state_dict):
+        if number:
+            with_own_classes(number)(state_dict)
+        buffers = {"ema_" + key.replace(".", "_"): tensor for key, tensor in state_dict.items()}
+        state_dict |= buffers
+
+    source = write_manifest_checkpoint(RECORDS[kind], tmp_path / "source.pth", change)
+    arguments = ["--checkpoint", RECORDS[kind], "--source", str(source), "--dry-run"]
+    num_keys = len(MANIFESTS[RECORDS[kind]]["keys"])
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert f"; {num_keys} left out" in output and "second set of weights of an averaging hook" in output
+    assert main([*arguments, "--ema"]) == 0 and "; 0 left out" in capsys.readouterr().out
+
+
+def test_weights_of_the_registry_without_a_download(tmp_path):
+    """With the official classes they keep the names and ids of the classes, but no claim to be the authors'."""
+    record = CHECKPOINTS[RECORDS["mask_rcnn"]]
+    source = write_manifest_checkpoint(record.name, tmp_path / "source.pth")
+    for meta in ({}, {"CLASSES": tuple(record.labels)}):
+        add_meta(source, meta)
+        own = own_checkpoint(record, source)
+        assert (own.labels, own.title, own.reported) == (record.labels, "source", {})
+        assert own.image_processor().category_ids == record.image_processor().category_ids
 
 
 def test_model_card(case):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from conftest import MANIFESTS, REPOSITORY, original_state_dict
 from hub_stand_in import HubStandIn
 
+from conversion import hub as conversion_hub
+from conversion.convert_checkpoint import ConversionOptions, file_sha256
 from conversion.convert_internimage_to_hf import main
+from conversion.errors import ConversionError
 
 
 NAME = "internimage_t_1k_224"
@@ -134,6 +138,57 @@ def test_broken_and_damaged_downloads(hub, run, tmp_path):
     status, output = run("--checkpoint", NAME, "--output-dir", tmp_path / "again")
     assert status == 1 and "is damaged: its SHA-256 is not the Hub's" in output
     assert not (tmp_path / "again").exists()
+
+
+def as_link(file: Path):
+    file.rename(file.parent.parent / file.name)
+    file.symlink_to(file.parent.parent / file.name)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda folder: (folder / ".env").write_text("HF_TOKEN=secret"), None),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"other"), "model.safetensors is missing or was"),
+        (lambda folder: (folder / "README.md").unlink(), "README.md is missing or was changed"),
+        (lambda folder: as_link(folder / "config.json"), "config.json is a link"),
+        (lambda folder: as_link(folder / "conversion_report.json"), "conversion_report.json is a link"),
+        (lambda folder: (folder / "conversion_report.json").unlink(), "has no conversion_report.json"),
+    ],
+    ids=["added", "changed", "missing", "link", "linked-report", "no-report"],
+)
+def test_what_is_published_is_what_was_converted(change, message, tmp_path, monkeypatch):
+    """No other file, and nothing at all if one is not that of the report."""
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (folder / name).write_text(f"content of {name}")
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
+    report = {"checkpoint": NAME, "options": asdict(ConversionOptions()), "source": {"sha256": ""}, "files": files}
+    (folder / "conversion_report.json").write_text(json.dumps(report))
+    change(folder)
+    published = []
+
+    class Api:
+        def create_repo(self, repo_id, exist_ok):
+            assert message is None
+
+        def list_repo_files(self, repo_id):
+            return []
+
+        def create_commit(self, repo_id, operations, commit_message):
+            published.extend(operation.path_in_repo for operation in operations)
+            return type("Commit", (), {"commit_url": "address"})
+
+    monkeypatch.setattr(conversion_hub, "HfApi", Api)
+    if message is None:
+        assert conversion_hub.push(folder, TARGET, "converted") == "address"
+        assert sorted(published) == sorted([*files, "conversion_report.json"])
+        assert conversion_hub.unpublished(folder) == [".env"]
+    else:
+        with pytest.raises(ConversionError, match=message):
+            conversion_hub.push(folder, TARGET, "converted")
+        assert not published
 
 
 def test_model_card_passes_the_hub_check(hub, finished, tmp_path):

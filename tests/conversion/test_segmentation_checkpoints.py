@@ -18,6 +18,7 @@ from conversion.convert_checkpoint import ConversionOptions, convert_checkpoint,
 from conversion.convert_internimage_to_hf import main
 from conversion.errors import ConversionError
 from conversion.methods import METHODS
+from conversion.original_config import own_checkpoint
 from modeling_internimage import semantic_scores, window_scores
 
 
@@ -219,6 +220,44 @@ def test_wrong_keys_are_named(kind, tmp_path):
     missing = METHODS[CHECKPOINTS[name].method].rename_key(key)[0]
     with pytest.raises(ConversionError, match=f"1 keys are of no parameter .decode_head.extra.*{missing}"):
         plan_conversion(CHECKPOINTS[name], source, ConversionOptions())
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+@pytest.mark.parametrize("names", ["CLASSES", "dataset_meta", None])
+def test_own_classes(kind, names, tmp_path):
+    """Of a user's training: number of classes from the classifier, names and colours from the file."""
+    record = CHECKPOINTS[RECORDS[kind]]
+    num_rows = 4 + METHODS[record.method].num_rows_without_class
+
+    def change(state_dict):
+        for key, tensor in state_dict.items():
+            if ".conv_seg." in key or ".cls_embed." in key:
+                state_dict[key] = torch.zeros(()).expand(num_rows, *tensor.shape[1:])
+
+    source = write_manifest_checkpoint(record.name, tmp_path / "mine.pth", change)
+    labels, palette = ["road", "tree", "roof", "sky"], [[idx, 0, 255] for idx in range(4)]
+    meta = {
+        "CLASSES": {"CLASSES": tuple(labels), "PALETTE": palette},
+        "dataset_meta": {"dataset_meta": {"classes": labels, "palette": palette}},
+    }
+    torch.save(torch.load(source) | {"meta": meta.get(names)}, source)
+    own = own_checkpoint(record, source)
+    plan = plan_conversion(own, source, ConversionOptions())
+    assert not plan.dropped and plan.config.num_labels == 4 and not own.reduce_labels and not own.reported
+    assert list(plan.config.id2label.values()) == (labels if names else [f"LABEL_{idx}" for idx in range(4)])
+    assert own.palette == (palette if names else None)
+
+
+@pytest.mark.parametrize("names", [19, 20])
+def test_rows_without_a_class(names, tmp_path):
+    """A classifier of 150 rows for fewer classes, as the authors' for Cityscapes: with other names, a user's."""
+    record = CHECKPOINTS["upernet_internimage_t_512x1024_160k_cityscapes"]
+    source = write_manifest_checkpoint(record.name, tmp_path / "mine.pth")
+    labels = [f"class {idx}" for idx in range(names)]
+    torch.save(torch.load(source) | {"meta": {"CLASSES": labels}}, source)
+    own = own_checkpoint(record, source)
+    assert (own.num_labels, own.num_original_labels, own.labels) == (names, 150, labels)
+    assert not plan_conversion(own, source, ConversionOptions()).dropped
 
 
 def test_remote_code_is_refused(tmp_path, capsys):
