@@ -115,8 +115,9 @@ def call(kernel, rng, device):
         assert not output.any()
         assert all(t.grad is None or not t.grad.any() for t in arguments[:4] if t is not None)
     elif is_plain(arguments):
-        arguments[:4] = [t if t is None else t.detach().requires_grad_() for t in arguments[:4]]
+        arguments[:4] = [t if t is None else t.detach().contiguous().requires_grad_() for t in arguments[:4]]
         check_against_definition(kernel.dcnv3, arguments)
+        assert torch.equal(output, kernel.dcnv3(*arguments))
     return True
 
 

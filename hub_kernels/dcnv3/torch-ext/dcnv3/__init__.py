@@ -293,16 +293,19 @@ def _call(function, *arguments):
     Applies one of the two above, or calls its operator: where nothing is differentiated, which takes less time, and
     for compilers and tracers, which see operators only.
     """
-    tensors = [argument for argument in arguments[:5] if isinstance(argument, torch.Tensor)]
-    # Without derivatives, an operator does not see tangents: they would silently be zero.
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        _no_forward_mode()
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
-        return function.forward(*arguments)
-    # `torch.func` wraps tensors. What needs a gradient may be under the wrapper of `vmap`, which says it needs none.
-    if any(tensor.requires_grad or torch.func.debug_unwrap(tensor, recurse=False) is not tensor for tensor in tensors):
-        return function.apply(*arguments)
-    return function.forward(*arguments)
+    tracked = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    is_differentiated = False
+    for tensor in arguments[:5]:
+        if isinstance(tensor, torch.Tensor):
+            # An operator does not see tangents: they would silently be zero.
+            if forward_ad.unpack_dual(tensor).tangent is not None:
+                _no_forward_mode()
+            # `torch.func` wraps tensors: `vmap` also around those that need a gradient, and its wrapper denies it.
+            if tracked and not is_differentiated:
+                is_differentiated = (
+                    tensor.requires_grad or torch.func.debug_unwrap(tensor, recurse=False) is not tensor
+                )
+    return function.apply(*arguments) if is_differentiated else function.forward(*arguments)
 
 
 # Once in a process, which may import one build under several paths.
