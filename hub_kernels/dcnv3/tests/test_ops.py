@@ -371,6 +371,8 @@ def test_refuses_gradient_of_other_shape(kernel, device):
     for wrong in (right.half(), right.to("meta"), None):
         with pytest.raises(RuntimeError, match="`grad_output`"):
             kernel._ops.ops.dcnv3_backward(wrong, *arguments)
+    with pytest.raises(RuntimeError, match="`grad_output`"):
+        kernel._ops.ops.dcnv3_backward(None, *random_arguments(device="meta"))
 
 
 @pytest.mark.kernels_ci
@@ -511,6 +513,8 @@ def test_func_vmap(kernel, device, gate, in_dims):
     each = [[t if dim is None else t[i] for t, dim in zip(tensors, in_dims)] for i in range(3)]
     output = torch.func.vmap(function, in_dims)(*mapped)
     torch.testing.assert_close(output, torch.stack([function(*some) for some in each]), rtol=0, atol=0)
+    compiled = torch.compile(torch.func.vmap(function, in_dims), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*mapped), output, rtol=0, atol=0)
 
     def loss(*tensors):
         return function(*tensors).square().sum()

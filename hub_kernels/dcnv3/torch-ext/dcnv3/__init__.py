@@ -75,7 +75,8 @@ def dcnv3(
         `RuntimeError`: if the arguments do not describe a DCNv3, or shapes, dtypes or devices do not fit; the message
             names the argument. In the backward pass on CUDA, if `value` needs a gradient and
             `torch.use_deterministic_algorithms(True)` is set: that gradient is added up in any order.
-        `TypeError`: if a tensor is none, or tensors of different dtypes are not all floating point.
+        `TypeError`: if something else takes the place of a tensor, or tensors of different dtypes are not all floating
+            point.
         `NotImplementedError`: if a forward-mode derivative (`torch.func.jvp`, `jacfwd`, `hessian`) or a second
             derivative is wanted.
     """
@@ -183,6 +184,8 @@ def _forward_fake(value, *arguments):
 
 
 def _backward_fake(grad_output, value, offset, mask, center_scale, *arguments):
+    if grad_output is None:
+        raise RuntimeError("`grad_output` must be a tensor, got None.")
     _check_fake(value, offset, mask, center_scale, *arguments, grad_output=grad_output)
     # Contiguous, whatever the inputs are.
     return (
