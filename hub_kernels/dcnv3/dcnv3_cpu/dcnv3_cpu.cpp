@@ -4,9 +4,9 @@
 #include "dcnv3_cpu.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <new>
 
@@ -47,16 +47,15 @@ Arch arch() {
   return detected;
 }
 
-// Whether the elements of one image can be counted in 32 bits.
-bool fits_int32(Geometry const& g, Strides const& value) {
-  return (g.height - 1) * value.row + (g.width - 1) * value.column + g.groups * g.group_channels <
-      std::numeric_limits<int32_t>::max();
+// Whether the elements of one image with these strides can be counted in 32 bits.
+bool fits_int32(Geometry const& g, int64_t row_stride, int64_t column_stride, int64_t channels) {
+  return (g.height - 1) * row_stride + (g.width - 1) * column_stride + channels < kMaxInt;
 }
 
 template <typename scalar_t>
 void forward_rows(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, int64_t begin, int64_t end) {
-  if (!fits_int32(g, inputs.value_strides)) {
+  if (!fits_int32(g, inputs.value_strides.row, inputs.value_strides.column, g.groups * g.group_channels)) {
     return portable::forward<scalar_t, int64_t>(inputs, g, output, begin, end);
   }
   switch (arch()) {
@@ -82,7 +81,7 @@ void backward_groups(
   std::unique_ptr<void, decltype(release)> const memory(
       ::operator new(2 * g.height * g.width * g.group_channels * sizeof(scratch_t), line), release);
   auto* const scratch = static_cast<scratch_t*>(memory.get());
-  if (!fits_int32(g, inputs.value_strides)) {
+  if (!fits_int32(g, g.width * g.group_channels, g.group_channels, g.group_channels)) {
     return portable::backward<scalar_t, int64_t>(inputs, g, grad_output, gradients, scratch, begin, end);
   }
   switch (arch()) {
@@ -108,11 +107,8 @@ void dispatch(torch::headeronly::ScalarType dtype, Body const& body) {
       return body(static_cast<double*>(nullptr));
     case ScalarType::Half:
       return body(static_cast<Half*>(nullptr));
-    case ScalarType::BFloat16:
+    default:  // `check_arguments` lets no other dtype through
       return body(static_cast<BFloat16*>(nullptr));
-    default:
-      STD_TORCH_CHECK(
-          false, "`value` must be float32, float64, float16 or bfloat16, got a tensor of another dtype.");
   }
 }
 
@@ -129,10 +125,11 @@ Tensor forward_cpu(
   Geometry const g = check_arguments(
       value_, offset_, mask_, center_scale_, kernel_size, stride, padding, dilation, num_groups, offset_scale,
       remove_center, softmax);
-  Tensor output = torch::stable::new_empty(value_, {g.batch_size, g.out_height, g.out_width, value_.size(3)});
-  if (output.numel() == 0) {
-    return output;
+  std::array<int64_t, 4> const shape = {g.batch_size, g.out_height, g.out_width, value_.size(3)};
+  if (is_empty(g)) {
+    return make_zeros(value_, shape);
   }
+  Tensor output = make_empty(value_, shape);
   Tensor const value = dcnv3::with_contiguous_channels(value_);
   Tensor const offset = dcnv3::with_contiguous_channels(offset_), mask = dcnv3::with_contiguous_channels(mask_);
   std::optional<Tensor> const center_scale = with_contiguous_channels(center_scale_);
@@ -156,16 +153,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cpu(
       value_, offset_, mask_, center_scale_, kernel_size, stride, padding, dilation, num_groups, offset_scale,
       remove_center, softmax);
   check_companion("grad_output", grad_output_, value_, g, value_.size(3));
-  Tensor grad_value = torch::stable::new_empty(value_, value_.sizes());
-  Tensor grad_offset = torch::stable::new_empty(offset_, offset_.sizes());
-  Tensor grad_mask = torch::stable::new_empty(mask_, mask_.sizes());
-  Tensor grad_center_scale = center_scale_.has_value()
-      ? torch::stable::new_empty(*center_scale_, center_scale_->sizes())
-      : torch::stable::new_empty(value_, {0});
-  if (value_.numel() == 0) {
+  Tensor grad_value = make_gradient(value_, g), grad_offset = make_gradient(offset_, g);
+  Tensor grad_mask = make_gradient(mask_, g);
+  Tensor grad_center_scale =
+      center_scale_.has_value() ? make_gradient(*center_scale_, g) : make_empty(value_, {0});
+  if (is_empty(g)) {
     return {grad_value, grad_offset, grad_mask, grad_center_scale};
   }
-  Tensor const grad_output = torch::stable::contiguous(grad_output_);
+  Tensor const grad_output = make_contiguous(grad_output_);
   Tensor const value = dcnv3::with_contiguous_channels(value_);
   Tensor const offset = dcnv3::with_contiguous_channels(offset_), mask = dcnv3::with_contiguous_channels(mask_);
   std::optional<Tensor> const center_scale = with_contiguous_channels(center_scale_);
@@ -176,8 +171,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cpu(
         pointer(grad_value), pointer(grad_offset), pointer(grad_mask),
         center_scale.has_value() ? pointer(grad_center_scale) : nullptr};
     auto const* const grad = static_cast<scalar_t const*>(grad_output.const_data_ptr());
-    torch::stable::parallel_for(0, g.batch_size * g.groups, 1, [&](int64_t begin, int64_t end) {
-      backward_groups(inputs, g, grad, gradients, begin, end);
+    with_memory(value, [&] {
+      torch::stable::parallel_for(0, g.batch_size * g.groups, 1, [&](int64_t begin, int64_t end) {
+        backward_groups(inputs, g, grad, gradients, begin, end);
+      });
     });
   });
   return {grad_value, grad_offset, grad_mask, grad_center_scale};

@@ -37,24 +37,6 @@ void check_cuda(cudaError_t error, char const* what) {
       error == cudaSuccess, "DCNv3 could not ", what, ": ", cudaGetErrorString(error), ".");
 }
 
-// What device code counts with 32 bits.
-void check_limits(Tensor const& value, Geometry const& g) {
-  STD_TORCH_CHECK(value.is_cuda(), "`value` must be on a CUDA device.");
-  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(g.height + 2 * static_cast<int64_t>(g.padding) <= kLimit &&
-                      g.width + 2 * static_cast<int64_t>(g.padding) <= kLimit,
-      "`value` of ", g.height, "x", g.width, " pixels with `padding=", g.padding,
-      "` is too large for the CUDA kernel.");
-  STD_TORCH_CHECK(g.groups * g.group_channels <= kLimit, "`value` has ",
-      g.groups * g.group_channels, " channels, too many for the CUDA kernel.");
-}
-
-// Whether there is nothing to read, and so nothing to launch: no images, or images without pixels
-// (in wide padding, where every output is zero).
-bool is_empty(Geometry const& g) {
-  return g.batch_size == 0 || g.height == 0 || g.width == 0;
-}
-
 // Starts kernels on the current stream of a device.
 class Launcher {
  public:
@@ -75,7 +57,8 @@ class Launcher {
   void operator()(void (*kernel)(params_t), LaunchShape const& shape,
       std::type_identity_t<params_t> const& params) const {
     STD_TORCH_CHECK(shape.blocks <= std::numeric_limits<int32_t>::max(),
-        "The batch is too large for one launch of the CUDA kernel.");
+        "The output is too large for one launch of the CUDA kernel, which would need ", shape.blocks,
+        " blocks of threads: split the batch.");
     kernel<<<static_cast<unsigned int>(shape.blocks), shape.threads, shape.shared_bytes, stream_>>>(
         params);
     check_cuda(cudaGetLastError(), "launch its CUDA kernel");
@@ -94,10 +77,8 @@ void dispatch_dtype(Tensor const& value, Function const& run) {
       return run(float{});
     case ScalarType::Half:
       return run(__half{});
-    case ScalarType::BFloat16:
+    default:  // `check_arguments` lets no other dtype through
       return run(__nv_bfloat16{});
-    default:
-      STD_TORCH_CHECK(false, "On a CUDA device `value` must be float32, float16 or bfloat16.");
   }
 }
 
@@ -113,12 +94,12 @@ Tensor forward_cuda(Tensor const& value, Tensor const& offset, Tensor const& mas
     int64_t dilation, int64_t num_groups, double offset_scale, bool remove_center, bool softmax) {
   Geometry const g = check_arguments(value, offset, mask, center_scale, kernel_size, stride,
       padding, dilation, num_groups, offset_scale, remove_center, softmax);
-  check_limits(value, g);
+  STD_TORCH_CHECK(value.is_cuda(), "`value` must be on a CUDA device.");
   std::array<int64_t, 4> const shape = {g.batch_size, g.out_height, g.out_width, value.size(3)};
   if (is_empty(g)) {
-    return torch::stable::new_zeros(value, shape);
+    return make_zeros(value, shape);
   }
-  Tensor output = torch::stable::new_empty(value, shape);
+  Tensor output = make_empty(value, shape);
   torch::stable::accelerator::DeviceGuard const guard(value.get_device_index());
   Launcher const launcher(value.get_device_index());
   Tensor const value_ = dcnv3::with_contiguous_channels(value);
@@ -143,23 +124,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cuda(Tensor const& grad_outp
     int64_t dilation, int64_t num_groups, double offset_scale, bool remove_center, bool softmax) {
   Geometry const g = check_arguments(value, offset, mask, center_scale, kernel_size, stride,
       padding, dilation, num_groups, offset_scale, remove_center, softmax);
-  check_limits(value, g);
+  STD_TORCH_CHECK(value.is_cuda(), "`value` must be on a CUDA device.");
   check_companion("grad_output", grad_output, value, g, value.size(3));
-  Tensor const grad_value = torch::stable::new_zeros(value, value.sizes(), ScalarType::Float);
-  auto const allocate = [&](Tensor const& like) {
-    return is_empty(g) ? torch::stable::new_zeros(like, like.sizes())
-                       : torch::stable::new_empty(like, like.sizes());
-  };
-  Tensor const grad_offset = allocate(offset);
-  Tensor const grad_mask = allocate(mask);
+  Tensor const grad_value = make_zeros(value, value.sizes(), ScalarType::Float);
+  Tensor const grad_offset = make_gradient(offset, g);
+  Tensor const grad_mask = make_gradient(mask, g);
   Tensor const grad_center_scale = center_scale.has_value()
-                                       ? allocate(*center_scale)
-                                       : torch::stable::new_empty(value, std::array<int64_t, 1>{0});
+                                       ? make_gradient(*center_scale, g)
+                                       : make_empty(value, std::array<int64_t, 1>{0});
   if (!is_empty(g)) {
     torch::stable::accelerator::DeviceGuard const guard(value.get_device_index());
     Launcher const launcher(value.get_device_index());
-    Tensor const grad_output_ = torch::stable::contiguous(grad_output);
-    Tensor const value_ = torch::stable::contiguous(value);
+    Tensor const grad_output_ = make_contiguous(grad_output);
+    Tensor const value_ = make_contiguous(value);
     Tensor const offset_ = dcnv3::with_contiguous_channels(offset);
     Tensor const mask_ = dcnv3::with_contiguous_channels(mask);
     std::optional<Tensor> const center_scale_ = with_contiguous_channels(center_scale);
@@ -176,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cuda(Tensor const& grad_outp
           launcher.num_multiprocessors(), launcher);
     });
   }
-  return {torch::stable::to(grad_value, value.scalar_type()), grad_offset, grad_mask,
-      grad_center_scale};
+  auto const convert = [&] { return torch::stable::to(grad_value, value.scalar_type()); };
+  return {with_memory(value, convert), grad_offset, grad_mask, grad_center_scale};
 }
 
 }  // namespace dcnv3

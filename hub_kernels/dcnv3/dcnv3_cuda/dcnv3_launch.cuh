@@ -77,13 +77,14 @@ inline LaunchShape plan(typename Config::params_t& params, Geometry const& g,
   int const group_bytes = static_cast<int>(g.group_channels * sizeof(typename Config::scalar_t));
   params.tile_groups = choose_tile_groups(params.groups, group_bytes, items_per_block);
   int64_t const capacity = items_per_block / params.tile_groups;
-  int64_t best_cost = INT64_MAX;
+  double best_cost = INFINITY;  // a floating point number, as strides may be large
   for (int64_t height = 1; height <= capacity && height <= g.out_height; ++height) {
     int64_t const widest = capacity / height < g.out_width ? capacity / height : g.out_width;
     int64_t const width = ceil_div(g.out_width, ceil_div(g.out_width, widest));
     int64_t const tiles = ceil_div(g.out_height, height) * ceil_div(g.out_width, width);
     // Threads, and pixels that a block reads: its own and about three beyond.
-    int64_t const cost = tiles * (4 * capacity + (height * g.stride + 3) * (width * g.stride + 3));
+    double const pixels = static_cast<double>(height * g.stride + 3) * (width * g.stride + 3);
+    double const cost = tiles * (4 * capacity + pixels);
     if (cost < best_cost) {
       best_cost = cost;
       params.tile_height = static_cast<int>(height);

@@ -101,15 +101,20 @@ class Case:
             ctypes.c_double(n["offset_scale"]),
         )
 
+    def forward(self, shim, num_multiprocessors=1):
+        output = torch.full_like(self.cotangent(), math.nan)
+        shim.dcnv3_shim_forward(
+            DTYPES.index(output.dtype), *self._arguments(self.inputs), num_multiprocessors,
+            ctypes.c_void_p(output.data_ptr()),
+        )  # fmt: skip
+        return output
+
     def run(self, shim, num_multiprocessors=1):
         """Output and gradients of the kernels."""
         value = self.inputs[0]
         dtype = DTYPES.index(value.dtype)
         grad_output = self.cotangent()
-        output = torch.full_like(grad_output, math.nan)
-        shim.dcnv3_shim_forward(
-            dtype, *self._arguments(self.inputs), num_multiprocessors, ctypes.c_void_p(output.data_ptr())
-        )
+        output = self.forward(shim, num_multiprocessors)
         inputs = [value.contiguous(), *self.inputs[1:]]
         grad_value = torch.zeros(value.shape)
         gradients = [None if x is None else torch.full(x.shape, math.nan, dtype=x.dtype) for x in inputs[1:]]
@@ -219,6 +224,21 @@ def test_strided_inputs(shim, dtype):
     case.inputs[2] = mask[:1].expand(2, -1, -1, -1)
     case.inputs[0] = value.transpose(1, 2).contiguous().transpose(1, 2)
     case.check(shim)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_channels", [5, 16])
+def test_images_as_large_as_32_bits_count(shim, group_channels, dtype):
+    """With padding, 2**31 - 1 pixels on a side, all of them the same memory. Outputs at 0 and 2**30."""
+    for height, width in ((2**31 - 3, 2**27), (2**27, 2**31 - 3)):
+        case = Case.random(0, (1, 2, 2, group_channels), 1, dtype=dtype)
+        out = (1, 2, 1) if height > width else (1, 1, 2)
+        value = torch.ones(group_channels, dtype=dtype).expand(1, height, width, group_channels)
+        case.inputs = [value, *(torch.zeros(*out, size, dtype=dtype) for size in (18, 9)), None]
+        case.numbers["stride"] = 2**30
+        output = case.forward(shim, num_multiprocessors=100)
+        expected = torch.tensor([4 / 9, 6 / 9], dtype=dtype)
+        torch.testing.assert_close(output, expected.view(*out, 1).expand(*out, group_channels))
 
 
 @pytest.mark.parametrize("group_channels", [5, 16])

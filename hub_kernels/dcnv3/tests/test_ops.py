@@ -3,6 +3,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +174,56 @@ def test_strides_beyond_32_bits(kernel, device, dtype):
 
 
 @pytest.mark.kernels_ci
-@pytest.mark.parametrize("gate", [False, True])
-def test_empty_batch(kernel, device, gate):
-    arguments = random_arguments(device=device, batch_size=0, gate=gate)
-    output = kernel.dcnv3(*arguments)
-    output.sum().backward()
-    assert output.shape == (0, 5, 6, 6) and arguments[1].grad.shape == arguments[1].shape
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"batch_size": 0, "gate": True},
+        {"batch_size": 0, "height": 0, "padding": 2},
+        {"height": 0, "padding": 2},
+        {"width": 0, "padding": 2, "group_channels": 16},
+        {"height": 0, "width": 0, "padding": 3, "stride": 2, "softmax": False},
+    ],
+    ids=str,
+)
+def test_empty(kernel, device, geometry, dtype):
+    """No image, or images without pixels in padding: zeros, the gradients too, and nothing is read."""
+    skip_unsupported(dtype, device)
+    arguments = random_arguments(dtype, device, **geometry)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that nobody wrote with NaN
+    try:
+        for name, result in results(kernel.dcnv3, arguments).items():
+            shaped = arguments[NAMES.index(name)] if name in NAMES else arguments[1]
+            assert result.shape[:3] == shaped.shape[:3] and result.dtype == dtype, name
+            assert torch.equal(result, torch.zeros_like(result)), name
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("bad", [0.0, 1e30, float("inf"), float("nan")])
+def test_images_as_large_as_32_bits_count(kernel, device, dtype, bad):
+    """The padding makes it 2**31 - 1 pixels on a side, all of them the same memory. Outputs at 0 and 2**30."""
+    skip_unsupported(dtype, device)
+    for height, width in ((2**31 - 3, 2**27), (2**27, 2**31 - 3)):
+        value = torch.ones(16, dtype=dtype, device=device).expand(1, height, width, 16)
+        out = (1, 2, 1) if height > width else (1, 1, 2)
+        offset, mask = (torch.zeros(*out, size, dtype=dtype, device=device) for size in (18, 9))
+        output = kernel.dcnv3(value, offset, mask, stride=2**30)
+        expected = torch.tensor([4 / 9, 6 / 9], dtype=dtype, device=device)
+        torch.testing.assert_close(output, expected.view(*out, 1).expand(*out, 16))
+        kernel.dcnv3(value, offset + bad, mask, stride=2**30)
+        with pytest.raises(RuntimeError, match="a padded side may have at most 2147483647 pixels"):
+            kernel.dcnv3(value, offset, mask, stride=2**30, padding=2)
+
+
+def test_out_of_memory(kernel, device):
+    """The words that code which then tries a smaller batch looks for."""
+    value, offset, mask = (torch.zeros(size, device=device).expand(1, 2**20, 2**20, size) for size in (256, 18, 9))
+    words = "CUDA out of memory." if device == "cuda" else "DefaultCPUAllocator: can't allocate memory"
+    with pytest.raises(RuntimeError, match=words):
+        kernel.dcnv3(value, offset, mask)
 
 
 @pytest.mark.kernels_ci
@@ -244,9 +290,27 @@ REFUSALS = [
     ({"num_groups": 0}, "`num_groups=0`"),
     ({"kernel_size": 0}, "`kernel_size` must be between 1 and 7, got 0"),
     ({"kernel_size": 8}, "`kernel_size` must be between 1 and 7, got 8"),
-    ({"stride": 0}, "`stride` must be at least 1"),
-    ({"dilation": 0}, "`dilation` must be at least 1"),
-    ({"padding": -1}, "`padding` must not be negative"),
+    ({"kernel_size": 2**62}, "`kernel_size` must be between 1 and 7"),
+    ({"stride": 0}, "`stride` must be between 1 and 2147483647, got 0"),
+    ({"stride": 2**31}, "`stride` must be between 1 and 2147483647, got 2147483648"),
+    ({"dilation": 0}, "`dilation` must be between 1 and 2147483647, got 0"),
+    ({"dilation": 2**62}, "`dilation` must be between 1"),
+    ({"dilation": 2**31 - 1}, "smaller than the kernel, which spans 4294967295 pixels"),
+    ({"padding": -1}, "`padding` must be between 0 and 2147483647, got -1"),
+    ({"padding": 2**62}, "`padding` must be between 0"),
+    ({"padding": 2**30}, "a padded side may have at most 2147483647 pixels"),
+    ({"num_groups": -(2**63)}, "does not divide"),
+    ({"num_groups": 2**62}, "does not divide"),
+    ({"offset_scale": float("nan")}, "`offset_scale` must be between -2147483647 and 2147483647, got nan"),
+    ({"offset_scale": -float("inf")}, "`offset_scale` must be between"),
+    ({"offset_scale": 1e300}, "`offset_scale` must be between"),
+    ({"value": (2, 5, 6, 0)}, "A group must have between 1 and 256 channels"),
+    ({"value": (2, 2**31, 6, 6)}, "`value` of 2147483648x6 pixels with `padding=1` is too large"),
+    ({"value": (2, 5, 2**40, 6)}, "is too large"),
+    ({"value": (2, 5, 6, 2**31)}, "`value` must have at most 2147483647 channels"),
+    ({"value": (0, 5, 6, 6)}, "`offset` must have shape (0, 5, 6, 36)"),
+    ({"value": (2, 0, 6, 6)}, "smaller than the kernel"),
+    ({"value": (2, 0, 6, 6), "padding": 2}, "`offset` must have shape (2, 2, 8, 36)"),
     ({"kernel_size": 2, "remove_center": True}, "`kernel_size` must be odd"),
     ({"kernel_size": 1, "remove_center": True}, "leaves no point"),
     ({"dilation": 5}, "smaller than the kernel"),
@@ -267,21 +331,34 @@ def refusal_arguments(change, device):
     )
     del arguments["self"]
     for name, other in change.items():
-        arguments[name] = torch.zeros(other, device=device) if isinstance(other, tuple) else other
+        arguments[name] = torch.zeros(1, device=device).expand(other) if isinstance(other, tuple) else other
     return arguments
 
 
 @pytest.mark.kernels_ci
 @pytest.mark.parametrize("change, message", REFUSALS, ids=[message for _, message in REFUSALS])
 def test_refusals(kernel, device, change, message):
-    arguments = refusal_arguments(change, device)
-    with pytest.raises(RuntimeError) as error:
+    for place in (device, "meta"):  # tensors without data, as compilers see them, are refused alike
+        arguments = refusal_arguments(change, place)
+        with pytest.raises(RuntimeError) as error:
+            kernel.dcnv3(**arguments)
+        assert message in str(error.value)
+        # The backward operator trusts its caller no more than the forward one.
+        with pytest.raises(RuntimeError) as error:
+            kernel._ops.ops.dcnv3_backward(torch.zeros(2, 5, 6, 6, device=place), *arguments.values())
+        assert message in str(error.value)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("other", [None, np.zeros((2, 5, 6, 6), np.float32)], ids=["None", "array"])
+def test_refuses_what_is_no_tensor(kernel, device, name, other):
+    arguments = refusal_arguments({name: other}, device)
+    with pytest.raises(TypeError, match=f"`{name}` must be a tensor, got {type(other).__name__}"):
         kernel.dcnv3(**arguments)
-    assert message in str(error.value)
-    # The backward operator trusts its caller no more than the forward one.
-    with pytest.raises(RuntimeError) as error:
-        kernel._ops.ops.dcnv3_backward(torch.zeros(2, 5, 6, 6, device=device), *arguments.values())
-    assert message in str(error.value)
+    if other is None:
+        with pytest.raises(RuntimeError, match=f"`{name}` must be a tensor, got None"):
+            kernel._ops.ops.dcnv3_forward(**arguments)
 
 
 @pytest.mark.kernels_ci
@@ -290,8 +367,12 @@ def test_refuses_gradient_of_other_shape(kernel, device):
     for wrong in (torch.zeros(2, 5, 6, 5), torch.zeros(2, 5, 6), torch.zeros(1, 5, 6, 6)):
         with pytest.raises(RuntimeError, match="`grad_output`"):
             kernel._ops.ops.dcnv3_backward(wrong.to(device), *arguments)
+    right = torch.zeros(2, 5, 6, 6, device=device)
+    for wrong in (right.half(), right.to("meta"), None):
+        with pytest.raises(RuntimeError, match="`grad_output`"):
+            kernel._ops.ops.dcnv3_backward(wrong, *arguments)
     with pytest.raises(RuntimeError, match="`grad_output`"):
-        kernel._ops.ops.dcnv3_backward(torch.zeros(2, 5, 6, 6, device=device, dtype=torch.float16), *arguments)
+        kernel._ops.ops.dcnv3_backward(None, *random_arguments(device="meta"))
 
 
 @pytest.mark.kernels_ci
@@ -319,11 +400,13 @@ def test_refuses_other_dtype(kernel, device, name):
 
 
 @pytest.mark.kernels_ci
-@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64], ids=str)
-def test_refuses_unsupported_dtype(kernel, device, dtype):
-    arguments = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in random_arguments(device=device)]
-    with pytest.raises(RuntimeError, match="`value`.*dtype|dtype.*`value`"):
-        kernel.dcnv3(*arguments)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("batch_size", [0, 2])
+def test_refuses_unsupported_dtype(kernel, device, dtype, batch_size):
+    arguments = random_arguments(batch_size=batch_size)
+    for place in (device, "meta"):
+        with pytest.raises(RuntimeError, match="`value` must have dtype float32"):
+            kernel.dcnv3(*(a.to(dtype).to(place) if isinstance(a, torch.Tensor) else a for a in arguments))
 
 
 @pytest.mark.kernels_ci
@@ -375,6 +458,127 @@ def test_second_derivative_is_refused(kernel, device):
     (gradient,) = torch.autograd.grad(kernel.dcnv3(*arguments).sum(), arguments[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="only once"):
         gradient.sum().backward()
+    function, tensors = with_numbers(kernel.dcnv3, arguments)
+    first = torch.func.grad(lambda *tensors: function(*tensors).sum())
+    with pytest.raises(NotImplementedError, match="only once"):
+        torch.func.grad(lambda *tensors: first(*tensors).sum())(*tensors)
+
+
+def with_numbers(function, arguments):
+    """A function of tensors only, and these."""
+    count = 3 if arguments[3] is None else 4
+    tensors = tuple(tensor.detach() for tensor in arguments[:count])
+    return lambda *tensors: function(*tensors, *arguments[count:]), tensors
+
+
+SMALL = {"batch_size": 1, "height": 2, "width": 3, "num_groups": 1}
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_func_jacobians(kernel, device, gate):
+    """Those of the definition, one row after the other and all at once."""
+    skip_unsupported(torch.float64, device)
+    arguments = random_arguments(torch.float64, gate=gate, **SMALL)
+    function, tensors = with_numbers(kernel.dcnv3, arguments)
+    definition, _ = with_numbers(DCNv3().eval(), arguments)
+    positions = tuple(range(len(tensors)))
+    expected = torch.autograd.functional.jacobian(definition, tensors)
+    output = definition(*tensors)
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    rows = torch.eye(output.numel(), dtype=torch.float64).unflatten(0, output.shape).flatten(0, 3)
+    batched = torch.autograd.grad(function(*leaves), leaves, rows.view(-1, *output.shape), is_grads_batched=True)
+    for ours in (
+        torch.func.jacrev(function, positions)(*tensors),
+        torch.func.jacrev(function, positions, chunk_size=1)(*tensors),
+        [jacobian.view(*output.shape, *tensor.shape) for jacobian, tensor in zip(batched, tensors)],
+    ):
+        for jacobian, other in zip(ours, expected):
+            torch.testing.assert_close(jacobian, other)
+    result, pull_back = torch.func.vjp(function, *tensors)
+    torch.testing.assert_close(result, output)
+    for gradient, jacobian in zip(pull_back(torch.ones_like(output)), expected):
+        torch.testing.assert_close(gradient, jacobian.sum(dim=(0, 1, 2, 3)))
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (None, 0, 0, 0), (0, None, None, None), (2, 1, 4, -1)], ids=str)
+@pytest.mark.parametrize("gate", [False, True])
+def test_func_vmap(kernel, device, gate, in_dims):
+    """What a loop computes, forward and backward, with the derivative inside and outside of `vmap`."""
+    arguments = random_arguments(device=device, gate=gate, batch_size=6)
+    function, tensors = with_numbers(kernel.dcnv3, arguments)
+    in_dims = in_dims[: len(tensors)]
+    tensors = [t.unflatten(0, (3, 2)) if dim is not None else t[:2] for t, dim in zip(tensors, in_dims)]
+    mapped = [t if dim is None else t.movedim(0, dim) for t, dim in zip(tensors, in_dims)]
+    each = [[t if dim is None else t[i] for t, dim in zip(tensors, in_dims)] for i in range(3)]
+    output = torch.func.vmap(function, in_dims)(*mapped)
+    torch.testing.assert_close(output, torch.stack([function(*some) for some in each]), rtol=0, atol=0)
+    compiled = torch.compile(torch.func.vmap(function, in_dims), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*mapped), output, rtol=0, atol=0)
+
+    def loss(*tensors):
+        return function(*tensors).square().sum()
+
+    positions = tuple(range(len(tensors)))
+    gradients = torch.func.vmap(torch.func.grad(loss, positions), in_dims)(*mapped)
+    for i, some in enumerate(each):
+        leaves = [t.clone().requires_grad_() for t in some]
+        loss(*leaves).backward()
+        for gradient, leaf in zip(gradients, leaves):
+            torch.testing.assert_close(gradient[i], leaf.grad)
+    outside = torch.func.grad(lambda *mapped: torch.func.vmap(loss, in_dims)(*mapped).sum(), positions)(*mapped)
+    for gradient, whole, dim in zip(gradients, outside, in_dims):
+        torch.testing.assert_close(whole, gradient.sum(0) if dim is None else gradient.movedim(0, dim))
+
+
+@pytest.mark.kernels_ci
+def test_func_per_sample_gradients(kernel, device):
+    """`functional_call` under `grad` under `vmap`, for every parameter of a block."""
+    block = Block(kernel.layers.DCNv3()).to(device)
+    parameters = {name: parameter.detach() for name, parameter in block.named_parameters()}
+    images = torch.randn(3, 5, 6, 32, device=device)
+
+    def loss(parameters, image):
+        return torch.func.functional_call(block, parameters, image[None]).square().mean()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    for i, image in enumerate(images):
+        block.zero_grad()
+        block(image[None]).square().mean().backward()
+        for name, parameter in block.named_parameters():
+            torch.testing.assert_close(gradients[name][i], parameter.grad)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "hessian", "jvp of vjp", "dual", "dual with gradient"])
+def test_forward_mode_is_refused(kernel, device, transform):
+    """Never a tangent that is silently zero."""
+    function, (value, *rest) = with_numbers(kernel.dcnv3, random_arguments(device=device, **SMALL))
+
+    def of_value(value):
+        return function(value, *rest)
+
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        if transform == "jvp":
+            torch.func.jvp(of_value, (value,), (value,))
+        elif transform == "jacfwd":
+            torch.func.jacfwd(of_value)(value)
+        elif transform == "hessian":
+            torch.func.hessian(lambda value: of_value(value).sum())(value)
+        elif transform == "jvp of vjp":
+            output, pull_back = torch.func.vjp(of_value, value)
+            torch.func.jvp(pull_back, (output,), (output,))
+        else:
+            with torch.autograd.forward_ad.dual_level():
+                value = value.clone().requires_grad_(transform == "dual with gradient")
+                of_value(torch.autograd.forward_ad.make_dual(value, torch.ones_like(value)))
+
+
+def test_fuzz(kernel, device):
+    """Random arguments, also hostile ones, are computed rightly or refused with a sentence. A crash is a failure."""
+    command = [sys.executable, Path(__file__).parent / "fuzz_ops.py", "--device", device, "--count", "200"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
 @pytest.mark.kernels_ci

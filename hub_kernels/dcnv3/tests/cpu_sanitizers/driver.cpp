@@ -54,10 +54,11 @@ void run(Forward const& forward, Backward const& backward) {
   g.kernel_size = between(1, 7);
   g.remove_center = g.kernel_size % 2 == 1 && g.kernel_size > 1 && between(0, 1);
   g.num_points = g.kernel_size * g.kernel_size - g.remove_center;
-  g.dilation = between(1, 2);
+  constexpr int kMaxInt = std::numeric_limits<int>::max();  // of a side with its padding: see check_arguments
+  g.dilation = g.kernel_size > 1 && between(0, 9) == 0 ? (kMaxInt - 10) / (g.kernel_size - 1) : between(1, 2);
   int const extent = g.dilation * (g.kernel_size - 1) + 1;
   g.padding = extent / 2;
-  g.stride = extent % 2 == 1 && between(0, 1) ? 1 : between(1, 3);
+  g.stride = extent % 2 == 1 && between(0, 1) ? 1 : between(0, 9) == 0 ? kMaxInt : between(1, 3);
   g.out_height = (g.height + 2 * g.padding - extent) / g.stride + 1;
   g.out_width = (g.width + 2 * g.padding - extent) / g.stride + 1;
   g.offset_scale = 1.5;

@@ -87,6 +87,10 @@ int main() {
       {1, 5, 5, 1, 24, 5, 1, 2, 1, true},
       {1, 5, 4, 2, 3, 3, 1, 1, 1, true},
       {1, 2, 3, 1, 131, 3, 1, 1, 1, false},
+      // The largest numbers that `check_arguments` lets through.
+      {1, 5, 6, 2, 16, 3, 1, (1 << 30) - 8, (1 << 30) - 8, false},
+      {1, 5, 6, 2, 3, 7, 2, (1 << 30) - 8, ((1 << 30) - 8) / 3, false},
+      {1, 5, 6, 2, 16, 3, 2147483647, 1, 1, false},
   };
   std::mt19937 generator(0);
   for (Shape const& shape : shapes) {

@@ -6,11 +6,15 @@ import warnings
 from typing import Optional
 
 import torch
+from torch.autograd import forward_ad
 
 from ._ops import add_op_namespace_prefix, ops
 
 
 __all__ = ["dcnv3", "layers"]
+
+_NAMES = ("value", "offset", "mask", "center_scale")
+_MAX_INT = 2**31 - 1  # what kernels count with 32 bits
 
 
 def dcnv3(
@@ -29,16 +33,18 @@ def dcnv3(
 ) -> torch.Tensor:
     """
     Deformable convolution v3: per group of channels, every output pixel is a weighted sum of bilinear samples of
-    `value` around it. Differentiable once, in all tensors. `num_points` is `kernel_size**2`, one less with
-    `remove_center`.
+    `value` around it. Differentiable once, in all tensors, by reverse mode: `torch.autograd`, `torch.func.grad`, `vjp`
+    and `jacrev`, also under `vmap`. `num_points` is `kernel_size**2`, one less with `remove_center`.
 
     Tensors are float32, float16, bfloat16 or, on a CPU, float64, and may have any strides; no copy is made of those
     whose last dimension is contiguous. Sums are taken in float32 (float64 for float64). Tensors of different dtypes,
     as they occur under autocast, are converted to the dtype that holds them all; autocast itself changes nothing.
+    Positions have the dtype of the sums: float32 rounds those beyond a million pixels to sixteenths, and so on. A
+    batch may be empty, and an image without pixels but with padding has an output of zeros.
 
     Args:
         value (`torch.Tensor` of shape `(batch_size, height, width, channels)`):
-            The projected input. Outside of it everything is zero.
+            The projected input. Outside of it everything is zero. With padding, at most 2**31 - 1 pixels a side.
         offset (`torch.Tensor` of shape `(batch_size, out_height, out_width, num_groups * num_points * 2)`):
             Displacement (x, y) of each sampling point in input pixels. Points are ordered column by column.
         mask (`torch.Tensor` of shape `(batch_size, out_height, out_width, num_groups * num_points)`):
@@ -56,7 +62,7 @@ def dcnv3(
         num_groups (`int`, *optional*, defaults to 1):
             Number of channel groups, each with its own offsets and mask and with at most 256 channels.
         offset_scale (`float`, *optional*, defaults to 1.0):
-            Factor on the regular grid, about the kernel centre, and on the offsets.
+            Factor on the regular grid, about the kernel centre, and on the offsets; less than 2**31 in magnitude.
         remove_center (`bool`, *optional*, defaults to `False`):
             Leave the central point out. Needs an odd `kernel_size`.
         softmax (`bool`, *optional*, defaults to `True`):
@@ -69,65 +75,118 @@ def dcnv3(
         `RuntimeError`: if the arguments do not describe a DCNv3, or shapes, dtypes or devices do not fit; the message
             names the argument. In the backward pass on CUDA, if `value` needs a gradient and
             `torch.use_deterministic_algorithms(True)` is set: that gradient is added up in any order.
-        `TypeError`: if tensors of different dtypes are not all floating point.
+        `TypeError`: if something else takes the place of a tensor, or tensors of different dtypes are not all floating
+            point.
+        `NotImplementedError`: if a forward-mode derivative (`torch.func.jvp`, `jacfwd`, `hessian`) or a second
+            derivative is wanted.
     """
     tensors = [value, offset, mask] if center_scale is None else [value, offset, mask, center_scale]
+    for name, tensor in zip(_NAMES, tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
     dtypes = {tensor.dtype for tensor in tensors}
     if len(dtypes) > 1:
-        for name, tensor in zip(("value", "offset", "mask", "center_scale"), tensors):
+        for name, tensor in zip(_NAMES, tensors):
             if not tensor.is_floating_point():
                 raise TypeError(f"`{name}` must have a floating point dtype, got {tensor.dtype}.")
         dtype = functools.reduce(torch.promote_types, dtypes)
         tensors = [tensor.to(dtype) for tensor in tensors]
-    output = ops.dcnv3_forward(
-        tensors[0], tensors[1], tensors[2], None if center_scale is None else tensors[3], kernel_size, stride,
-        padding, dilation, num_groups, offset_scale, remove_center, softmax,
+    output = _call(
+        _Forward, tensors[0], tensors[1], tensors[2], None if center_scale is None else tensors[3], kernel_size,
+        stride, padding, dilation, num_groups, offset_scale, remove_center, softmax,
     )  # fmt: skip
     return output if output.dtype == value.dtype else output.to(value.dtype)
 
 
-def _check_fake(value, offset, mask, center_scale, out_height, out_width, num_groups, num_points):
+def _check_fake(
+    value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale, remove_center,
+    softmax, grad_output=None,
+):  # fmt: skip
     """
-    The checks of the kernels, as far as they hold without running: without them, compiling would accept what a call
-    refuses, and a tensor on the meta device next to one with data would be taken for a fake call.
+    The checks of the kernels (dcnv3_common/dcnv3_checks.h), as far as they hold without running: without them,
+    compiling would accept what a call refuses, and a tensor on the meta device next to one with data would be taken
+    for a fake call. Returns the height and width of the output.
     """
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    torch._check(value.dim() == 4, lambda: "`value` must have shape (batch_size, height, width, channels).")
+    def check(condition, message):
+        # Only what is wrong for certain: a guard on an unknown size could restrict an export.
+        if statically_known_true(torch.sym_not(condition)):
+            raise RuntimeError(message)
+
+    for name, tensor in zip(("value", "offset", "mask"), (value, offset, mask)):
+        check(tensor is not None, f"`{name}` must be a tensor, got None.")
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, *((torch.float64,) if value.device.type != "cuda" else ()))
+    check(value.dtype in dtypes, "`value` must have dtype float32, float16 or bfloat16, or on a CPU float64.")
+    shape = tuple(value.shape)
+    check(len(shape) == 4, f"`value` must have shape (batch_size, height, width, channels), got {shape}.")
+    batch_size, height, width, channels = shape
+    numbers = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    for (name, number), (low, high) in zip(numbers.items(), ((1, 7), (1, _MAX_INT), (0, _MAX_INT), (1, _MAX_INT))):
+        check(low <= number <= high, f"`{name}` must be between {low} and {high}, got {number}.")
+    check(
+        -_MAX_INT <= offset_scale <= _MAX_INT,
+        f"`offset_scale` must be between {-_MAX_INT} and {_MAX_INT}, got {offset_scale}.",
+    )
+    check(channels <= _MAX_INT, f"`value` must have at most {_MAX_INT} channels, got {channels}.")
+    message = f"`value` has {channels} channels, which `num_groups={num_groups}` does not divide."
+    check(num_groups >= 1, message)
+    check(channels % num_groups == 0, message)
+    for condition in (channels >= num_groups, channels <= 256 * num_groups):
+        check(
+            condition,
+            f"A group must have between 1 and 256 channels, `value` has {channels} in `num_groups={num_groups}`.",
+        )
+    check(
+        not remove_center or kernel_size % 2 == 1,
+        f"`remove_center` needs a kernel with a centre: `kernel_size` must be odd, got {kernel_size}.",
+    )
+    check(not remove_center or kernel_size > 1, "`remove_center` with `kernel_size=1` leaves no point to sample.")
+    extent = dilation * (kernel_size - 1) + 1
+    image = f"`value` of {height}x{width} pixels with `padding={padding}` is"
+    for size in (height, width):
+        check(size + 2 * padding <= _MAX_INT, f"{image} too large: a padded side may have at most {_MAX_INT} pixels.")
+        check(
+            size + 2 * padding >= extent,
+            f"{image} smaller than the kernel, which spans {extent} pixels (`kernel_size={kernel_size}`, "
+            f"`dilation={dilation}`).",
+        )
+    out_height, out_width = ((size + 2 * padding - extent) // stride + 1 for size in (height, width))
+    num_points = kernel_size**2 - remove_center
     last_sizes = {
         "offset": (offset, num_groups * num_points * 2),
         "mask": (mask, num_groups * num_points),
         "center_scale": (center_scale, num_groups),
+        "grad_output": (grad_output, channels),
     }
     for name, (tensor, last_size) in last_sizes.items():
         if tensor is None:
             continue
-        if tensor.device != value.device:
-            raise RuntimeError(f"`{name}` and `value` must be on the same device.")
-        if tensor.dtype != value.dtype:
-            raise RuntimeError(f"`{name}` and `value` must have the same dtype.")
-        expected = (value.shape[0], out_height, out_width, last_size)
-        # Only what differs for certain: a guard on an unknown size could restrict an export.
-        if tensor.dim() != 4 or any(statically_known_true(a != b) for a, b in zip(tensor.shape, expected)):
-            raise RuntimeError(f"`{name}` must have shape {tuple(expected)}, got {tuple(tensor.shape)}.")
+        if name == "center_scale":
+            for condition in (stride == 1, out_height == height, out_width == width):
+                check(
+                    condition,
+                    "`center_scale` blends the output with `value` pixel by pixel, so `stride` must be 1 and "
+                    f"`padding` must keep the size; got stride={stride} and an output of {out_height}x{out_width} for "
+                    f"{height}x{width}.",
+                )
+        check(tensor.device == value.device, f"`{name}` and `value` must be on the same device.")
+        check(tensor.dtype == value.dtype, f"`{name}` and `value` must have the same dtype.")
+        expected = (batch_size, out_height, out_width, last_size)
+        for condition in (tensor.dim() == 4, *(a == b for a, b in zip(tensor.shape, expected))):
+            check(condition, f"`{name}` must have shape {expected}, got {tuple(tensor.shape)}.")
+    return out_height, out_width
 
 
-def _forward_fake(
-    value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale, remove_center,
-    softmax,
-):  # fmt: skip
-    out_height, out_width = (
-        (size + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1 for size in value.shape[1:3]
-    )
-    num_points = kernel_size**2 - remove_center
-    _check_fake(value, offset, mask, center_scale, out_height, out_width, num_groups, num_points)
+def _forward_fake(value, *arguments):
+    out_height, out_width = _check_fake(value, *arguments)
     return value.new_empty((value.shape[0], out_height, out_width, value.shape[3]))
 
 
-def _backward_fake(
-    grad_output, value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale,
-    remove_center, softmax,
-):  # fmt: skip
+def _backward_fake(grad_output, value, offset, mask, center_scale, *arguments):
+    if grad_output is None:
+        raise RuntimeError("`grad_output` must be a tensor, got None.")
+    _check_fake(value, offset, mask, center_scale, *arguments, grad_output=grad_output)
     # Contiguous, whatever the inputs are.
     return (
         value.new_empty(value.shape),
@@ -146,7 +205,7 @@ def _backward(ctx, grad_output):
     value, offset, mask, center_scale = ctx.saved_tensors
     if ctx.needs_input_grad[0] and value.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         _alert_not_deterministic()
-    gradients = ops.dcnv3_backward(grad_output, value, offset, mask, center_scale, *ctx.arguments)
+    gradients = _call(_Backward, grad_output, value, offset, mask, center_scale, *ctx.arguments)
     gradients = [
         gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad[: len(gradients)])
     ]
@@ -169,6 +228,89 @@ def _no_second_derivative(ctx, *gradients):
     raise NotImplementedError("dcnv3 can be differentiated only once.")
 
 
+def _no_forward_mode(ctx=None, *tangents):
+    raise NotImplementedError(
+        "dcnv3 has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, torch.autograd.forward_ad). Use "
+        "reverse mode (torch.func.vjp, grad, jacrev), or the PyTorch definition instead of the kernel."
+    )
+
+
+def _fold(info, in_dims, arguments):
+    """Makes the mapped dimension of `vmap` a part of the batch: every image is computed for itself."""
+    for argument, dim in zip(arguments, in_dims):
+        if isinstance(argument, torch.Tensor):
+            if dim is None:
+                argument = argument.expand(info.batch_size, *argument.shape)
+            else:
+                argument = argument.movedim(dim, 0)
+            if argument.dim() > 1:  # else the kernel refuses it
+                argument = argument.flatten(0, 1)
+        yield argument
+
+
+def _unfold(info, result):
+    return result.unflatten(0, (info.batch_size, result.shape[0] // info.batch_size))
+
+
+def _forward_vmap(info, in_dims, *arguments):
+    return _unfold(info, _call(_Forward, *_fold(info, in_dims, arguments))), 0
+
+
+def _backward_vmap(info, in_dims, *arguments):
+    *gradients, grad_center_scale = _call(_Backward, *_fold(info, in_dims, arguments))
+    gradients = [_unfold(info, gradient) for gradient in gradients]
+    if arguments[4] is None:
+        return (*gradients, grad_center_scale), (0, 0, 0, None)
+    return (*gradients, _unfold(info, grad_center_scale)), (0, 0, 0, 0)
+
+
+class _Forward(torch.autograd.Function):
+    """The operator for `torch.func`, which does not take what `torch.library.register_autograd` makes."""
+
+    @staticmethod
+    def forward(*arguments):
+        return ops.dcnv3_forward(*arguments)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+    jvp = staticmethod(_no_forward_mode)
+    vmap = staticmethod(_forward_vmap)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments):
+        return ops.dcnv3_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    backward = staticmethod(_no_second_derivative)
+    jvp = staticmethod(_no_forward_mode)
+    vmap = staticmethod(_backward_vmap)
+
+
+def _call(function, *arguments):
+    """
+    Applies one of the two above, or calls its operator: where nothing is differentiated, which takes less time, and
+    for compilers and tracers, which see operators only.
+    """
+    tracked = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    is_differentiated = False
+    for tensor in arguments[:5]:
+        if isinstance(tensor, torch.Tensor):
+            # An operator does not see tangents: they would silently be zero.
+            if forward_ad.unpack_dual(tensor).tangent is not None:
+                _no_forward_mode()
+            # `torch.func` wraps tensors: `vmap` also around those that need a gradient, and its wrapper denies it.
+            if tracked and not is_differentiated:
+                is_differentiated = (
+                    tensor.requires_grad or torch.func.debug_unwrap(tensor, recurse=False) is not tensor
+                )
+    return function.apply(*arguments) if is_differentiated else function.forward(*arguments)
+
+
 # Once in a process, which may import one build under several paths.
 if "is_registered" not in vars(ops):
     forward, backward = add_op_namespace_prefix("dcnv3_forward"), add_op_namespace_prefix("dcnv3_backward")
@@ -177,6 +319,8 @@ if "is_registered" not in vars(ops):
     torch.library.register_autograd(forward, _backward, setup_context=_setup_context)
     # Without this, a second derivative would silently be zero.
     torch.library.register_autograd(backward, _no_second_derivative)
+    torch.library.register_vmap(forward, _forward_vmap)
+    torch.library.register_vmap(backward, _backward_vmap)
     ops.is_registered = True
 
 from . import layers  # noqa: E402 (it imports `dcnv3` from here)
