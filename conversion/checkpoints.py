@@ -150,7 +150,7 @@ class Checkpoint:
         test_scale: Longer and shorter side in pixels that test images are fitted into.
         size_divisor: Of the height and width of test images.
         window: Side and stride in pixels of the windows that are moved over test images.
-        license: Of the weights; `None` if it is not known.
+        license: Of the weights, as the Hub calls it.
         title: Of the model card of a user's own weights; `None` for those of the authors.
     """
 
@@ -176,7 +176,7 @@ class Checkpoint:
     test_scale: tuple[int, int] | None = None
     size_divisor: int | None = None
     window: tuple[int, int] | None = None
-    license: str | None = "mit"
+    license: str = "mit"
     title: str | None = None
 
     @property

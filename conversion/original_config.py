@@ -78,7 +78,7 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
         labels=None,
         dropped={},
         title=_title(source),
-        license=None,
+        license="unknown",
     )
 
 
@@ -97,7 +97,9 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     """
     if record.method not in METHODS:
         return record
-    own = dataclasses.replace(record, title=_title(source), pretraining=None, reported={}, hub_name=None, license=None)
+    own = dataclasses.replace(
+        record, title=_title(source), pretraining=None, reported={}, hub_name=None, license="unknown"
+    )
     method = METHODS[record.method]
     weights = read_original_checkpoint(source, ema)
     key = next((key for key in method.classifier_keys if key in weights), None)

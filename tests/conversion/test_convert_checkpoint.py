@@ -271,7 +271,7 @@ def test_a_file_of_ones_own(write_original, tmp_path, capsys):
         line.startswith(("| original |", "| converted with |")) for line in card.splitlines() if "import os" in line
     )
     assert "from its owner's file" in card and "its authors" not in card and "eported by the authors" not in card
-    assert ModelCard(card).data.license is None and ModelCard(card).data.datasets is None
+    assert ModelCard(card).data.license == "unknown" and ModelCard(card).data.datasets is None
 
 
 def test_classifier_with_other_classes(imagenet_22k_checkpoint, tmp_path, capsys):
