@@ -44,7 +44,7 @@ _loaded_kernels: dict[object, str] = {}  # `forward` of each loaded kernel layer
 
 
 class KernelNotAvailableError(FileNotFoundError):
-    """The DCNv3 kernel cannot be had; the message says why. (A `FileNotFoundError` is the one error after which
+    """The DCNv3 kernel is not available; the message says why. (A `FileNotFoundError` is the one error after which
     `kernelize` keeps the PyTorch definition.)"""
 
 
@@ -183,7 +183,7 @@ def use_dcnv3_kernel(
 
     Args:
         model (`torch.nn.Module`):
-            Any model with an InternImage in it. It is changed in place.
+            Any model with an InternImage in it, on the device where it will run. It is changed in place.
         enabled (`bool`, *optional*, defaults to `True`):
             `False` goes back to the PyTorch definition.
         repository (`str`, *optional*):
@@ -192,14 +192,14 @@ def use_dcnv3_kernel(
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run a kernel of a publisher that the Hub does not list as trusted.
         strict (`bool`, *optional*, defaults to `False`):
-            Whether a kernel that cannot be had is an error. Otherwise it is a warning and the model stays as it is.
+            Whether it is an error that the kernel is not available. Otherwise it is a warning and the model stays as it is.
 
     Returns:
         `torch.nn.Module`: the same model. From now on transformers chooses no kernels for it when it changes between
         `train()` and `eval()`, as it does after `use_kernels=True`; kernels of other layers stay.
 
     Raises:
-        [`KernelNotAvailableError`]: if `strict` and the kernel cannot be had.
+        [`KernelNotAvailableError`]: if `strict` and the kernel is not available.
         `ValueError`: if `model` has no DCNv3 layer or `repository` is not of that form.
 
     Example:

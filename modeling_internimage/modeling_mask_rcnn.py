@@ -575,7 +575,7 @@ def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
     """
-    Raise a `FloatingPointError` for infinite numbers and those that are none. Comparing them with a threshold would
+    Raise a `FloatingPointError` for Inf and NaN. Comparing them with a threshold would
     drop them: an image would look empty.
     """
     if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():

@@ -74,7 +74,7 @@ template <typename scalar_t>
 void backward_groups(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,
     Gradients<scalar_t> const& gradients, int64_t begin, int64_t end) {
-  // Begins at a line of the cache, lest vectors as long as a line fall on two.
+  // Begins at a cache line, so that no vector spans two.
   using scratch_t = typename ScratchType<scalar_t>::type;
   constexpr std::align_val_t line{64};
   auto const release = [line](void* memory) { ::operator delete(memory, line); };

@@ -49,6 +49,21 @@ def model():
     return model
 
 
+def test_build_for_the_cpu_alone(model, tmp_path, monkeypatch):
+    """As `make kernel` leaves it without nvcc: a model on the CPU runs it, also with a torch for CUDA."""
+    folder = BUILD / VARIANTS["cpu"]
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} is not built")
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / folder.name).symlink_to(folder)
+    monkeypatch.setenv("LOCAL_KERNELS", f"kernels-community/dcnv3={tmp_path}")
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images).logits
+    use_dcnv3_kernel(model, strict=True)
+    assert all(folder.name in implementation for implementation in dcnv3_implementations(model).values())
+    torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_same_outputs_and_gradients(variant, model, training):
     kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
