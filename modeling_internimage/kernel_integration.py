@@ -192,7 +192,8 @@ def use_dcnv3_kernel(
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run a kernel of a publisher that the Hub does not list as trusted.
         strict (`bool`, *optional*, defaults to `False`):
-            Whether it is an error that the kernel is not available. Otherwise it is a warning and the model stays as it is.
+            Whether it is an error that the kernel is not available. Otherwise it is a warning and the model stays as
+            it is.
 
     Returns:
         `torch.nn.Module`: the same model. From now on transformers chooses no kernels for it when it changes between

@@ -234,7 +234,7 @@ class DCNv3(nn.Module):
         bottom_right, top_right = bottom * x, top * x
         weight = torch.stack((top - top_right, top_right, bottom - bottom_right, bottom_right), dim=-2)
 
-        index, weight = index.view(-1, 4 * x.shape[-1]), weight.view(-1, 4 * x.shape[-1])
+        index, weight = index.reshape(-1, 4 * x.shape[-1]), weight.reshape(-1, 4 * x.shape[-1])
         output = nn.functional.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
         return output.view(*x.shape[:-1], group_channels)
 

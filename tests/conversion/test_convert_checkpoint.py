@@ -195,7 +195,7 @@ def test_yaml_of_the_original_trainer(write_original, tmp_path):
         ("my.json", "[" * 90_000, "cannot be read"),
         ("my.json", '{"mlp_ratio": Infinity}', "a number is Inf or NaN"),
         ("my.json", '{"depths": [1000000000, 1, 1, 1]}', "more layers than .* has tensors"),
-        ("my.json", '{"mlp_ratio": 1e300}', "No model can be made"),
+        ("my.json", '{"mlp_ratio": 1e300}', "`mlp_ratio` must be from"),
         ("my.json", " " * 100_001, "100,001 bytes: that is no configuration"),
         ("my.yaml", "[" * 90_000, "nested more than 50 deep"),
         ("my.yaml", "MODEL: {INTERN_IMAGE: &a [1], X: [*a, *a]}", "has aliases"),

@@ -40,9 +40,10 @@ KINDS = {
     "boxes": r"proposals|stage\d\.rois|det_boxes",
     "regions": r".*(roi_feats|cls_logits|deltas|mask_logits|mask_probs)",
 }
-# In float32 as far off as the original itself: boxes of thousands of pixels, before they are cut, carry the errors on.
+# float64 proves. In float32 rounding differs between processors, boxes of thousands of pixels, before they are cut,
+# carry it on, and a pixel of a mask whose probability is almost a half may be either.
 TOLERANCES = {
-    torch.float32: {"maps": 1e-4, "boxes": 2e-3, "regions": 6e-4, "scores": 1e-5, "bytes": 2},
+    torch.float32: {"maps": 5e-4, "boxes": 1e-2, "regions": 5e-3, "scores": 1e-4, "bytes": 25},
     torch.float64: {"maps": 2e-6, "boxes": 5e-5, "regions": 1e-5, "scores": 1e-6, "bytes": 0},
 }
 

@@ -2,6 +2,7 @@
 """No script writes over an input, over another result, or over a file that it did not make."""
 
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -113,3 +114,11 @@ def test_scripts_leave_other_files_alone(command, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"{name} (exists, and is|is read, and would)"):
         importlib.import_module(script).main()
     assert (tmp_path / name).read_bytes() == (tmp_path / "photo.jpg").read_bytes() == b"precious"
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "results.json"
+    output_files.write_json(file, {"images": 1}, MARK)
+    with pytest.raises(TypeError):
+        output_files.write_json(file, {"images": object()}, MARK)
+    assert json.loads(file.read_text())["images"] == 1 and list(tmp_path.iterdir()) == [file]

@@ -200,6 +200,17 @@ def test_images_without_pixels(size, operator):
     assert all(tensor.grad.shape == tensor.shape and not tensor.grad.any() for tensor in arguments[:3])
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (3, 1, 2, 0), (2, 1, 0, 3)])
+def test_any_strides(order, operator):
+    """As of a tensor that was made in another order of its dimensions."""
+    arguments = random_arguments(gate=True)
+    expected = layer(operator)(*arguments)
+    inverse = [order.index(dim) for dim in range(4)]
+    strided = [tensor.permute(order).contiguous().permute(inverse) for tensor in arguments[:4]]
+    torch.testing.assert_close(layer(operator)(*strided, *arguments[4:]), expected)
+
+
 def test_strided_offset_and_mask():
     """One projection may produce both: views with a row stride give the same as copies."""
     arguments = list(random_arguments(torch.float32))

@@ -464,8 +464,9 @@ def test_copies(stand_in, tiny_config, pixel_values, tmp_path):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing(use_reentrant, stand_in, tiny_config, pixel_values):
-    model = randomize(InternImageForImageClassification(tiny_config())).train()
-    expected = output_and_gradients(model, pixel_values.requires_grad_())
+    model = randomize(InternImageForImageClassification(tiny_config())).double().train()
+    pixel_values = pixel_values.double().requires_grad_()
+    expected = output_and_gradients(model, pixel_values)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     use_dcnv3_kernel(model, strict=True)
     torch.testing.assert_close(output_and_gradients(model, pixel_values)[1], expected[1])
