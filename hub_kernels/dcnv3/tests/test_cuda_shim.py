@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from modeling_internimage.modeling_internimage import DCNv3
+from dcnv3_cases import pytorch_definition
 
 
 SHIM = Path(__file__).parent / "cuda_shim"
@@ -81,7 +80,7 @@ class Case:
         """Output and gradients of the PyTorch definition in float64; of its branch that divides no positions, so that
         those at integers, of which there are many in half precision, stay there."""
         inputs = [None if x is None else x.detach().double().requires_grad_() for x in self.inputs]
-        output = DCNv3().eval()(*inputs, **self.numbers)
+        output = pytorch_definition()(*inputs, **self.numbers)
         output.backward(self.cotangent().double())
         return output.detach(), *(None if x is None else x.grad for x in inputs)
 

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dcnv3_cases import NAMES, check_against_definition, converted, cotangent_of, random_arguments, results
+from dcnv3_cases import (
+    NAMES,
+    check_against_definition,
+    converted,
+    cotangent_of,
+    pytorch_definition,
+    random_arguments,
+    results,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -480,7 +488,7 @@ def test_func_jacobians(kernel, device, gate):
     skip_unsupported(torch.float64, device)
     arguments = random_arguments(torch.float64, gate=gate, **SMALL)
     function, tensors = with_numbers(kernel.dcnv3, arguments)
-    definition, _ = with_numbers(DCNv3().eval(), arguments)
+    definition, _ = with_numbers(pytorch_definition(), arguments)
     positions = tuple(range(len(tensors)))
     expected = torch.autograd.functional.jacobian(definition, tensors)
     output = definition(*tensors)
