@@ -359,19 +359,17 @@ class InternImageTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """That of `lr_milestones` or `lr_cosine` of the recipe, else the Trainer's."""
-        recipe, schedule = self.recipe, None
-        if self.lr_scheduler is not None:
-            return self.lr_scheduler
+        recipe = self.recipe
+        if self.lr_scheduler is not None or (recipe.lr_milestones is None and recipe.lr_cosine is None):
+            return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
         num_warmup_steps = self.args.get_warmup_steps(num_training_steps)
         if recipe.lr_milestones is not None:
             milestones = [round(milestone * num_training_steps) for milestone in recipe.lr_milestones]
             schedule = create_step_schedule(optimizer, num_warmup_steps, milestones)
-        elif recipe.lr_cosine is not None:
+        else:
             warmup_lr, min_lr = (factor * self.args.learning_rate for factor in recipe.lr_cosine)
             schedule = create_cosine_schedule(optimizer, num_warmup_steps, num_training_steps, min_lr, warmup_lr)
-        if schedule is None:
-            return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler, self._created_lr_scheduler = schedule, True
         return schedule
 
