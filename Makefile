@@ -12,9 +12,9 @@ DIGITS := examples/image_classification
 demo: $(VENV)/installed
 	@echo "== 1/2 Fine-tuning a small InternImage on the 1,437 training digits of scikit-learn (about a minute on 2 cores)"
 	@echo "       A finished run is not repeated: delete outputs/digits to train again."
-	@$(RUN) $(DIGITS)/run_image_classification.py $(DIGITS)/digits.json
+	@$(RUN) -m examples.image_classification.run_image_classification $(DIGITS)/digits.json
 	@echo "== 2/2 Loading the saved model through pipeline(\"image-classification\") on held-out image files"
-	@$(RUN) $(DIGITS)/classify_digits.py --model outputs/digits
+	@$(RUN) -m examples.image_classification.classify_digits --model outputs/digits
 
 test: $(VENV)/installed
 	@echo "== 1/2 Formatting and lint"
@@ -33,7 +33,7 @@ test-kernel: kernel
 
 bench: $(VENV)/installed
 	@echo "== Time and memory of InternImage-T on this CPU (about 10 minutes)"
-	@$(RUN) examples/benchmark.py --output outputs/benchmark_cpu.json
+	@$(RUN) -m examples.benchmark --output outputs/benchmark_cpu.json
 
 clean:
 	rm -rf $(VENV) outputs

@@ -19,8 +19,8 @@ from conversion.errors import ConversionError
 from conversion.methods import ALL_STAGES, METHODS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
-from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
-from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
+from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
+from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
 SOURCE_REPOSITORY = "OpenGVLab/InternImage"
@@ -356,7 +356,7 @@ def accuracy_commands(checkpoints) -> str:
             )
         folder = "imagenet/val" if checkpoint.dataset.startswith("ImageNet") else "inat2018/val"
         lines.append(
-            "accelerate launch examples/image_classification/evaluate_accuracy.py \\\n"
+            "accelerate launch -m examples.image_classification.evaluate_accuracy \\\n"
             f"    --model_name_or_path {model} --data_dir {folder}"
         )
     return "\n".join(lines)

@@ -3,8 +3,8 @@
 Time and peak memory of InternImage forward passes, against the same model in float32 with DCNv3 transcribed literally
 from the original's PyTorch code.
 
-    python examples/benchmark.py --output examples/results/benchmark_cpu.json
-    LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python examples/benchmark.py \\
+    python -m examples.benchmark --output examples/results/benchmark_cpu.json
+    LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python -m examples.benchmark \\
         --implementations kernel kernel-bfloat16 --output examples/results/benchmark_cpu_kernel.json
 
 All run in one process and in turn, on the same weights and images, after a check that they agree. A speed-up is the
@@ -19,7 +19,6 @@ import json
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,10 +26,7 @@ import torch
 import transformers
 from torch import nn
 
-
-sys.path.insert(0, str(Path(__file__).parent))
-from output_files import check_outputs, mark_of, write_json
-
+from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import DCNv3, InternImageConfig, InternImageForImageClassification, use_dcnv3_kernel
 from modeling_internimage.modeling_internimage import InternImageDCNv3
 

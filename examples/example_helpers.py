@@ -24,11 +24,11 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib import pyplot as plt
-from output_files import check_outputs
 from PIL import Image
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from examples.output_files import check_outputs
 from modeling_internimage import (
     InternImageBackbone,
     InternImageConfig,

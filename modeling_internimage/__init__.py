@@ -1,22 +1,22 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """InternImage for Hugging Face transformers. Importing this package registers it with the Auto classes."""
 
+from transformers.utils import is_torchvision_available
+
 from .auto_registration import register_auto_classes
 from .configuration_internimage import InternImageConfig
-from .configuration_mask_rcnn import MaskRCNNConfig
-from .configuration_segformer_head import SegformerHeadConfig
-from .image_processing import create_image_processor
-from .image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES, MaskRCNNImageProcessorPil
-from .image_processing_segmentation import (
-    SEGMENTATION_IMAGE_PROCESSOR_CLASSES,
-    InternImageSegmentationImageProcessorPil,
-    semantic_scores,
-)
+from .image_processing_internimage import create_image_processor
 from .kernel_integration import (
     KernelNotAvailableError,
     dcnv3_implementations,
     register_dcnv3_kernel,
     use_dcnv3_kernel,
+)
+from .mask_rcnn import (
+    MaskRCNNConfig,
+    MaskRCNNForObjectDetection,
+    MaskRCNNImageProcessorPil,
+    MaskRCNNObjectDetectionOutput,
 )
 from .modeling_internimage import (
     DCNv3,
@@ -25,10 +25,9 @@ from .modeling_internimage import (
     InternImageModel,
     InternImagePreTrainedModel,
 )
-from .modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNObjectDetectionOutput
-from .modeling_segformer_head import SegformerHeadForSemanticSegmentation
-from .optimization import create_parameter_groups
-from .semantic_segmentation import segment_image, window_scores
+from .segformer_head import SegformerHeadConfig, SegformerHeadForSemanticSegmentation
+from .segmentation import InternImageSegmentationImageProcessorPil, segment_image, semantic_scores, window_scores
+from .training import create_parameter_groups
 
 
 __version__ = "0.1.0"
@@ -59,9 +58,10 @@ __all__ = [
     "window_scores",
 ]
 
-if "torchvision" in SEGMENTATION_IMAGE_PROCESSOR_CLASSES:
-    InternImageSegmentationImageProcessor = SEGMENTATION_IMAGE_PROCESSOR_CLASSES["torchvision"]
-    MaskRCNNImageProcessor = MASK_RCNN_IMAGE_PROCESSOR_CLASSES["torchvision"]
+if is_torchvision_available():
+    from .mask_rcnn import MaskRCNNImageProcessor  # noqa: F401
+    from .segmentation import InternImageSegmentationImageProcessor  # noqa: F401
+
     __all__ += ["InternImageSegmentationImageProcessor", "MaskRCNNImageProcessor"]
 
 register_auto_classes()

@@ -21,14 +21,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_internimage import InternImageConfig
-from .configuration_mask_rcnn import MaskRCNNConfig
-from .configuration_segformer_head import SegformerHeadConfig
-from .image_processing import IMAGE_PROCESSOR_CLASSES
-from .image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
-from .image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
+from .image_processing_internimage import IMAGE_PROCESSOR_CLASSES
+from .mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES, MaskRCNNConfig, MaskRCNNForObjectDetection
 from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
-from .modeling_mask_rcnn import MaskRCNNForObjectDetection
-from .modeling_segformer_head import SegformerHeadForSemanticSegmentation
+from .segformer_head import SegformerHeadConfig, SegformerHeadForSemanticSegmentation
+from .segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
 def register_auto_classes():

@@ -1,147 +1,13 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-import gzip
-import importlib.util
-import json
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from modeling_internimage import InternImageConfig
-from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
-
-
-REPOSITORY = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "fixtures" / "golden"
-
-_spec = importlib.util.spec_from_file_location("seeded_weights", GOLDEN / "seeded_weights.py")
-seeded_weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(seeded_weights)
-
-REDUCED_MODELS = json.loads((GOLDEN / "classification" / "reduced_models.json").read_text())
-FULLSIZE_MODELS = json.loads((GOLDEN / "classification" / "fullsize.json").read_text())
-MANIFESTS = json.loads(gzip.decompress((GOLDEN / "classification" / "manifests.json.gz").read_bytes()))
-
-# Arguments of the training scripts, for a run of seconds.
-_SHORT_TRAINING = {
-    "do_train": True,
-    "do_eval": True,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 2,
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "logging_steps": 1,
-    "learning_rate": 1e-3,
-    "dataloader_pin_memory": False,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-
-
-def run_short_training(script, file: Path, **arguments):
-    """Run a training script with these arguments, in a JSON `file`, added to the usual ones. `None` leaves one out."""
-    arguments = {name: value for name, value in (_SHORT_TRAINING | arguments).items() if value is not None}
-    file.parent.mkdir(exist_ok=True, parents=True)
-    file.write_text(json.dumps(arguments))
-    script.main([str(file)])
-
-
-def run_in_two_processes(folder: Path, file: Path, code: str, *arguments: list) -> str:
-    """
-    What `code` prints in two processes on the CPU. It finds the modules beside `file`, a script, and the `arguments`
-    in a list of this name.
-    """
-    driver = f"""
-import json, sys
-sys.path.insert(0, sys.argv[1])
-arguments = json.loads(sys.argv[2])
-{code}
-from accelerate import PartialState
-PartialState().destroy_process_group()
-"""
-    (folder / "driver.py").write_text(driver)
-    # (`accelerate launch --cpu --num_processes 2` would start a single process.)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [*launch, str(folder / "driver.py"), str(file.parent), json.dumps(arguments)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-# What the official config.json contain beyond the architecture. (Their remote code is not to be asked for.)
-OFFICIAL_CONFIG = {
-    "_name_or_path": "OpenGVLab/internimage_t_1k_224",
-    "architectures": ["InternImageModelForImageClassification"],
-    "auto_map": {
-        "AutoConfig": "configuration_internimage.InternImageConfig",
-        "AutoModel": "modeling_internimage.InternImageModel",
-        "AutoModelForImageClassification": "modeling_internimage.InternImageModelForImageClassification",
-    },
-    "core_op": "DCNv3",
-    "model_type": "internimage",
-    "torch_dtype": "float32",
-    "transformers_version": "4.37.2",
-    "with_cp": False,
-}
-
-
-def golden_input(shape, seed: int) -> torch.Tensor:
-    """The input of a golden number: golden/README section 1."""
-    generator = np.random.Generator(np.random.PCG64([seed, 12345]))
-    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
-
-
-def original_state_dict(keys: dict, seed: int) -> dict[str, torch.Tensor]:
-    """Stand-in weights under the names of the original `.pth` files."""
-    return {key: torch.from_numpy(array) for key, array in seeded_weights.seeded_state_dict(keys, seed).items()}
-
-
-def write_without_data(name: str, file: Path):
-    """A full-size original checkpoint as a file of kilobytes: every tensor is a broadcast zero."""
-    keys = MANIFESTS[name]["keys"]
-    integer = {key: torch.zeros((), dtype=torch.int64) for key in keys if key.endswith("num_batches_tracked")}
-    torch.save({"model": {key: torch.zeros(()).expand(shape) for key, shape in keys.items()} | integer}, file)
-
-
-def rename(key: str) -> str:
-    """Original key -> ours, without the prefix of the base model."""
-    for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def official_key(key: str) -> str:
-    """Original key -> that in the official Hub repositories."""
-    return "model." + key.replace(".gamma", ".layer_scale")
-
-
-def write_official_checkpoint(folder: Path, config: dict, keys: dict, seed: int) -> Path:
-    """A checkpoint in the layout of the official Hub repositories, with stand-in weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config | OFFICIAL_CONFIG))
-    state_dict = {official_key(key): tensor for key, tensor in original_state_dict(keys, seed).items()}
-    save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
-    processor = {
-        "feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3,
-        "do_resize": True, "do_center_crop": True, "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
-    }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
 
 
 @pytest.fixture
@@ -165,18 +31,6 @@ def clip_config(tiny_config):
         post_norm=True,
         level2_post_norm_block_ids=[0, 1],
     )
-
-
-def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights at which every part of the network matters: a fresh model has zero offsets and equal masks."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-            shift = 1.0 if parameter.ndim == 1 and (parameter > 0).all() else 0.0
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.copy_(noise * scale + shift)
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FULLSIZE_MODELS, GOLDEN, REDUCED_MODELS, golden_input
+from testing_utils import FULLSIZE_MODELS, GOLDEN, REDUCED_MODELS, golden_input
 
 
 FLOAT32_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}

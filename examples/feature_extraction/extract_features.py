@@ -3,8 +3,8 @@
 Intermediate features of an image: of the stem and every stage, or of any modules by name (`extract_feature.py` of the
 original).
 
-    python examples/feature_extraction/extract_features.py --model outputs/digits --image photo.jpg --output features
-    python examples/feature_extraction/extract_features.py ... --modules encoder.stages.2.layers.1.dcn pooler
+    python -m examples.feature_extraction.extract_features --model outputs/digits --image photo.jpg --output features
+    python -m examples.feature_extraction.extract_features ... --modules encoder.stages.2.layers.1.dcn pooler
 
 Writes `features.safetensors` (one tensor per module) and, of the feature maps among them, `features.png`: the first
 three principal components of each as red, green and blue. Regions of one colour look alike to the network.
@@ -12,7 +12,6 @@ three principal components of each as red, green and blue. Regions of one colour
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -24,12 +23,9 @@ from matplotlib import pyplot as plt
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import decode_image
-from output_files import check_outputs, mark_of
-
 import modeling_internimage  # noqa: F401  (registers InternImage)
+from examples.example_helpers import decode_image
+from examples.output_files import check_outputs, mark_of
 
 
 MARK = mark_of(__file__)

@@ -2,14 +2,13 @@
 """
 Where DCNv3 samples for one pixel of an image, in the last layer of every stage.
 
-    python examples/feature_extraction/show_sampling_points.py --model outputs/digits --image photo.jpg --pixel 120 80
+    python -m examples.feature_extraction.show_sampling_points --model outputs/digits --image photo.jpg --pixel 120 80
 
 A point is one sample of one group, the darker the larger its weight; crosses are the regular grid of a convolution, on
 which the points of an untrained network lie. Each panel zooms in on its points.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -17,13 +16,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import torch
-from extract_features import displayable, load
 from matplotlib import pyplot as plt
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from output_files import check_outputs, mark_of
-
+from examples.feature_extraction.extract_features import displayable, load
+from examples.output_files import check_outputs, mark_of
 from modeling_internimage.modeling_internimage import InternImageDCNv3
 
 

@@ -2,29 +2,25 @@
 """
 Classify image files of held-out digits with a model that `run_image_classification.py` saved, through the pipeline.
 
-    python examples/image_classification/classify_digits.py --model outputs/digits
+    python -m examples.image_classification.classify_digits --model outputs/digits
 
 Writes the images, prints a table of predictions and draws them into a picture.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
 
 
 matplotlib.use("Agg")
-from digits import load_digits_dataset
 from matplotlib import pyplot as plt
 from PIL import Image
 from transformers import pipeline
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from output_files import check_outputs, mark_of, write_data
-
 import modeling_internimage  # noqa: F401  (registers InternImage)
+from examples.image_classification.digits import load_digits_dataset
+from examples.output_files import check_outputs, mark_of, write_data
 
 
 MARK = mark_of(__file__)

@@ -2,9 +2,9 @@
 """
 Top-1 and top-5 accuracy of InternImage, or any model of `AutoModelForImageClassification`, on labelled images.
 
-    python examples/image_classification/evaluate_accuracy.py --model_name_or_path OpenGVLab/internimage_t_1k_224 \\
+    python -m examples.image_classification.evaluate_accuracy --model_name_or_path OpenGVLab/internimage_t_1k_224 \\
         --data_dir imagenet/val --batch_size 64 --dtype bfloat16 --output results.json
-    accelerate launch examples/image_classification/evaluate_accuracy.py ...
+    accelerate launch -m examples.image_classification.evaluate_accuracy ...
 
 The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
 also on a CPU). Preprocessing is that of the checkpoint's image processor. `--dataset_name digits`
@@ -16,7 +16,6 @@ import glob
 import logging
 import os
 import re
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,13 +25,10 @@ import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from digits import load_digits_dataset
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import (
+from examples.example_helpers import (
     check_numbers_and_output,
     choose_images,
     create_model_index,
@@ -48,7 +44,8 @@ from example_helpers import (
     published_name,
     start_evaluation,
 )
-from output_files import mark_of, write_json
+from examples.image_classification.digits import load_digits_dataset
+from examples.output_files import mark_of, write_json
 
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,13 @@
 """
 A small image folder of real photographs, without a download: which of nine photographs is this piece of?
 
-    python examples/image_classification/photographs.py --output_dir outputs/photographs
+    python -m examples.image_classification.photographs --output_dir outputs/photographs
 
 The photographs come with scikit-image and scikit-learn. Each is cut into pieces of 128x128 pixels that do not overlap;
 a quarter of them, spread over the photograph, is for validation.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from output_files import write_data
+from examples.output_files import write_data
 
 
 SKIMAGE_NAMES = (

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from digits import load_digits_dataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -31,9 +30,7 @@ from transformers import (
 )
 from transformers.utils import is_timm_available, is_torchvision_available
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import (
+from examples.example_helpers import (
     CheckpointArguments,
     DatasetArguments,
     decode_image,
@@ -44,7 +41,7 @@ from example_helpers import (
     train_and_evaluate,
     train_and_validation,
 )
-
+from examples.image_classification.digits import load_digits_dataset
 from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_image_processor
 from modeling_internimage.training import InternImageTrainer, Recipe
 

@@ -2,11 +2,10 @@
 """
 Detect objects in image files: a picture of each, photo_detections.png, with boxes, masks, labels and scores.
 
-    python examples/object_detection/detect.py --model_name_or_path outputs/my_detector photo.jpg
+    python -m examples.object_detection.detect --model_name_or_path outputs/my_detector photo.jpg
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,9 @@ from matplotlib import font_manager
 from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from detection_models import load_detection_model
-from example_helpers import class_colours, decode_image
-from output_files import check_outputs, mark_of, write_picture
+from examples.example_helpers import class_colours, decode_image
+from examples.object_detection.detection_models import load_detection_model
+from examples.output_files import check_outputs, mark_of, write_picture
 
 
 MARK = mark_of(__file__)

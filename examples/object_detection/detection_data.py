@@ -10,10 +10,10 @@ from pathlib import Path
 
 import datasets
 import torch
-from example_helpers import decode_image
 from torchvision import tv_tensors
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
+from examples.example_helpers import decode_image
 from modeling_internimage.coco_annotations import MAX_COORDINATE, MAX_ID, check_annotation, check_segmentation
 
 

@@ -9,11 +9,11 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from detection_data import annotations_of, without_images
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from examples.object_detection.detection_data import annotations_of, without_images
 from modeling_internimage.coco_annotations import check_annotation, check_segmentation, encode_mask
 
 

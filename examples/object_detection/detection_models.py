@@ -2,9 +2,9 @@
 """Loading a detector for inference."""
 
 import torch
-from example_helpers import load_trained_model
 from transformers import AutoConfig, AutoImageProcessor
 
+from examples.example_helpers import load_trained_model
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
 
 

@@ -2,9 +2,9 @@
 """
 COCO's average precision of a detector: of boxes and, if it has mask heads, of masks, computed by pycocotools.
 
-    python examples/object_detection/evaluate_detection.py --model_name_or_path ... \\
+    python -m examples.object_detection.evaluate_detection --model_name_or_path ... \\
         --data_dir coco/val2017 --annotations coco/annotations/instances_val2017.json
-    accelerate launch examples/object_detection/evaluate_detection.py ...
+    accelerate launch -m examples.object_detection.evaluate_detection ...
 
 The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
 also on a CPU). Each process takes its share of the images. Preprocessing is that of the checkpoint's image processor;
@@ -12,21 +12,14 @@ classes of the model and categories of the data find each other by their names.
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from detection_data import Collate, DetectionImages, check_objects, hub_categories, order_categories, read_coco
-from detection_metrics import CocoEvaluator
-from detection_models import load_detection_model
-from example_helpers import (
+from examples.example_helpers import (
     check_numbers_and_output,
     choose_images,
     create_model_index,
@@ -39,7 +32,17 @@ from example_helpers import (
     start_evaluation,
     undecoded,
 )
-from output_files import mark_of, write_json
+from examples.object_detection.detection_data import (
+    Collate,
+    DetectionImages,
+    check_objects,
+    hub_categories,
+    order_categories,
+    read_coco,
+)
+from examples.object_detection.detection_metrics import CocoEvaluator
+from examples.object_detection.detection_models import load_detection_model
+from examples.output_files import mark_of, write_json
 
 
 MARK = mark_of(__file__)

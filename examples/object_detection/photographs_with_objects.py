@@ -2,8 +2,8 @@
 """
 Eight photographs of scikit-image with the outlines of 36 objects, drawn by hand, in the format of COCO.
 
-    python examples/object_detection/photographs_with_objects.py --output_dir outputs/objects
-    python examples/object_detection/photographs_with_objects.py --output_dir outputs/objects --model outputs/detector
+    python -m examples.object_detection.photographs_with_objects --output_dir outputs/objects
+    python -m examples.object_detection.photographs_with_objects --output_dir outputs/objects --model outputs/detector
 
 With `--model`, its detections are drawn. The data set is for trying things out: what a model has learnt from eight
 images shows on these images only.
@@ -12,7 +12,6 @@ images shows on these images only.
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -20,12 +19,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage import data
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from detect import detect, draw_detections
-from detection_models import load_detection_model
-from example_helpers import plt
-from output_files import check_outputs, mark_of, write_data
+from examples.example_helpers import plt
+from examples.object_detection.detect import detect, draw_detections
+from examples.object_detection.detection_models import load_detection_model
+from examples.output_files import check_outputs, mark_of, write_data
 
 
 MARK = mark_of(__file__)

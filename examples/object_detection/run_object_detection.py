@@ -11,7 +11,6 @@ The shape is that of transformers' own example of this name. README.md beside th
 import logging
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import datasets
 import torch
@@ -19,20 +18,7 @@ import transformers
 from torchvision.transforms import v2
 from transformers import AutoConfig, AutoImageProcessor, set_seed
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from detection_data import (
-    Collate,
-    DetectionImages,
-    annotations_of,
-    check_objects,
-    hub_categories,
-    order_categories,
-    read_coco,
-)
-from detection_metrics import CocoEvaluator
-from detection_models import check_detector
-from example_helpers import (
+from examples.example_helpers import (
     DatasetArguments,
     HeadArguments,
     create_backbone,
@@ -44,7 +30,17 @@ from example_helpers import (
     train_and_validation,
     undecoded,
 )
-
+from examples.object_detection.detection_data import (
+    Collate,
+    DetectionImages,
+    annotations_of,
+    check_objects,
+    hub_categories,
+    order_categories,
+    read_coco,
+)
+from examples.object_detection.detection_metrics import CocoEvaluator
+from examples.object_detection.detection_models import check_detector
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
 

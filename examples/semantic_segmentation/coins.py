@@ -2,8 +2,8 @@
 """
 A photograph of coins as a small data set for segmentation, without a download.
 
-    python examples/semantic_segmentation/coins.py --output_dir outputs/coins
-    python examples/semantic_segmentation/coins.py --output_dir outputs/coins --model outputs/coins_model
+    python -m examples.semantic_segmentation.coins --output_dir outputs/coins
+    python -m examples.semantic_segmentation.coins --output_dir outputs/coins --model outputs/coins_model
 
 The photograph is scikit-image's; label maps come from the region-based recipe of its tutorial (edges, markers from the
 extremes of the grey values, watershed). The left two thirds are for training, the right third for evaluation.
@@ -12,7 +12,6 @@ With `--model`, the pieces for evaluation are drawn with label and prediction.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage import data, filters, segmentation
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import class_colours, plt
-from output_files import check_outputs, mark_of, write_data
-from segment import blend
-from segmentation_data import list_folder, read_pair
-from segmentation_metrics import confusion_matrix, segmentation_metrics
-from segmentation_models import load_segmentation_model
-
+from examples.example_helpers import class_colours, plt
+from examples.output_files import check_outputs, mark_of, write_data
+from examples.semantic_segmentation.segment import blend
+from examples.semantic_segmentation.segmentation_data import list_folder, read_pair
+from examples.semantic_segmentation.segmentation_metrics import confusion_matrix, segmentation_metrics
+from examples.semantic_segmentation.segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
 

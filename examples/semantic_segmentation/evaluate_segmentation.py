@@ -2,8 +2,8 @@
 """
 mIoU, mAcc and aAcc of a segmentation model at the original size of every image, as mmsegmentation defines them.
 
-    python examples/semantic_segmentation/evaluate_segmentation.py --model_name_or_path ... --data_dir ade20k/val
-    accelerate launch examples/semantic_segmentation/evaluate_segmentation.py ... --scales 0.75 1.0 1.25 --flip
+    python -m examples.semantic_segmentation.evaluate_segmentation --model_name_or_path ... --data_dir ade20k/val
+    accelerate launch -m examples.semantic_segmentation.evaluate_segmentation ... --scales 0.75 1.0 1.25 --flip
 
 The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
 also on a CPU). Each process takes its share of the images; only confusion matrices are kept. Preprocessing, sliding
@@ -12,9 +12,7 @@ windows and the meaning of 0 in label maps (`do_reduce_labels`) are those of the
 
 import argparse
 import math
-import sys
 import time
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -22,9 +20,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import (
+from examples.example_helpers import (
     check_numbers_and_output,
     choose_images,
     create_model_index,
@@ -37,11 +33,14 @@ from example_helpers import (
     start_evaluation,
     undecoded,
 )
-from output_files import mark_of, write_json
-from segmentation_data import check_ignore_index, list_folder, read_pair
-from segmentation_metrics import confusion_matrix, segmentation_metrics, warn_of_absent_classes
-from segmentation_models import load_segmentation_model
-
+from examples.output_files import mark_of, write_json
+from examples.semantic_segmentation.segmentation_data import check_ignore_index, list_folder, read_pair
+from examples.semantic_segmentation.segmentation_metrics import (
+    confusion_matrix,
+    segmentation_metrics,
+    warn_of_absent_classes,
+)
+from examples.semantic_segmentation.segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
 

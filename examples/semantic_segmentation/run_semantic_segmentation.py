@@ -30,9 +30,7 @@ from transformers import (
 )
 from transformers.image_utils import SizeDict
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import (
+from examples.example_helpers import (
     DatasetArguments,
     HeadArguments,
     create_backbone,
@@ -44,10 +42,15 @@ from example_helpers import (
     train_and_validation,
     undecoded,
 )
-from segmentation_data import check_ignore_index, check_ignored_pixels, list_folder, read_classes, read_pair
-from segmentation_metrics import StreamedMetrics, confusion_matrix
-from segmentation_models import check_classes
-
+from examples.semantic_segmentation.segmentation_data import (
+    check_ignore_index,
+    check_ignored_pixels,
+    list_folder,
+    read_classes,
+    read_pair,
+)
+from examples.semantic_segmentation.segmentation_metrics import StreamedMetrics, confusion_matrix
+from examples.semantic_segmentation.segmentation_models import check_classes
 from modeling_internimage import (
     InternImageSegmentationImageProcessor,
     SegformerHeadConfig,

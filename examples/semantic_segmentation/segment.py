@@ -3,23 +3,19 @@
 Segment image files: a picture of each with its classes in colours and a legend, photo_segmentation.png, and the label
 map, photo_segmentation_map.png, if asked for.
 
-    python examples/semantic_segmentation/segment.py --model_name_or_path outputs/my_segmenter photo.jpg
+    python -m examples.semantic_segmentation.segment --model_name_or_path outputs/my_segmenter photo.jpg
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from example_helpers import class_colours, decode_image, plt
-from output_files import check_outputs, mark_of, write_picture
-from segmentation_models import load_segmentation_model
-
+from examples.example_helpers import class_colours, decode_image, plt
+from examples.output_files import check_outputs, mark_of, write_picture
+from examples.semantic_segmentation.segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from example_helpers import decode_image, image_endings, open_image
 from PIL import Image
-from segmentation_metrics import listing
+
+from examples.example_helpers import decode_image, image_endings, open_image
+from examples.semantic_segmentation.segmentation_metrics import listing
 
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 """Loading any segmentation model for inference."""
 
 import torch
-from example_helpers import load_trained_model
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -11,6 +10,7 @@ from transformers import (
 )
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
+from examples.example_helpers import load_trained_model
 
 
 def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from conftest import GOLDEN, REPOSITORY
+from testing_utils import GOLDEN, REPOSITORY
 
 from conversion.checkpoints import (
     CHECKPOINTS,

@@ -15,10 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import FULLSIZE_MODELS, MANIFESTS, REDUCED_MODELS, REPOSITORY, original_state_dict, write_without_data
 from golden_numbers import assert_full_size_model, assert_reduced_model
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from testing_utils import (
+    FULLSIZE_MODELS,
+    MANIFESTS,
+    REDUCED_MODELS,
+    REPOSITORY,
+    original_state_dict,
+    write_without_data,
+)
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from conversion import convert_checkpoint, convert_internimage_to_hf

@@ -10,8 +10,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, golden_input, original_state_dict
 from PIL import Image
+from testing_utils import GOLDEN, golden_input, original_state_dict
 from transformers import AutoImageProcessor, pipeline
 
 from conversion.checkpoints import CHECKPOINTS, Checkpoint

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MANIFESTS, REPOSITORY, original_state_dict
 from hub_stand_in import HubStandIn
+from testing_utils import MANIFESTS, REPOSITORY, original_state_dict
 
 from conversion import hub as conversion_hub
 from conversion.convert_checkpoint import ConversionOptions, file_sha256

@@ -15,7 +15,7 @@ import zipfile
 import numpy
 import pytest
 import torch
-from conftest import REPOSITORY
+from testing_utils import REPOSITORY
 
 from conversion.errors import ConversionError
 from conversion.original_checkpoint import read_classes, read_original_checkpoint

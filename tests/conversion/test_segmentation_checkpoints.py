@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, golden_input, original_state_dict
 from golden_numbers import FLOAT32_TOLERANCE
+from testing_utils import GOLDEN, golden_input, original_state_dict
 from transformers import AutoImageProcessor, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The benchmark measures what it says."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -9,13 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, REPOSITORY
+from testing_utils import GOLDEN, REPOSITORY
 
+from examples import benchmark
 from modeling_internimage import DCNv3
 
-
-sys.path.insert(0, str(REPOSITORY / "examples"))
-benchmark = importlib.import_module("benchmark")
 
 CASES = json.loads((GOLDEN / "dcnv3" / "op.json").read_text())
 
@@ -51,7 +48,7 @@ def test_peak_memory():
 
 def test_command(tmp_path):
     output = tmp_path / "results.json"
-    command = [sys.executable, str(REPOSITORY / "examples" / "benchmark.py"), "--sizes", "64x96", "--batch-sizes", "1"]
+    command = [sys.executable, "-m", "examples.benchmark", "--sizes", "64x96", "--batch-sizes", "1"]
     subprocess.run(
         [*command, "--min-runs", "2", "--seconds", "0", "--output", output], check=True, capture_output=True
     )

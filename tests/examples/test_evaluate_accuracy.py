@@ -1,23 +1,22 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The evaluation script, against accuracies that are known by construction."""
 
-import importlib
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize, run_in_two_processes
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
+from testing_utils import randomize, run_in_two_processes
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from examples.image_classification import evaluate_accuracy as script
 from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
@@ -25,9 +24,6 @@ from modeling_internimage import (
     create_image_processor,
 )
 
-
-sys.path.insert(0, str(REPOSITORY / "examples" / "image_classification"))
-script = importlib.import_module("evaluate_accuracy")
 
 ARCHITECTURE = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8], "image_size": 32}
 CLASSES = [f"class_{idx}" for idx in range(7)]
@@ -132,7 +128,7 @@ def test_accuracy(checkpoint, image_folder, tmp_path, capsys, caplog):
 
 # Runs the script several times: starting two processes takes longer than all the rest.
 CODE = """
-import evaluate_accuracy
+from examples.image_classification import evaluate_accuracy
 
 for own in arguments:
     try:
@@ -157,7 +153,7 @@ def two_processes(checkpoint, crops, labels, tmp_path_factory):
         arguments(checkpoint, folder / f"accuracy_{idx}.json", *others, data_dir=folder / name)
         for idx, (name, others) in enumerate((("intact", []), ("corrupt", ["--skip_corrupt"]), ("corrupt", [])))
     ]
-    return folder, run_in_two_processes(folder, Path(script.__file__), CODE, *runs)
+    return folder, run_in_two_processes(folder, CODE, *runs)
 
 
 def test_two_processes_count_every_image_once(two_processes):
@@ -424,7 +420,8 @@ def test_another_architecture(crops, tmp_path):
 
 def test_use_kernels(checkpoint, image_folder, tmp_path, monkeypatch):
     asked = []
-    helpers = importlib.import_module("example_helpers")
+    from examples import example_helpers as helpers
+
     monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     run(checkpoint, tmp_path, data_dir=image_folder, max_samples=1)
     assert asked == []

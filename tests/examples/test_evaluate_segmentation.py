@@ -1,22 +1,23 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The metrics against numbers computed by hand, and the evaluation script."""
 
-import importlib
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize, run_in_two_processes
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
+from testing_utils import randomize, run_in_two_processes
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SegformerImageProcessorPil
 
+from examples.semantic_segmentation import evaluate_segmentation as script
+from examples.semantic_segmentation import run_semantic_segmentation
+from examples.semantic_segmentation import segmentation_metrics as metrics
 from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
@@ -25,10 +26,6 @@ from modeling_internimage import (
     SegformerHeadForSemanticSegmentation,
 )
 
-
-sys.path.insert(0, str(REPOSITORY / "examples" / "semantic_segmentation"))
-script = importlib.import_module("evaluate_segmentation")
-metrics = importlib.import_module("segmentation_metrics")
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONE = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8], "out_features": STAGES}
@@ -185,7 +182,7 @@ def test_reduced_labels(scenes, tmp_path):
 
 
 CODE = """
-import evaluate_segmentation, run_semantic_segmentation
+from examples.semantic_segmentation import evaluate_segmentation, run_semantic_segmentation
 
 evaluate_segmentation.main(arguments[0])
 run_semantic_segmentation.main(arguments[1])
@@ -198,12 +195,12 @@ def test_two_processes_count_every_image_once(checkpoint, scenes, tmp_path):
     evaluation += ["--per_device_eval_batch_size", "1", "--report_to", "none", "--disable_tqdm", "true"]
     options = [arguments(checkpoint, tmp_path / "miou.json", data_dir=scenes)]
     options += [[*evaluation, "--output_dir", str(tmp_path / "two")]]
-    printed = run_in_two_processes(tmp_path, Path(script.__file__), CODE, *options)
+    printed = run_in_two_processes(tmp_path, CODE, *options)
     result = json.loads((tmp_path / "miou.json").read_text())
     assert (result["processes"], result["num_images"]) == (2, 5)
     assert printed.count("of 5 images") == 1
     check(result, expected_areas(checkpoint, scenes))
-    importlib.import_module("run_semantic_segmentation").main([*evaluation, "--output_dir", str(tmp_path / "one")])
+    run_semantic_segmentation.main([*evaluation, "--output_dir", str(tmp_path / "one")])
     one, two = (json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two"))
     for name in ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy"):
         assert two[name] == pytest.approx(one[name])
@@ -243,7 +240,8 @@ def test_mask2former(scenes, tmp_path):
 
 def test_use_kernels(checkpoint, scenes, tmp_path, monkeypatch):
     asked = []
-    helpers = importlib.import_module("example_helpers")
+    from examples import example_helpers as helpers
+
     monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     run(checkpoint, tmp_path, data_dir=scenes, max_samples=1)
     assert asked == []

@@ -1,24 +1,18 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Intermediate features and sampling points."""
 
-import importlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize
 from PIL import Image
 from safetensors.torch import load_file
+from testing_utils import randomize
 
+from examples.feature_extraction import extract_features, show_sampling_points
 from modeling_internimage import InternImageModel, create_image_processor
-
-
-FOLDER = REPOSITORY / "examples" / "feature_extraction"
-sys.path.insert(0, str(FOLDER))
-extract_features = importlib.import_module("extract_features")
-show_sampling_points = importlib.import_module("show_sampling_points")
 
 
 @pytest.fixture
@@ -33,7 +27,8 @@ def model_and_image(tiny_config, photographs, tmp_path):
 @torch.no_grad()
 def test_extract_features(model_and_image, tmp_path):
     model, model_path, image = model_and_image
-    command = [sys.executable, str(FOLDER / "extract_features.py"), "--model", model_path, "--image", image]
+    script = [sys.executable, "-m", "examples.feature_extraction.extract_features"]
+    command = [*script, "--model", model_path, "--image", image]
     subprocess.run([*command, "--output", str(tmp_path / "out" / "stages")], check=True, capture_output=True)
     features = load_file(tmp_path / "out" / "stages.safetensors")
     _, _, pixel_values = extract_features.load(model_path, image)
@@ -85,7 +80,8 @@ def test_sampling_points_are_where_dcnv3_samples(settings, tiny_config):
 
 def test_show_sampling_points(model_and_image, tmp_path):
     _, model_path, image = model_and_image
-    command = [sys.executable, str(FOLDER / "show_sampling_points.py"), "--model", model_path, "--image", image]
+    script = [sys.executable, "-m", "examples.feature_extraction.show_sampling_points"]
+    command = [*script, "--model", model_path, "--image", image]
     picture = tmp_path / "points.png"
     subprocess.run([*command, "--pixel", "10", "40", "--output", str(picture)], check=True, capture_output=True)
     with Image.open(picture) as opened:

@@ -1,14 +1,12 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The training script, end to end on small real images."""
 
-import importlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -16,22 +14,19 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_short_training
 from PIL import Image
 from safetensors.torch import load_file
+from testing_utils import run_short_training
 from transformers import ResNetConfig, ResNetForImageClassification, TrainerState
 from transformers.image_utils import load_image
 
 from conversion.checkpoints import CHECKPOINTS
+from examples import example_helpers
+from examples.image_classification import digits, photographs
+from examples.image_classification import run_image_classification as script
 from modeling_internimage import InternImageConfig
-from modeling_internimage.training_runs import FolderLock, last_complete_checkpoint
+from modeling_internimage.training.run_folder import FolderLock, last_complete_checkpoint
 
-
-sys.path.insert(0, str(REPOSITORY / "examples" / "image_classification"))
-script = importlib.import_module("run_image_classification")
-example_helpers = importlib.import_module("example_helpers")
-digits = importlib.import_module("digits")
-photographs = importlib.import_module("photographs")
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8], "image_size": 32}'
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from testing_utils import REPOSITORY
 
 from examples.benchmark import peak_memory_mib
 from examples.inference_memory import markdown_table, measure

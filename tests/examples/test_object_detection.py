@@ -1,37 +1,35 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The scripts for detection, end to end on small real images, COCO's metrics, and what the scripts refuse."""
 
-import importlib
 import json
 import pickle
 import re
-import sys
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize, run_in_two_processes, run_short_training
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from testing_utils import REPOSITORY, randomize, run_in_two_processes, run_short_training
 from torchvision import tv_tensors
 from transformers import AutoModelForObjectDetection, pipeline
 
 from conversion.checkpoints import CHECKPOINTS, find_checkpoint
+from examples.object_detection import detect
+from examples.object_detection import detection_data as data
+from examples.object_detection import detection_metrics as metrics
+from examples.object_detection import evaluate_detection as evaluate
+from examples.object_detection import photographs_with_objects as photographs_script
+from examples.object_detection import run_object_detection as script
 from modeling_internimage import InternImageForImageClassification, MaskRCNNImageProcessor
 
 
 FOLDER = REPOSITORY / "examples" / "object_detection"
-sys.path.insert(0, str(FOLDER))
-script = importlib.import_module("run_object_detection")
-evaluate = importlib.import_module("evaluate_detection")
-detect = importlib.import_module("detect")
-data = importlib.import_module("detection_data")
-metrics = importlib.import_module("detection_metrics")
-photographs_script = importlib.import_module("photographs_with_objects")
+
 
 ARCHITECTURE = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
 HEADS = {"hidden_size": 8, "box_head_hidden_size": 16, "mask_head_num_layers": 1, "num_train_proposals": 50}
@@ -215,7 +213,8 @@ def test_images_without_annotations(scenes, tmp_path):
 
 def test_use_kernels(detector, tmp_path, monkeypatch):
     asked = []
-    helpers = importlib.import_module("example_helpers")
+    from examples import example_helpers as helpers
+
     monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     options = ["--model_name_or_path", str(detector / "model"), "--use_kernels"]
     data_options = ["--data_dir", str(detector / "scenes" / "images"), "--max_samples", "1", "--num_workers", "0"]
@@ -306,7 +305,7 @@ def test_no_detections(scenes):
 
 
 CODE = """
-import evaluate_detection, run_object_detection
+from examples.object_detection import evaluate_detection, run_object_detection
 
 evaluate_detection.main(arguments[0])
 run_object_detection.main(arguments[1])
@@ -322,7 +321,7 @@ def test_two_processes_count_every_image_once(detector, tmp_path):
     training += ["--validation_annotations", str(scenes / "annotations.json"), "--per_device_eval_batch_size", "1"]
     training += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir"]
     options = [[*evaluation, str(tmp_path / "two.json")], [*training, str(tmp_path / "two")]]
-    printed = run_in_two_processes(tmp_path, FOLDER / "evaluate_detection.py", CODE, *options)
+    printed = run_in_two_processes(tmp_path, CODE, *options)
     evaluate.main([*evaluation, str(tmp_path / "one.json")])
     script.main([*training, str(tmp_path / "one")])
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))

@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import save_file
 
+from examples import output_files
 
-EXAMPLES = REPOSITORY / "examples"
-for folder in ("", "semantic_segmentation", "object_detection", "image_classification", "feature_extraction"):
-    sys.path.insert(0, str(EXAMPLES / folder))
-output_files = importlib.import_module("output_files")
 
 MARK = output_files.mark_of("somewhere/script.py")
 
@@ -81,21 +77,33 @@ def test_data_sets_are_not_mixed(tmp_path):
 
 # The command that would destroy the file, and the file.
 COMMANDS = {
-    "segment": (["{}/photo.jpg", "--output_dir", "{}"], "photo_segmentation.png"),
-    "segment, maps": (["{}/photo.jpg", "--output_dir", "{}", "--save_maps"], "photo_segmentation_map.png"),
-    "detect": (["{}/photo.jpg", "--output_dir", "{}"], "photo_detections.png"),
-    "evaluate_segmentation": (["--data_dir", "{}", "--output", "{}/a.json"], "a.json"),
-    "evaluate_accuracy": (["--data_dir", "{}", "--output", "{}/a.json"], "a.json"),
-    "evaluate_detection": (["--data_dir", "{}", "--annotations", "{}/a.json", "--output", "{}/a.json"], "a.json"),
-    "extract_features": (["--model", "x", "--image", "{}/photo.jpg", "--output", "{}/a"], "a.png"),
-    "extract_features, tensors": (["--model", "x", "--image", "{}/photo.jpg", "--output", "{}/a"], "a.safetensors"),
-    "show_sampling_points": (["--model", "x", "--image", "{}/a.png", "--output", "{}/a.png"], "a.png"),
-    "coins": (["--output_dir", "{}"], "classes.json"),
-    "coins, model": (["--output_dir", "{}", "--model", "x"], "predictions.png"),
-    "photographs": (["--output_dir", "{}"], "validation/astronaut/0_0.png"),
-    "photographs_with_objects": (["--output_dir", "{}"], "annotations.json"),
-    "photographs_with_objects, model": (["--output_dir", "{}", "--model", "x"], "detections.png"),
-    "classify_digits": (["--model", "{}"], "predictions.png"),
+    "semantic_segmentation.segment": (["{}/photo.jpg", "--output_dir", "{}"], "photo_segmentation.png"),
+    "semantic_segmentation.segment, maps": (
+        ["{}/photo.jpg", "--output_dir", "{}", "--save_maps"],
+        "photo_segmentation_map.png",
+    ),
+    "object_detection.detect": (["{}/photo.jpg", "--output_dir", "{}"], "photo_detections.png"),
+    "semantic_segmentation.evaluate_segmentation": (["--data_dir", "{}", "--output", "{}/a.json"], "a.json"),
+    "image_classification.evaluate_accuracy": (["--data_dir", "{}", "--output", "{}/a.json"], "a.json"),
+    "object_detection.evaluate_detection": (
+        ["--data_dir", "{}", "--annotations", "{}/a.json", "--output", "{}/a.json"],
+        "a.json",
+    ),
+    "feature_extraction.extract_features": (["--model", "x", "--image", "{}/photo.jpg", "--output", "{}/a"], "a.png"),
+    "feature_extraction.extract_features, tensors": (
+        ["--model", "x", "--image", "{}/photo.jpg", "--output", "{}/a"],
+        "a.safetensors",
+    ),
+    "feature_extraction.show_sampling_points": (
+        ["--model", "x", "--image", "{}/a.png", "--output", "{}/a.png"],
+        "a.png",
+    ),
+    "semantic_segmentation.coins": (["--output_dir", "{}"], "classes.json"),
+    "semantic_segmentation.coins, model": (["--output_dir", "{}", "--model", "x"], "predictions.png"),
+    "image_classification.photographs": (["--output_dir", "{}"], "validation/astronaut/0_0.png"),
+    "object_detection.photographs_with_objects": (["--output_dir", "{}"], "annotations.json"),
+    "object_detection.photographs_with_objects, model": (["--output_dir", "{}", "--model", "x"], "detections.png"),
+    "image_classification.classify_digits": (["--model", "{}"], "predictions.png"),
     "benchmark": (["--output", "{}/a.json"], "a.json"),
 }
 
@@ -108,11 +116,11 @@ def test_scripts_leave_other_files_alone(command, tmp_path, monkeypatch):
     for file in ("photo.jpg", name):
         (tmp_path / file).write_bytes(b"precious")
     script = command.split(",")[0]
-    needs_model = script in ("segment", "detect") or script.startswith("evaluate")
+    needs_model = script.split(".")[-1].startswith(("segment", "detect", "evaluate"))
     arguments = ["--model_name_or_path", "x"] * needs_model + [part.format(tmp_path) for part in arguments]
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(ValueError, match=f"{name} (exists, and is|is read, and would)"):
-        importlib.import_module(script).main()
+        importlib.import_module(f"examples.{script}").main()
     assert (tmp_path / name).read_bytes() == (tmp_path / "photo.jpg").read_bytes() == b"precious"
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Every command and every code block of the READMEs runs."""
 
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import (
+from PIL import Image
+from testing_utils import (
     MANIFESTS,
     REPOSITORY,
     original_state_dict,
@@ -21,11 +22,14 @@ from conftest import (
     write_official_checkpoint,
     write_without_data,
 )
-from PIL import Image
 from transformers import UperNetConfig, UperNetForSemanticSegmentation, pipeline
 
 import modeling_internimage
 from conversion.convert_internimage_to_hf import main
+from examples import benchmark
+from examples.image_classification import evaluate_accuracy
+from examples.object_detection import photographs_with_objects
+from examples.semantic_segmentation import coins
 from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
@@ -48,9 +52,9 @@ SHORT_JSON = {
 FOLDERS = {"train_dir": "images/train", "validation_dir": "images/validation"}
 # Metric, what is appended to commands, what replaces entries of JSON files.
 SHORT_TASKS = {
-    "run_image_classification.py": ("eval_accuracy", [], FOLDERS),
-    "run_semantic_segmentation.py": ("eval_mean_iou", ["--image_size", "64"], {}),
-    "run_object_detection.py": ("eval_bbox_map", ["--shortest_edge", "64"], {}),
+    "run_image_classification": ("eval_accuracy", [], FOLDERS),
+    "run_semantic_segmentation": ("eval_mean_iou", ["--image_size", "64"], {}),
+    "run_object_detection": ("eval_bbox_map", ["--shortest_edge", "64"], {}),
 }
 
 
@@ -135,9 +139,7 @@ def add_detection(folder: Path, images: list[Image.Image]):
     """What the commands for detection name: eight photographs, files in COCO's format, a data set, three models."""
     import datasets
 
-    sys.path.insert(0, str(REPOSITORY / "examples" / "object_detection"))
-    photographs = importlib.import_module("photographs_with_objects")
-    photographs.write_data_set(folder / "outputs" / "objects")
+    photographs_with_objects.write_data_set(folder / "outputs" / "objects")
     (folder / "scenes" / "images").mkdir()
     objects = {"bbox": [[10, 20, 100, 90], [60, 70, 200, 110]], "category": [0, 1]}
     for split, own in (("train", images[:4]), ("validation", images[4:8])):
@@ -161,7 +163,7 @@ def add_detection(folder: Path, images: list[Image.Image]):
     rows = {"image": images[:8], "objects": [objects] * 8}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "medical" / "train.parquet")
     for name, classes in (
-        ("outputs/objects_model", list(photographs.CATEGORIES)),
+        ("outputs/objects_model", list(photographs_with_objects.CATEGORIES)),
         ("outputs/my_detector", ["cup", "cat"]),
         ("mask_rcnn_internimage_t_fpn_1x_coco", ["cup", "cat", "dog"]),
     ):
@@ -183,8 +185,7 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
 
-    sys.path.insert(0, str(REPOSITORY / "examples" / "semantic_segmentation"))
-    importlib.import_module("coins").write_folders(folder / "outputs" / "coins")
+    coins.write_folders(folder / "outputs" / "coins")
     (folder / "classes.json").write_text('{"dark": [0, 0, 90], "bright": [255, 200, 0]}')
     for split in ("train", "validation"):
         for name in ("images", "maps"):
@@ -233,16 +234,14 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
     if words[0] == "export":
         return
     if words[-1].endswith("digits.json"):  # `make demo` runs it, at full length
-        assert "run_image_classification.py $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
+        assert "run_image_classification $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
         return
-    if words[:3] == ["accelerate", "launch", "examples/image_classification/evaluate_accuracy.py"]:  # ImageNet
-        monkeypatch.syspath_prepend(REPOSITORY / "examples" / "image_classification")
-        args = importlib.import_module("evaluate_accuracy").parse_arguments(words[3:])
-        assert (REPOSITORY / words[2]).is_file() and args.data_dir in ("imagenet/val", "inat2018/val")
+    if words[:4] == ["accelerate", "launch", "-m", "examples.image_classification.evaluate_accuracy"]:  # ImageNet
+        assert evaluate_accuracy.parse_arguments(words[4:]).data_dir in ("imagenet/val", "inat2018/val")
         return
     if words[:2] == ["accelerate", "launch"]:  # eight GPUs
         assert load_config_from_file(str(REPOSITORY / words[3])).num_processes == 8
-        assert all((REPOSITORY / word).is_file() for word in words[4:])
+        assert words[4] == "-m" and importlib.util.find_spec(words[5]) and (REPOSITORY / words[6]).is_file()
         return
     if words[:2] == ["pip", "install"]:
         options = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(workplace / "site")]
@@ -252,7 +251,7 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
         return
     assert words[0] == "python", f"unknown kind of command: {command}"
     words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
-    task = Path(words[1]).name
+    task = words[2].split(".")[-1] if words[1] == "-m" else None
     if task in SHORT_TASKS:
         if words[-1].endswith(".json"):
             arguments = json.loads((REPOSITORY / words[-1]).read_text())
@@ -284,7 +283,7 @@ def test_commands(command, workplace, official_checkpoint, original_checkpoint, 
 
 def test_digits_table(workplace):
     """The table of the demo says what the pipeline says."""
-    command = [sys.executable, "examples/image_classification/classify_digits.py", "--model", "outputs/digits"]
+    command = [sys.executable, "-m", "examples.image_classification.classify_digits", "--model", "outputs/digits"]
     output = subprocess.run([*command, "--count", "7"], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in output.splitlines() if ".png" in line and "_is_" in line]
     assert len(rows) == 7
@@ -300,7 +299,5 @@ def test_digits_table(workplace):
 
 @pytest.mark.parametrize("name", ["benchmark_cpu", "benchmark_cpu_kernel", "benchmark_cpu_kernel_epyc"])
 def test_benchmark_tables_are_the_recorded_ones(name):
-    sys.path.insert(0, str(REPOSITORY / "examples"))
-    benchmark = importlib.import_module("benchmark")
     result = json.loads((REPOSITORY / "examples" / "results" / f"{name}.json").read_text())
     assert benchmark.markdown_table(result) in (REPOSITORY / "README.md").read_text()

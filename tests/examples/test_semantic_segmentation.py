@@ -1,17 +1,15 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The training and the inference script for segmentation, end to end on small real images, and what they refuse."""
 
-import importlib
 import json
 import pickle
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, randomize, run_short_training
 from PIL import Image
+from testing_utils import REPOSITORY, randomize, run_short_training
 from torchvision import tv_tensors
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -23,14 +21,11 @@ from transformers import (
 )
 
 from conversion.checkpoints import CHECKPOINTS
+from examples.semantic_segmentation import coins, segment
+from examples.semantic_segmentation import run_semantic_segmentation as script
+from examples.semantic_segmentation import segmentation_data as data
 from modeling_internimage import InternImageForImageClassification, segment_image
 
-
-sys.path.insert(0, str(REPOSITORY / "examples" / "semantic_segmentation"))
-script = importlib.import_module("run_semantic_segmentation")
-segment = importlib.import_module("segment")
-coins = importlib.import_module("coins")
-data = importlib.import_module("segmentation_data")
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}'
 HEAD = '{"hidden_size": 8, "auxiliary_channels": 8}'

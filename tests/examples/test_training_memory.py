@@ -4,7 +4,7 @@
 import json
 
 import torch
-from conftest import REPOSITORY
+from testing_utils import REPOSITORY
 
 from examples.training_memory import markdown_table, measure, saved_bytes
 

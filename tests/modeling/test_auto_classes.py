@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import MANIFESTS, REDUCED_MODELS, randomize, write_official_checkpoint
 from PIL import Image
+from testing_utils import MANIFESTS, REDUCED_MODELS, randomize, write_official_checkpoint
 from transformers import (
     AutoConfig,
     AutoImageProcessor,

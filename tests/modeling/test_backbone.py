@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import randomize
+from testing_utils import randomize
 from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_internimage import InternImageBackbone

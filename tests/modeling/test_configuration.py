@@ -3,8 +3,8 @@ import random
 
 import pytest
 import torch
-from conftest import MANIFESTS, OFFICIAL_CONFIG
 from huggingface_hub.errors import StrictDataclassError
+from testing_utils import MANIFESTS, OFFICIAL_CONFIG
 from transformers import AutoConfig, BertConfig, ResNetConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 from transformers.utils import is_torchvision_available
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from testing_utils import GOLDEN
 
 from modeling_internimage import DCNv3
 

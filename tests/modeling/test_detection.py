@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, randomize
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from testing_utils import GOLDEN, randomize
 from torch import nn
 from transformers import (
     AutoModelForInstanceSegmentation,
@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessorPil
-from modeling_internimage.boxes import anchor_boxes, clip_boxes, decode_boxes, encode_boxes, paste_masks
-from modeling_internimage.loss_mask_rcnn import (
+from modeling_internimage.mask_rcnn.boxes import anchor_boxes, clip_boxes, decode_boxes, encode_boxes, paste_masks
+from modeling_internimage.mask_rcnn.loss_mask_rcnn import (
     BACKGROUND,
     IGNORED,
     SampledProposals,
@@ -34,7 +34,7 @@ from modeling_internimage.loss_mask_rcnn import (
     proposal_losses,
     sample_matches,
 )
-from modeling_internimage.modeling_mask_rcnn import MaskRCNNRoIAlign, logits_of_labels, select_detections
+from modeling_internimage.mask_rcnn.modeling_mask_rcnn import MaskRCNNRoIAlign, logits_of_labels, select_detections
 
 
 torchvision_ops = pytest.importorskip("torchvision.ops")  # without it there is no model
@@ -563,7 +563,7 @@ def test_stages_of_training(build, monkeypatch):
             super().__init__(config, stage, proposals, labels)
             stages.append((self, proposals))
 
-    monkeypatch.setattr("modeling_internimage.modeling_mask_rcnn.SampledProposals", Recorded)
+    monkeypatch.setattr("modeling_internimage.mask_rcnn.modeling_mask_rcnn.SampledProposals", Recorded)
     build("cascade").train()(torch.randn(2, 3, 64, 96), labels=example_labels())
     (first, _), (_, proposals) = stages
     assert first.is_object_box.tolist()[:2] == [True, True]
@@ -770,6 +770,6 @@ def test_export(build):
 
 
 def test_without_torchvision(monkeypatch):
-    monkeypatch.setattr("modeling_internimage.modeling_mask_rcnn.is_torchvision_available", lambda: False)
+    monkeypatch.setattr("modeling_internimage.mask_rcnn.modeling_mask_rcnn.is_torchvision_available", lambda: False)
     with pytest.raises(ImportError, match=r"needs torchvision.*pip install .modeling-internimage\[vision\]"):
         MaskRCNNForObjectDetection(MaskRCNNConfig())

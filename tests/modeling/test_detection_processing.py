@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from PIL import Image
+from testing_utils import GOLDEN
 from transformers import AutoImageProcessor
 from transformers.models.detr.image_processing_pil_detr import binary_mask_to_rle
 
 from modeling_internimage import MaskRCNNObjectDetectionOutput
 from modeling_internimage.coco_annotations import check_segmentation, decode_mask
-from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
+from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 
 
 BACKENDS = sorted(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)

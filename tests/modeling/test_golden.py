@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from golden_numbers import assert_full_size_model, assert_reduced_model, named_outputs
+from safetensors.torch import save_file
+from testing_utils import (
     FULLSIZE_MODELS,
     GOLDEN,
     MANIFESTS,
@@ -18,8 +20,6 @@ from conftest import (
     rename,
     write_official_checkpoint,
 )
-from golden_numbers import assert_full_size_model, assert_reduced_model, named_outputs
-from safetensors.torch import save_file
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
 

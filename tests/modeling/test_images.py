@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_internimage import segment_image
-from modeling_internimage.image_processing_mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
-from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.images import decode_image, eight_bit_image
+from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.resizing import target_size
+from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, randomize
+from testing_utils import REPOSITORY, randomize
 from torch import nn
 from transformers import AutoModel, ResNetConfig, ResNetModel, UperNetConfig, UperNetForSemanticSegmentation
 

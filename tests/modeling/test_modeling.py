@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize
 from safetensors.torch import load_file, save_file
+from testing_utils import randomize
 from transformers import ResNetConfig
 from transformers.utils import is_torchvision_available
 

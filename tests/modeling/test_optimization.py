@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import MANIFESTS, rename
+from testing_utils import MANIFESTS, rename
 from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_internimage import (
@@ -15,7 +15,7 @@ from modeling_internimage import (
     InternImageForImageClassification,
     create_parameter_groups,
 )
-from modeling_internimage.optimization import create_cosine_schedule, create_step_schedule
+from modeling_internimage.training.optimization import create_cosine_schedule, create_step_schedule
 
 
 MODELS = ["internimage_t_1k_224", "internimage_l_22kto1k_384", "internimage_h_22kto1k_640"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import GOLDEN, randomize
 from PIL import Image
+from testing_utils import GOLDEN, randomize
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -34,9 +34,9 @@ from modeling_internimage import (
     semantic_scores,
     window_scores,
 )
-from modeling_internimage.image_processing_segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.resizing import resize_bilinear
-from modeling_internimage.semantic_segmentation import _add_probabilities
+from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
+from modeling_internimage.segmentation.inference import _add_probabilities
 
 
 PREPROCESS = json.loads((GOLDEN / "segmentation" / "preprocess.json").read_text())["description"]
@@ -272,7 +272,7 @@ def test_memory_is_that_of_the_result(size, window, stride, options):
 @pytest.mark.parametrize("size", [(37, 50), (123, 77), (300, 8), (9, 200), (61, 90), (1, 1)], ids=str)
 def test_bands_of_rows(size, monkeypatch):
     """Also very small ones are parts of the whole: `interpolate` and softmax at once."""
-    monkeypatch.setattr("modeling_internimage.semantic_segmentation.MIN_BAND", 1)
+    monkeypatch.setattr("modeling_internimage.segmentation.inference.MIN_BAND", 1)
     scores = [4 * torch.randn(3, height, 50, generator=torch.Generator().manual_seed(height)) for height in (37, 100)]
     total, expected = None, 0
     for mirrored, score in enumerate(scores):

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
+from testing_utils import REPOSITORY
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import is_torchvision_available
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
-from modeling_internimage.training import InternImageTrainer, MixupCutmix, Recipe, WeightAverage
-from modeling_internimage.training_runs import (
+from modeling_internimage.training import InternImageTrainer, Recipe
+from modeling_internimage.training.augmentation import MixupCutmix
+from modeling_internimage.training.ema import WeightAverage
+from modeling_internimage.training.run_folder import (
     FolderLock,
     check_same_architecture,
     find_checkpoint,

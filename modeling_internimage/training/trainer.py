@@ -4,25 +4,23 @@
 import contextlib
 import math
 import os
-import random
 import shutil
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from .augmentation import MixupCutmix, SeededImages
+from .ema import WeightAverage
 from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parameter_groups, create_step_schedule
-from .training_runs import (
+from .run_folder import (
     AVERAGED_WEIGHTS_FOLDER,
     CheckpointFolder,
     FolderLock,
@@ -87,146 +85,6 @@ class Recipe:
                 "`lr_cosine` must be two numbers, the first and the lowest rate, and excludes `lr_milestones`; got "
                 f"{self.lr_cosine} and lr_milestones={self.lr_milestones}."
             )
-
-
-class WeightAverage:
-    """
-    Exponential moving average of a model's parameters and buffers (timm's `ModelEma` in the original). Sharded
-    parameters (`DTensor`, FSDP2) have sharded averages.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-            raise ValueError(
-                "DeepSpeed ZeRO-3 keeps parameters where they cannot be averaged: train without `ema_decay`, or "
-                "with FSDP or ZeRO-1."
-            )
-        self.model = model
-        self.decay = decay
-        # In float32 at least: DeepSpeed's bfloat16 weights would never move by a ten thousandth.
-        self.average = {
-            name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-            if tensor.is_floating_point()
-            else tensor.detach().clone()
-            for name, tensor in self._tensors()
-        }
-
-    def _tensors(self):
-        for module in self.model.modules():
-            if hasattr(module, "reshard"):  # FSDP2: the outermost keeps whole parameters after a forward pass
-                module.reshard()
-        yield from self.model.named_parameters()
-        yield from self.model.named_buffers()
-
-    @torch.no_grad()
-    def update(self):
-        for name, tensor in self._tensors():
-            if tensor.is_floating_point():
-                average = self.average[name]
-                average.lerp_(tensor.to(average.dtype), 1 - self.decay)
-            else:
-                self.average[name].copy_(tensor)
-
-    @contextlib.contextmanager
-    def applied(self):
-        """
-        The model has the averaged weights inside the `with` block, also if it is inside another one. Its own wait in
-        memory, about where the gradients were.
-        """
-        own = {name: tensor.detach().clone() for name, tensor in self._tensors()}
-        self._set(self.average)
-        try:
-            yield
-        finally:
-            self._set(own)
-
-    @torch.no_grad()
-    def _set(self, values: dict[str, torch.Tensor]):
-        for name, tensor in self._tensors():
-            tensor.data.copy_(values[name])
-
-    @torch.no_grad()
-    def load(self, folder: str):
-        """The average that a checkpoint holds, from a file of whole tensors."""
-        state_dict = load_file(os.path.join(folder, SAFE_WEIGHTS_NAME))
-        for name, tensor in self.average.items():
-            whole = state_dict[name.replace("_orig_mod.", "").removeprefix("module.")]
-            tensor.copy_(_like(whole, tensor))
-
-
-def _like(whole: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """`whole`, or this process's shard of it if `tensor` is sharded."""
-    if hasattr(tensor, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-    return whole
-
-
-class MixupCutmix:
-    """
-    A data collator that mixes the images of each training batch, and their labels into probabilities (torchvision's
-    `MixUp` and `CutMix`).
-
-    Args:
-        collate: The collator that makes `pixel_values` and integer `labels`.
-        num_labels: Number of classes.
-        mixup, cutmix: As in [`Recipe`].
-    """
-
-    def __init__(self, collate: Callable, num_labels: int, mixup: float, cutmix: float):
-        if not is_torchvision_available():
-            raise ImportError('`mixup` and `cutmix` need torchvision: pip install "modeling-internimage[vision]".')
-        from torchvision.transforms import v2
-
-        mixing = [v2.MixUp(alpha=mixup, num_classes=num_labels)] if mixup else []
-        mixing += [v2.CutMix(alpha=cutmix, num_classes=num_labels)] if cutmix else []
-        self.collate = collate
-        self.mix = v2.RandomChoice(mixing)
-
-    def __call__(self, examples: list) -> dict[str, torch.Tensor]:
-        batch = self.collate(examples)
-        # The same images are mixed in the same way whenever they come together: see `_SeededImages`.
-        pixels = batch["pixel_values"][..., ::8, ::8].double().numpy().tobytes()
-        with _random_numbers_of(zlib.crc32(batch["labels"].numpy().tobytes(), zlib.crc32(pixels))):
-            batch["pixel_values"], batch["labels"] = self.mix(batch["pixel_values"], batch["labels"])
-        return batch
-
-
-class _SeededImages(torch.utils.data.Dataset):
-    """
-    The images of `dataset`, with random augmentation that depends on nothing but seed, epoch and index: not on what
-    was drawn before, by whom, or how far ahead. So an interrupted run continues as if it had not been. `epoch` is a
-    tensor in shared memory, which workers that live longer than an epoch see change.
-    """
-
-    def __init__(self, dataset, seed: int, epoch: torch.Tensor):
-        self.dataset = dataset
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, idx):
-        seed = hash((self.seed, self.epoch.item(), idx)) % 2**32
-        with _random_numbers_of(seed):
-            return self.dataset[idx]
-
-
-@contextlib.contextmanager
-def _random_numbers_of(seed: int):
-    """All generators of the CPU start from `seed` inside the block, and go on as before after it."""
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.random.default_generator.manual_seed(seed)  # `torch.manual_seed` sets those of GPUs too
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            numpy.random.set_state(numpy_state)
 
 
 class _SetEpoch(TrainerCallback):
@@ -379,7 +237,7 @@ class InternImageTrainer(Trainer):
             num_labels = self.model.config.num_labels
             self.data_collator = MixupCutmix(collate, num_labels, self.recipe.mixup, self.recipe.cutmix)
         if dataset is not None and not isinstance(dataset, torch.utils.data.IterableDataset):
-            self.train_dataset = _SeededImages(dataset, self.args.seed, self._epoch)
+            self.train_dataset = SeededImages(dataset, self.args.seed, self._epoch)
         try:
             return super().get_train_dataloader()
         finally:

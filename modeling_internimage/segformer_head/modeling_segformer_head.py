@@ -13,8 +13,8 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .configuration_segformer_head import SegformerHeadConfig
-from .modeling_internimage import InternImageBatchNorm, check_pixel_values
 
 
 class SegformerHeadConvLayer(nn.Module):

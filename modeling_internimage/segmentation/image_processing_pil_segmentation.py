@@ -8,10 +8,9 @@ import torch
 from transformers import SegformerImageProcessorPil
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import is_torchvision_available
 
-from .images import EightBitImages
-from .resizing import resize_bilinear, target_size
+from ..images import EightBitImages
+from ..resizing import resize_bilinear, target_size
 
 
 class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -32,7 +31,7 @@ class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     window_stride: dict[str, int] | None
 
 
-class _OfficialSegmentationProcessing(EightBitImages):
+class InternImageSegmentationProcessing(EightBitImages):
     """What both backends have in common, on top of the image processor of SegFormer."""
 
     valid_kwargs = InternImageSegmentationImageProcessorKwargs
@@ -126,29 +125,5 @@ def _resize(image, size, size_divisor: int | None, is_map: bool):
     return image.numpy() if is_array else image
 
 
-class InternImageSegmentationImageProcessorPil(_OfficialSegmentationProcessing, SegformerImageProcessorPil):
+class InternImageSegmentationImageProcessorPil(InternImageSegmentationProcessing, SegformerImageProcessorPil):
     """As [`InternImageSegmentationImageProcessor`], without torchvision."""
-
-
-SEGMENTATION_IMAGE_PROCESSOR_CLASSES = {"pil": InternImageSegmentationImageProcessorPil}
-
-if is_torchvision_available():  # else importing the class warns
-    from transformers import SegformerImageProcessor
-
-    class InternImageSegmentationImageProcessor(_OfficialSegmentationProcessing, SegformerImageProcessor):
-        """
-        Preprocessing of the official segmentation models (`segmentation/configs` of the original): bilinear resizing
-        of bytes as OpenCV does it, keeping the proportions within `size` (`shortest_edge`, `longest_edge`), then to
-        multiples of `size_divisor` if given; ImageNet mean and standard deviation. Segmentation maps are resized to
-        the same size, taking the nearest pixel.
-
-        Images of a batch must have the same size after resizing; [`segment_image`] takes any.
-
-        Args:
-            size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`):
-                Or `height` and `width`.
-            size_divisor, do_reduce_labels, window_size, window_stride:
-                See [`InternImageSegmentationImageProcessorKwargs`].
-        """
-
-    SEGMENTATION_IMAGE_PROCESSOR_CLASSES["torchvision"] = InternImageSegmentationImageProcessor

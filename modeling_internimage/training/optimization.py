@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .configuration_internimage import InternImageConfig
+from ..configuration_internimage import InternImageConfig
 
 
 # Matched in our names; `offset` and `center_feature_scale_proj` in the original's.

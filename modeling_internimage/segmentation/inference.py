@@ -9,8 +9,8 @@ from huggingface_hub import get_session
 from torch import nn
 from transformers.image_utils import ImageInput, get_image_size, is_pil_image, to_numpy_array
 
-from .image_processing_segmentation import semantic_scores
-from .images import decode_image, eight_bit_image
+from ..images import decode_image, eight_bit_image
+from .image_processing_pil_segmentation import semantic_scores
 
 
 # Probabilities are computed in bands of rows: so many, or fewer if these were of less than so many numbers.

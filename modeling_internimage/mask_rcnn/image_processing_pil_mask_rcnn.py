@@ -12,12 +12,11 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import is_torchvision_available
 
+from ..coco_annotations import check_annotation, check_segmentation, decode_mask
+from ..images import EightBitImages
+from ..resizing import resize_bilinear, target_size
 from .boxes import paste_masks
-from .coco_annotations import check_annotation, check_segmentation, decode_mask
-from .images import EightBitImages
-from .resizing import resize_bilinear, target_size
 
 
 class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
@@ -33,7 +32,7 @@ class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
     category_ids: list[int] | None
 
 
-class _MaskRCNNProcessing(EightBitImages):
+class MaskRCNNProcessing(EightBitImages):
     """What both backends have in common."""
 
     valid_kwargs = MaskRCNNImageProcessorKwargs
@@ -315,28 +314,5 @@ def _labels(
     return labels
 
 
-class MaskRCNNImageProcessorPil(_MaskRCNNProcessing, PilBackend):
+class MaskRCNNImageProcessorPil(MaskRCNNProcessing, PilBackend):
     """As [`MaskRCNNImageProcessor`], without torchvision."""
-
-
-MASK_RCNN_IMAGE_PROCESSOR_CLASSES = {"pil": MaskRCNNImageProcessorPil}
-
-if is_torchvision_available():  # else importing the class warns
-    from transformers.image_processing_backends import TorchvisionBackend
-
-    class MaskRCNNImageProcessor(_MaskRCNNProcessing, TorchvisionBackend):
-        """
-        Preprocessing of the official detection models (`detection/configs` of the original): bilinear resizing of
-        bytes as OpenCV does it, keeping the proportions within `size` (`shortest_edge`, `longest_edge`); ImageNet mean
-        and standard deviation; then zeros at the right and at the bottom, up to the largest image of the batch and a
-        multiple of `size_divisor`. Annotations become labels, and outputs of the model detections.
-
-        Args:
-            size (`dict[str, int]` or `int`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
-                Or one of the two edges, with no limit for the other one; a number is `shortest_edge`. Or `height` and
-                `width`.
-            size_divisor, category_ids:
-                See [`MaskRCNNImageProcessorKwargs`].
-        """
-
-    MASK_RCNN_IMAGE_PROCESSOR_CLASSES["torchvision"] = MaskRCNNImageProcessor

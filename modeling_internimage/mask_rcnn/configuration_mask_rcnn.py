@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_internimage import InternImageConfig, check_num_labels, check_numbers
+from ..configuration_internimage import InternImageConfig, check_num_labels, check_numbers
 
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")

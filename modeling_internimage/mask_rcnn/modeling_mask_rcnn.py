@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_torchvision_available
 from transformers.utils.generic import can_return_tuple
 
+from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
 from .loss_mask_rcnn import (
@@ -27,7 +28,6 @@ from .loss_mask_rcnn import (
     offsets_of_class,
     proposal_losses,
 )
-from .modeling_internimage import InternImageBatchNorm, check_pixel_values
 
 
 if is_torchvision_available():

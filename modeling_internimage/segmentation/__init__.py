@@ -1,0 +1,14 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Semantic segmentation as the original evaluates it: image processing, windows and scales."""
+
+from transformers.utils import is_torchvision_available
+
+from .image_processing_pil_segmentation import InternImageSegmentationImageProcessorPil, semantic_scores
+from .inference import segment_image, window_scores
+
+
+SEGMENTATION_IMAGE_PROCESSOR_CLASSES = {"pil": InternImageSegmentationImageProcessorPil}
+if is_torchvision_available():
+    from .image_processing_segmentation import InternImageSegmentationImageProcessor
+
+    SEGMENTATION_IMAGE_PROCESSOR_CLASSES["torchvision"] = InternImageSegmentationImageProcessor

@@ -1,0 +1,84 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""Averaged weights."""
+
+import contextlib
+import os
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+
+class WeightAverage:
+    """
+    Exponential moving average of a model's parameters and buffers (timm's `ModelEma` in the original). Sharded
+    parameters (`DTensor`, FSDP2) have sharded averages.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise ValueError(
+                "DeepSpeed ZeRO-3 keeps parameters where they cannot be averaged: train without `ema_decay`, or "
+                "with FSDP or ZeRO-1."
+            )
+        self.model = model
+        self.decay = decay
+        # In float32 at least: DeepSpeed's bfloat16 weights would never move by a ten thousandth.
+        self.average = {
+            name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            if tensor.is_floating_point()
+            else tensor.detach().clone()
+            for name, tensor in self._tensors()
+        }
+
+    def _tensors(self):
+        for module in self.model.modules():
+            if hasattr(module, "reshard"):  # FSDP2: the outermost keeps whole parameters after a forward pass
+                module.reshard()
+        yield from self.model.named_parameters()
+        yield from self.model.named_buffers()
+
+    @torch.no_grad()
+    def update(self):
+        for name, tensor in self._tensors():
+            if tensor.is_floating_point():
+                average = self.average[name]
+                average.lerp_(tensor.to(average.dtype), 1 - self.decay)
+            else:
+                self.average[name].copy_(tensor)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """
+        The model has the averaged weights inside the `with` block, also if it is inside another one. Its own wait in
+        memory, about where the gradients were.
+        """
+        own = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]):
+        for name, tensor in self._tensors():
+            tensor.data.copy_(values[name])
+
+    @torch.no_grad()
+    def load(self, folder: str):
+        """The average that a checkpoint holds, from a file of whole tensors."""
+        state_dict = load_file(os.path.join(folder, SAFE_WEIGHTS_NAME))
+        for name, tensor in self.average.items():
+            whole = state_dict[name.replace("_orig_mod.", "").removeprefix("module.")]
+            tensor.copy_(_like(whole, tensor))
+
+
+def _like(whole: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`whole`, or this process's shard of it if `tensor` is sharded."""
+    if hasattr(tensor, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return whole
