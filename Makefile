@@ -7,7 +7,7 @@ RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 DIGITS := examples/image_classification
 
-.PHONY: demo test kernel test-kernel bench clean
+.PHONY: demo test test-slow kernel test-kernel bench clean
 
 demo: $(VENV)/installed
 	@echo "== 1/2 Fine-tuning a small InternImage on the 1,437 training digits of scikit-learn (about a minute on 2 cores)"
@@ -21,7 +21,11 @@ test: $(VENV)/installed
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@echo "== 2/2 Tests, without network"
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+test-slow: $(VENV)/installed
+	@echo "== The tests that \`make test\` leaves out"
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE) -m slow
 
 kernel: $(VENV)/installed
 	@echo "== Building the DCNv3 kernel for the CPU, and for CUDA where nvcc is installed"
