@@ -12,9 +12,9 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
 )
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
@@ -30,12 +30,8 @@ from .segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 def register_auto_classes():
     """
-    Register InternImage with `AutoConfig`, `AutoModel`, `AutoModelForImageClassification`, `AutoBackbone` and
-    `AutoImageProcessor`, the SegFormer head with `AutoConfig`, `AutoModelForSemanticSegmentation` and
-    `AutoImageProcessor`, Mask R-CNN with `AutoConfig`, `AutoModelForObjectDetection`,
-    `AutoModelForInstanceSegmentation`, `AutoModelForImageSegmentation` (which `pipeline` uses) and
-    `AutoImageProcessor`.
-    Importing the package does it; doing it again is harmless.
+    Register every model of this package, and its image processor, with the Auto classes that load it. Importing the
+    package calls this; calling it again is harmless.
     """
     AutoConfig.register(InternImageConfig.model_type, InternImageConfig, exist_ok=True)
     AutoModel.register(InternImageConfig, InternImageModel, exist_ok=True)
@@ -45,7 +41,7 @@ def register_auto_classes():
 
     AutoConfig.register(SegformerHeadConfig.model_type, SegformerHeadConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(SegformerHeadConfig, SegformerHeadForSemanticSegmentation, exist_ok=True)
-    # (Models of transformers with an InternImage in them, as UperNet, find this image processor by its name.)
+    # UperNet and Mask2Former find this image processor by the name in their preprocessor_config.json.
     AutoImageProcessor.register(
         SegformerHeadConfig, image_processor_classes=SEGMENTATION_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
@@ -57,15 +53,18 @@ def register_auto_classes():
         MaskRCNNConfig, image_processor_classes=MASK_RCNN_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
 
-    # The pipelines for detection and segmentation log an error for classes whose names are not in these dictionaries:
-    # they copy them, and the copies do not have what `register` has added.
-    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MaskRCNNConfig.model_type] = MaskRCNNForObjectDetection.__name__
-    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES[MaskRCNNConfig.model_type] = MaskRCNNForObjectDetection.__name__
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[SegformerHeadConfig.model_type] = (
-        SegformerHeadForSemanticSegmentation.__name__
-    )
-    # Models that `pipeline` finds only through the architecture in their configuration fail in transformers 5.22. (By
-    # name, not by `register`, which would import the model.)
-    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault("mask2former", "Mask2FormerForUniversalSegmentation")
-    if InternImageConfig.model_type not in Mask2FormerConfig.backbones_supported:  # else it warns
-        Mask2FormerConfig.backbones_supported = [*Mask2FormerConfig.backbones_supported, InternImageConfig.model_type]
+    # transformers 5.22 loads Mask2Former by the Auto classes for universal segmentation, but not by `pipeline`.
+    AutoModelForImageSegmentation.register(Mask2FormerConfig, Mask2FormerForUniversalSegmentation, exist_ok=True)
+    _tell_pipelines()
+
+
+def _tell_pipelines():
+    """
+    Add our model types to the names of supported models. The pipelines for detection and segmentation compare class
+    names with these dictionaries, not with what `register` adds, and log an error for every other class. There is no
+    public way to extend them (`Pipeline.check_model_type`, transformers 5.20 to 5.24).
+    """
+    detector, segmenter = MaskRCNNForObjectDetection.__name__, SegformerHeadForSemanticSegmentation.__name__
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MaskRCNNConfig.model_type] = detector
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES[MaskRCNNConfig.model_type] = detector
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[SegformerHeadConfig.model_type] = segmenter

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForImageClassification,
     pipeline,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 import modeling_internimage
@@ -202,6 +203,18 @@ def test_image_segmentation_pipeline(source, tiny_config, image_files, tmp_path,
         config.id2label[label] for label in expected.unique().tolist()
     }
     assert "not supported" not in caplog.text
+
+
+def test_pipelines_still_have_to_be_told(tiny_config, caplog, monkeypatch):
+    """When this fails, `auto_registration._tell_pipelines` can go."""
+    config = modeling_internimage.SegformerHeadConfig(backbone_config=tiny_config(), hidden_size=8)
+    arguments = {
+        "model": modeling_internimage.SegformerHeadForSemanticSegmentation(config),
+        "image_processor": modeling_internimage.InternImageSegmentationImageProcessorPil(),
+    }
+    monkeypatch.delitem(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, config.model_type)
+    pipeline("image-segmentation", **arguments)
+    assert "not supported" in caplog.text
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

@@ -414,11 +414,6 @@ def test_segformer_head_on_another_backbone():
     assert model(torch.randn(1, 3, 64, 96)).logits.shape == (1, 3, 64, 96)
 
 
-def test_mask2former_knows_the_backbone():
-    """Else its configuration warns."""
-    assert {"internimage", "swin"} <= set(Mask2FormerConfig.backbones_supported)
-
-
 def test_upernet_trains_with_its_auxiliary_head(tiny_config):
     backbone_config = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
     model = UperNetForSemanticSegmentation(
