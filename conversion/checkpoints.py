@@ -82,10 +82,10 @@ _NARROW_MASK2FORMER = {"feature_size": 256, "mask_feature_size": 256, "hidden_di
 
 # Arguments of the configuration of each two-stage detector, with the settings of their training.
 _CASCADE = {
-    "box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
+    "bbox_reg_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
     "stage_positive_ious": [0.5, 0.6, 0.7],
     "stage_loss_weights": [1, 0.5, 0.25],
-    "match_low_quality": False,
+    "allow_low_quality_matches": False,
     "num_train_proposals": 2000,
     "rpn_outside_anchors": False,
     "rpn_box_loss": "smooth_l1",

@@ -81,12 +81,12 @@ MASK2FORMER_KEY_MAPPING = {
 MASK_RCNN_KEY_MAPPING = {
     r"^neck\.lateral_convs\.(\d)\.conv\.": r"neck.lateral_convolutions.\1.",
     r"^neck\.fpn_convs\.(\d)\.conv\.": r"neck.output_convolutions.\1.",
-    r"^rpn_head\.rpn_conv\.": "rpn.convolution.",
-    r"^rpn_head\.rpn_cls\.": "rpn.classifier.",
-    r"^rpn_head\.rpn_reg\.": "rpn.box_regressor.",
+    r"^rpn_head\.rpn_conv\.": "rpn.head.convolution.",
+    r"^rpn_head\.rpn_cls\.": "rpn.head.classifier.",
+    r"^rpn_head\.rpn_reg\.": "rpn.head.box_regressor.",
     r"^roi_head\.(bbox|mask)_head\.(?!\d)": r"roi_head.\1_head.0.",  # one stage has no number
-    r"^roi_head\.bbox_head\.": "box_heads.",
-    r"^roi_head\.mask_head\.": "mask_heads.",
+    r"^roi_head\.bbox_head\.": "roi_heads.box_heads.",
+    r"^roi_head\.mask_head\.": "roi_heads.mask_heads.",
     r"\.shared_convs\.(\d)\.conv\.": r".conv_layers.\1.convolution.",
     r"\.shared_convs\.(\d)\.bn\.": r".conv_layers.\1.batch_norm.",
     r"\.shared_fcs\.(\d)\.": r".fc_layers.\1.",
@@ -109,11 +109,12 @@ def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Ten
     """
     feature_maps = model.neck(model.backbone(pixel_values).feature_maps)
     regions = torch.tensor([[0.0, 8.0, 4.0, 8.0 + side, 4.0 + side] for side in (20, 60, 120, 200)])
-    outputs = [level for levels in model.rpn(feature_maps) for level in levels]
-    for box_head in model.box_heads:
-        outputs += box_head(model.box_roi_align(feature_maps, regions))
+    outputs = [level for levels in model.rpn.head(feature_maps) for level in levels]
+    heads = model.roi_heads
+    for box_head in heads.box_heads:
+        outputs += box_head(heads.box_roi_align(feature_maps, regions))
     if model.config.use_mask_head:
-        outputs += [mask_head(model.mask_roi_align(feature_maps, regions)) for mask_head in model.mask_heads]
+        outputs += [mask_head(heads.mask_roi_align(feature_maps, regions)) for mask_head in heads.mask_heads]
     return torch.cat([output.flatten() for output in outputs])[None]
 
 

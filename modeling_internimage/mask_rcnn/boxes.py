@@ -32,25 +32,25 @@ def anchor_boxes(
 
 
 def encode_boxes(boxes: torch.Tensor, targets: torch.Tensor, stds: list[float]) -> torch.Tensor:
-    """Offsets (dx, dy, log width, log height, divided by `stds`) that turn `boxes` into `targets`, both (n, 4)."""
+    """Deltas (dx, dy, log width, log height, divided by `stds`) that turn `boxes` into `targets`, both (n, 4)."""
     sizes, target_sizes = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shifts = (targets[:, :2] + targets[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
-    offsets = torch.cat((shifts / sizes, (target_sizes / sizes).log()), dim=1)
+    deltas = torch.cat((shifts / sizes, (target_sizes / sizes).log()), dim=1)
     if set(stds) == {1.0}:  # no need to wait for a copy to the device
-        return offsets
-    return offsets / offsets.new_tensor(stds)
+        return deltas
+    return deltas / deltas.new_tensor(stds)
 
 
-def decode_boxes(boxes: torch.Tensor, offsets: torch.Tensor, stds: list[float] | None = None) -> torch.Tensor:
+def decode_boxes(boxes: torch.Tensor, deltas: torch.Tensor, stds: list[float] | None = None) -> torch.Tensor:
     """
-    The inverse of [`encode_boxes`] (`DeltaXYWHBBoxCoder` of mmdetection), for `boxes` (..., 4) and `offsets` (..., 4)
+    The inverse of [`encode_boxes`] (`DeltaXYWHBBoxCoder` of mmdetection), for `boxes` (..., 4) and `deltas` (..., 4)
     that broadcast. Without `stds` they are 1.
     """
     if stds is not None:
-        offsets = offsets * offsets.new_tensor(stds)
+        deltas = deltas * deltas.new_tensor(stds)
     sizes = boxes[..., 2:] - boxes[..., :2]
-    centers = (boxes[..., :2] + boxes[..., 2:]) / 2 + offsets[..., :2] * sizes
-    half_sizes = sizes * offsets[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2 + deltas[..., :2] * sizes
+    half_sizes = sizes * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
     return torch.cat((centers - half_sizes, centers + half_sizes), dim=-1)
 
 

@@ -19,11 +19,11 @@ RANGES = {
     "feature_strides": (1, 65536), "hidden_size": WIDTH, "anchor_scale": (1e-3, 1e5), "anchor_ratios": (1e-3, 1e3),
     "num_proposals": NUMBER, "num_proposals_per_level": NUMBER, "num_train_proposals": NUMBER,
     "num_train_proposals_per_level": NUMBER, "proposal_nms_threshold": FRACTION, "box_head_num_conv_layers": LAYERS,
-    "box_head_num_fc_layers": LAYERS, "box_head_hidden_size": WIDTH, "box_roi_size": SIZE, "box_stds": (1e-6, 1e3),
-    "mask_head_num_layers": LAYERS, "mask_roi_size": SIZE, "score_threshold": FRACTION, "nms_threshold": FRACTION,
-    "max_detections": NUMBER, "rpn_positive_iou": FRACTION, "rpn_negative_iou": FRACTION, "rpn_num_samples": NUMBER,
-    "rpn_smooth_l1_beta": WEIGHT, "stage_positive_ious": FRACTION, "roi_num_samples": NUMBER,
-    "smooth_l1_beta": WEIGHT, "box_loss_weight": WEIGHT, "stage_loss_weights": WEIGHT,
+    "box_head_num_fc_layers": LAYERS, "box_head_hidden_size": WIDTH, "box_roi_size": SIZE,
+    "bbox_reg_stds": (1e-6, 1e3), "mask_head_num_layers": LAYERS, "mask_roi_size": SIZE, "score_threshold": FRACTION,
+    "nms_threshold": FRACTION, "max_detections": NUMBER, "rpn_positive_iou": FRACTION, "rpn_negative_iou": FRACTION,
+    "rpn_num_samples": NUMBER, "rpn_smooth_l1_beta": WEIGHT, "stage_positive_ious": FRACTION,
+    "roi_num_samples": NUMBER, "smooth_l1_beta": WEIGHT, "box_loss_weight": WEIGHT, "stage_loss_weights": WEIGHT,
 }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ RANGES = {
 class MaskRCNNConfig(PreTrainedConfig):
     r"""
     Configuration of [`MaskRCNNForObjectDetection`]. The defaults are the official Mask R-CNN models; a cascade has
-    several entries in `box_stds`, `stage_positive_ious` and `stage_loss_weights`, one per stage of refinement.
+    several entries in `bbox_reg_stds`, `stage_positive_ious` and `stage_loss_weights`, one per stage of refinement.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -66,8 +66,9 @@ class MaskRCNNConfig(PreTrainedConfig):
             Height and width of the features cut out for a box head.
         class_agnostic_boxes (`bool`, *optional*, defaults to `False`):
             Whether a box head predicts one box for all classes instead of one for each.
-        box_stds (`list[list[float]]`, *optional*, defaults to `[[0.1, 0.1, 0.2, 0.2]]`):
-            For each stage, what the predicted offsets (dx, dy, log width, log height) are multiplied with.
+        bbox_reg_stds (`list[list[float]]`, *optional*, defaults to `[[0.1, 0.1, 0.2, 0.2]]`):
+            For each stage, the standard deviations of the deltas (dx, dy, log width, log height): the predictions are
+            multiplied by them.
         use_mask_head (`bool`, *optional*, defaults to `True`):
             Whether masks are predicted, with a mask head for each stage.
         mask_head_num_layers (`int`, *optional*, defaults to 4):
@@ -89,19 +90,19 @@ class MaskRCNNConfig(PreTrainedConfig):
         rpn_outside_anchors (`bool`, *optional*, defaults to `True`):
             Whether anchors that reach beyond the image are trained.
         rpn_box_loss (`str`, *optional*, defaults to `"l1"`):
-            `"l1"` or `"smooth_l1"`, on offsets.
+            `"l1"` or `"smooth_l1"`, on deltas.
         rpn_smooth_l1_beta (`float`, *optional*, defaults to 1/9):
             Difference below which that loss is quadratic.
         stage_positive_ious (`list[float]`, *optional*, defaults to `[0.5]`):
             For each stage, the overlap from which a proposal is trained as the object it overlaps most. Below, it is
             background.
-        match_low_quality (`bool`, *optional*, defaults to `True`):
+        allow_low_quality_matches (`bool`, *optional*, defaults to `True`):
             Whether a proposal that overlaps an object most of all proposals, and enough, is always trained as that
             object, even if it overlaps another one more. (The anchors of the region proposal network always are.)
         roi_num_samples (`int`, *optional*, defaults to 512):
             Proposals of an image that the loss looks at, at most a quarter of them objects.
         box_loss (`str`, *optional*, defaults to `"l1"`):
-            `"l1"` or `"smooth_l1"`, on offsets, or `"giou"`, on boxes.
+            `"l1"` or `"smooth_l1"`, on deltas, or `"giou"`, on boxes.
         smooth_l1_beta (`float`, *optional*, defaults to 1.0):
             Difference below which that loss is quadratic.
         box_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -120,6 +121,8 @@ class MaskRCNNConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mask_rcnn"
+    # Names in configurations that were saved by earlier versions.
+    attribute_map = {"box_stds": "bbox_reg_stds", "match_low_quality": "allow_low_quality_matches"}
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -143,7 +146,7 @@ class MaskRCNNConfig(PreTrainedConfig):
     box_head_hidden_size: int = 1024
     box_roi_size: int = 7
     class_agnostic_boxes: bool = False
-    box_stds: list[Numbers] | tuple[Numbers, ...] = field(default_factory=lambda: [[0.1, 0.1, 0.2, 0.2]])
+    bbox_reg_stds: list[Numbers] | tuple[Numbers, ...] = field(default_factory=lambda: [[0.1, 0.1, 0.2, 0.2]])
     use_mask_head: bool = True
     mask_head_num_layers: int = 4
     mask_roi_size: int = 14
@@ -157,7 +160,7 @@ class MaskRCNNConfig(PreTrainedConfig):
     rpn_box_loss: str = "l1"
     rpn_smooth_l1_beta: float | int = 1 / 9
     stage_positive_ious: Numbers = field(default_factory=lambda: [0.5])
-    match_low_quality: bool = True
+    allow_low_quality_matches: bool = True
     roi_num_samples: int = 512
     box_loss: str = "l1"
     smooth_l1_beta: float | int = 1.0
@@ -165,9 +168,11 @@ class MaskRCNNConfig(PreTrainedConfig):
     stage_loss_weights: Numbers = field(default_factory=lambda: [1.0])
 
     def __post_init__(self, **kwargs):
+        for earlier_name in self.attribute_map.keys() & kwargs.keys():
+            setattr(self, earlier_name, kwargs.pop(earlier_name))
         for name in ("feature_strides", "anchor_ratios", "stage_positive_ious", "stage_loss_weights"):
             setattr(self, name, list(getattr(self, name)))
-        self.box_stds = [list(stds) for stds in self.box_stds]
+        self.bbox_reg_stds = [list(stds) for stds in self.bbox_reg_stds]
         check_num_labels(kwargs.get("num_labels", 2))
         super().__post_init__(**kwargs)
 
@@ -175,13 +180,13 @@ class MaskRCNNConfig(PreTrainedConfig):
         """Raise a `ValueError` for combinations that cannot be built."""
         super().validate_architecture()
         check_numbers(vars(self), RANGES)
-        if not len(self.box_stds) == len(self.stage_positive_ious) == len(self.stage_loss_weights) > 0:
+        if not len(self.bbox_reg_stds) == len(self.stage_positive_ious) == len(self.stage_loss_weights) > 0:
             raise ValueError(
-                "`box_stds`, `stage_positive_ious` and `stage_loss_weights` must have one entry per stage of "
-                f"refinement, got {self.box_stds}, {self.stage_positive_ious} and {self.stage_loss_weights}."
+                "`bbox_reg_stds`, `stage_positive_ious` and `stage_loss_weights` must have one entry per stage of "
+                f"refinement, got {self.bbox_reg_stds}, {self.stage_positive_ious} and {self.stage_loss_weights}."
             )
-        if any(len(stds) != 4 for stds in self.box_stds):
-            raise ValueError(f"`box_stds` must have four numbers for each stage, got {self.box_stds}.")
+        if any(len(stds) != 4 for stds in self.bbox_reg_stds):
+            raise ValueError(f"`bbox_reg_stds` must have four numbers for each stage, got {self.bbox_reg_stds}.")
         if self.rpn_negative_iou > self.rpn_positive_iou:
             raise ValueError(
                 "An anchor cannot be background and an object: `rpn_negative_iou` must be at most `rpn_positive_iou`, "

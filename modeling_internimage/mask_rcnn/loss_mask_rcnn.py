@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Training of the two-stage detectors: which labels are refused, what each anchor and proposal should have predicted
+Training of the two-stage detectors: checks of the labels, assignment of objects to anchors and proposals
 (`MaxIoUAssigner` and `RandomSampler` of mmdetection), and the losses.
 """
 
@@ -9,36 +9,54 @@ from torch import nn
 from transformers.image_transforms import center_to_corners_format
 from transformers.utils import is_torchvision_available
 
-from .boxes import decode_boxes, encode_boxes
+from .boxes import clip_boxes, decode_boxes, encode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
 
 
 if is_torchvision_available():
-    from torchvision.ops import box_iou, roi_align
+    from torchvision.ops import box_iou, generalized_box_iou_loss, roi_align
 
 BACKGROUND = -1
 IGNORED = -2
-# How far boxes may reach beyond the image, in its widths and heights: rounding, also that of half precision.
+# Boxes may reach this fraction of the image beyond it, because of rounding in half precision.
 BOX_TOLERANCE = 0.01
 
 
-def check_labels(
+def prepare_targets(
     config: MaskRCNNConfig,
     labels: list[dict[str, torch.Tensor]],
     image_sizes: torch.Tensor,
     padded_size: tuple[int, int],
-):
+) -> list[dict[str, torch.Tensor]]:
     """
-    Raise a `ValueError` for labels that do not fit each other, the images or the model.
+    Labels with boxes (left, top, right, bottom) in pixels, without empty boxes.
 
     Args:
         labels (`list[dict[str, torch.Tensor]]`):
-            Of the model.
+            As in [`MaskRCNNForObjectDetection.forward`].
         image_sizes (`torch.Tensor` of shape `(batch_size, 2)`):
             Height and width of each image without padding.
         padded_size (`tuple[int, int]`):
-            Height and width with it.
+            Height and width of the batch.
+
+    Raises:
+        `ValueError`: if labels do not fit each other, the images or the model.
     """
+    _check_labels(config, labels, image_sizes, padded_size)
+    targets = []
+    for label, size in zip(labels, image_sizes):
+        boxes = label["boxes"].reshape(-1, 4)
+        boxes = center_to_corners_format(boxes.to(torch.promote_types(boxes.dtype, torch.float32)))
+        boxes = clip_boxes(boxes * size.flip(0).repeat(2), size)
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        target = {"class_labels": label["class_labels"][kept], "boxes": boxes[kept]}
+        if config.use_mask_head:
+            target["masks"] = label["masks"][kept]
+        targets.append(target)
+    return targets
+
+
+def _check_labels(config: MaskRCNNConfig, labels, image_sizes: torch.Tensor, padded_size: tuple[int, int]):
     if len(labels) != len(image_sizes):
         raise ValueError(f"`labels` must have an entry for each of the {len(image_sizes)} images: {len(labels)}.")
     if len(labels) == 0:
@@ -61,7 +79,7 @@ def check_labels(
                 f"`pixel_values`, or {shapes[1]} without padding, got {tuple(label['masks'].shape)}. The image "
                 "processor makes such masks of `annotations`, and `pixel_mask`, which says what is padding."
             )
-    # What is in the tensors, of all images at once: on an accelerator, looking waits for it.
+    # One look at the values of all images: each look makes the CPU wait for an accelerator.
     classes = torch.cat([label["class_labels"] for label in labels])
     boxes = torch.cat([label["boxes"].reshape(-1, 4) for label in labels]).float()
     corners = center_to_corners_format(boxes)
@@ -83,10 +101,14 @@ def check_labels(
 
 
 def match_boxes(
-    boxes: torch.Tensor, targets: torch.Tensor, positive_iou: float, negative_iou: float, match_low_quality: bool
+    boxes: torch.Tensor,
+    targets: torch.Tensor,
+    positive_iou: float,
+    negative_iou: float,
+    allow_low_quality_matches: bool,
 ) -> torch.Tensor:
     """
-    The target that each box should become.
+    The target assigned to each box. (torchvision's `Matcher` is not public and breaks ties differently.)
 
     Args:
         boxes (`torch.Tensor` of shape `(n, 4)`):
@@ -97,7 +119,7 @@ def match_boxes(
             A box gets the target it overlaps most if their intersection over union is at least that.
         negative_iou (`float`):
             A box that overlaps every target less than that is background. In between, it is ignored.
-        match_low_quality (`bool`):
+        allow_low_quality_matches (`bool`):
             Every target also gets the boxes that overlap it most, if that is at least `negative_iou`, whatever else
             they overlap; the last target if there are several.
 
@@ -109,7 +131,7 @@ def match_boxes(
     overlaps = box_iou(targets, boxes)  # (m, n)
     best, matches = overlaps.max(dim=0)
     matches = torch.where(best >= positive_iou, matches, torch.where(best < negative_iou, BACKGROUND, IGNORED))
-    if match_low_quality:
+    if allow_low_quality_matches:
         best_of_target = overlaps.amax(dim=1, keepdim=True)
         is_best = (overlaps == best_of_target) & (best_of_target >= negative_iou)
         order = torch.arange(1, len(targets) + 1, device=boxes.device)[:, None]
@@ -135,57 +157,40 @@ def _choose(indices: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def box_loss(predicted: torch.Tensor, targets: torch.Tensor, kind: str, beta: float) -> torch.Tensor:
-    """Sum over boxes (n, 4): of offsets for `"l1"` and `"smooth_l1"`, of corners for `"giou"`."""
+    """Sum over boxes (n, 4), which are deltas for `"l1"` and `"smooth_l1"`, corners for `"giou"`."""
     if kind == "l1":
         return nn.functional.l1_loss(predicted, targets, reduction="sum")
     if kind == "smooth_l1":
         return nn.functional.smooth_l1_loss(predicted, targets, reduction="sum", beta=beta)
-    return giou_loss(predicted, targets).sum()
+    return generalized_box_iou_loss(predicted, targets, reduction="sum", eps=1e-6)
 
 
-def giou_loss(predicted: torch.Tensor, targets: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """
-    1 - generalised intersection over union (https://arxiv.org/abs/1902.09630) of boxes (n, 4) in pairs. Areas are at
-    least `eps`.
-    """
-
-    def area(top_left, bottom_right):
-        return (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-
-    corners = predicted.split(2, dim=-1), targets.split(2, dim=-1)
-    (start, end), (target_start, target_end) = corners
-    intersection = area(torch.maximum(start, target_start), torch.minimum(end, target_end))
-    union = ((end - start).prod(dim=-1) + (target_end - target_start).prod(dim=-1) - intersection).clamp(min=eps)
-    hull = area(torch.minimum(start, target_start), torch.maximum(end, target_end)).clamp(min=eps)
-    return 1 - intersection / union + (hull - union) / hull
-
-
-def proposal_losses(
+def rpn_losses(
     config: MaskRCNNConfig,
     logits: torch.Tensor,
-    offsets: torch.Tensor,
+    deltas: torch.Tensor,
     anchors: torch.Tensor,
     trained: torch.Tensor,
-    boxes: list[torch.Tensor],
+    targets: list[dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     """
     Losses of the region proposal network: binary cross-entropy of sampled anchors, box loss of those that are objects,
     both divided by the number of samples.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_anchors)`), offsets (`(batch_size, num_anchors, 4)`):
+        logits (`torch.Tensor` of shape `(batch_size, num_anchors)`), deltas (`(batch_size, num_anchors, 4)`):
             Of the network.
         anchors (`torch.Tensor` of shape `(num_anchors, 4)`):
             In pixels.
         trained (`torch.Tensor` of shape `(batch_size, num_anchors)`):
-            Which anchors are looked at.
-        boxes (`list[torch.Tensor]` of shape `(num_objects, 4)` each):
-            Of the objects in each image.
+            Mask of the anchors that may be sampled.
+        targets (`list[dict[str, torch.Tensor]]`):
+            Of [`prepare_targets`].
     """
     classification, regression, num_samples = [], [], 0
-    for idx, targets in enumerate(boxes):
-        candidates = trained[idx].nonzero()[:, 0]
-        matches = match_boxes(anchors[candidates], targets, config.rpn_positive_iou, config.rpn_negative_iou, True)
+    for idx, target in enumerate(targets):
+        boxes, candidates = target["boxes"], trained[idx].nonzero()[:, 0]
+        matches = match_boxes(anchors[candidates], boxes, config.rpn_positive_iou, config.rpn_negative_iou, True)
         positive, negative = sample_matches(matches, config.rpn_num_samples, 0.5)
         num_samples += max(len(positive), 1) + max(len(negative), 1)
         sampled = candidates[torch.cat((positive, negative))]
@@ -194,9 +199,9 @@ def proposal_losses(
             nn.functional.binary_cross_entropy_with_logits(logits[idx, sampled], is_object, reduction="sum")
         )
         positive_anchors = candidates[positive]
-        target_offsets = encode_boxes(anchors[positive_anchors], targets[matches[positive]], [1.0] * 4)
+        target_deltas = encode_boxes(anchors[positive_anchors], boxes[matches[positive]], [1.0] * 4)
         regression.append(
-            box_loss(offsets[idx, positive_anchors], target_offsets, config.rpn_box_loss, config.rpn_smooth_l1_beta)
+            box_loss(deltas[idx, positive_anchors], target_deltas, config.rpn_box_loss, config.rpn_smooth_l1_beta)
         )
     return {
         "loss_rpn_classification": torch.stack(classification).sum() / num_samples,
@@ -223,7 +228,7 @@ class SampledProposals:
         for idx, (boxes, label) in enumerate(zip(proposals, labels)):
             num_objects = len(label["boxes"])
             iou = config.stage_positive_ious[stage]
-            matches = match_boxes(boxes, label["boxes"], iou, iou, config.match_low_quality)
+            matches = match_boxes(boxes, label["boxes"], iou, iou, config.allow_low_quality_matches)
             matches = torch.cat((torch.arange(num_objects, device=matches.device), matches))
             boxes = torch.cat((label["boxes"], boxes))
             positive, negative = sample_matches(matches, config.roi_num_samples, 0.25)
@@ -238,8 +243,8 @@ class SampledProposals:
         self.objects, self.is_object_box = torch.cat(objects), torch.cat(added)
 
 
-def detection_losses(
-    config: MaskRCNNConfig, stage: int, sampled: SampledProposals, logits: torch.Tensor, offsets: torch.Tensor
+def box_head_losses(
+    config: MaskRCNNConfig, stage: int, sampled: SampledProposals, logits: torch.Tensor, deltas: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """
     Losses of a box head: cross-entropy of all sampled proposals, box loss of the objects, both divided by the number
@@ -248,13 +253,13 @@ def detection_losses(
     Args:
         logits (`torch.Tensor` of shape `(n, num_labels + 1)`):
             The last is background.
-        offsets (`torch.Tensor` of shape `(n, num_labels or 1, 4)`):
+        deltas (`torch.Tensor` of shape `(n, num_labels or 1, 4)`):
             Of the boxes, for each class or for all.
     """
     num_samples = max(len(sampled.labels), 1)
     positive = (sampled.objects >= 0).nonzero()[:, 0]
-    predicted = offsets_of_class(offsets[positive], sampled.labels[positive])
-    boxes, targets, stds = sampled.rois[positive, 1:], sampled.targets[positive], config.box_stds[stage]
+    predicted = deltas_of_class(deltas[positive], sampled.labels[positive])
+    boxes, targets, stds = sampled.rois[positive, 1:], sampled.targets[positive], config.bbox_reg_stds[stage]
     if config.box_loss == "giou":
         predicted = decode_boxes(boxes, predicted, stds)
     else:
@@ -267,11 +272,11 @@ def detection_losses(
     }
 
 
-def offsets_of_class(offsets: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of `offsets` (n, num_labels or 1, 4) those of the classes `labels` (n,): (n, 4)."""
-    if offsets.shape[1] == 1:
-        return offsets[:, 0]
-    return offsets[torch.arange(len(labels), device=labels.device), labels]
+def deltas_of_class(deltas: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Deltas (n, 4) for the classes `labels` (n,), from `deltas` (n, num_labels or 1, 4)."""
+    if deltas.shape[1] == 1:
+        return deltas[:, 0]
+    return deltas[torch.arange(len(labels), device=labels.device), labels]
 
 
 def mask_loss(

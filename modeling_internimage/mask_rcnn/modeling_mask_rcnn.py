@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
-from transformers.image_transforms import center_to_corners_format, corners_to_center_format
+from transformers.image_transforms import corners_to_center_format
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_torchvision_available
@@ -20,21 +20,21 @@ from transformers.utils.generic import can_return_tuple
 from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
-from .loss_mask_rcnn import (
-    SampledProposals,
-    check_labels,
-    detection_losses,
-    mask_loss,
-    offsets_of_class,
-    proposal_losses,
-)
+from .loss_mask_rcnn import SampledProposals, box_head_losses, deltas_of_class, mask_loss, prepare_targets, rpn_losses
 
 
 if is_torchvision_available():
     from torchvision.ops import batched_nms, roi_align
 
-# Side in pixels of a region, from whose double on it is cut out of the second feature map, and so on.
+# Regions with sides below twice this many pixels use the finest feature map; each doubling, the next coarser one.
 FINEST_REGION = 56
+
+# Parameter names of earlier versions of this model -> today's. No rule matches today's names.
+EARLIER_KEY_MAPPING = {
+    r"^rpn\.(convolution|classifier|box_regressor)\.": r"rpn.head.\1.",
+    r"^box_heads\.": "roi_heads.box_heads.",
+    r"^mask_heads\.": "roi_heads.mask_heads.",
+}
 
 
 @dataclass
@@ -80,7 +80,7 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
 
 
 class MaskRCNNFeaturePyramid(nn.Module):
-    """Adds to each feature map what the coarser ones know. (`FPN` of the original.)"""
+    """Top-down feature pyramid: each level adds the upsampled coarser one (`FPN` of the original)."""
 
     def __init__(self, config: MaskRCNNConfig, in_channels: list[int]):
         super().__init__()
@@ -93,7 +93,7 @@ class MaskRCNNFeaturePyramid(nn.Module):
         )
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        """(batch_size, channels, height, width) each, the finest first -> those of the pyramid, and one more."""
+        """Feature maps (batch_size, channels, height, width), finest first -> the pyramid and one coarser level."""
         maps = [convolution(feature_map) for convolution, feature_map in zip(self.lateral_convolutions, feature_maps)]
         for idx in range(len(maps) - 1, 0, -1):
             maps[idx - 1] = maps[idx - 1] + nn.functional.interpolate(maps[idx], size=maps[idx - 1].shape[2:])
@@ -101,8 +101,8 @@ class MaskRCNNFeaturePyramid(nn.Module):
         return [*maps, maps[-1][:, :, ::2, ::2]]
 
 
-class MaskRCNNRegionProposalNetwork(nn.Module):
-    """Says of each anchor whether it is an object, and how far off its box is. (`RPNHead` of the original.)"""
+class MaskRCNNRPNHead(nn.Module):
+    """Objectness and box deltas for every anchor (`RPNHead` of the original)."""
 
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()
@@ -112,22 +112,135 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
         self.classifier = nn.Conv2d(width, num_anchors, kernel_size=1)
         self.box_regressor = nn.Conv2d(width, 4 * num_anchors, kernel_size=1)
         for layer in (self.convolution, self.classifier, self.box_regressor):
-            layer.initial_std = 0.01
+            layer.initialization = 0.01
 
     def forward(self, feature_maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """For each map logits (batch_size, anchors, height, width) and offsets (batch_size, 4 * anchors, ...)."""
-        logits, offsets = [], []
+        """For each level, logits (batch_size, anchors, height, width) and deltas (batch_size, 4 * anchors, ...)."""
+        logits, deltas = [], []
         for feature_map in feature_maps:
             hidden_states = self.activation(self.convolution(feature_map))
             logits.append(self.classifier(hidden_states))
-            offsets.append(self.box_regressor(hidden_states))
-        return logits, offsets
+            deltas.append(self.box_regressor(hidden_states))
+        return logits, deltas
+
+
+class MaskRCNNRegionProposalNetwork(nn.Module):
+    """Proposals: the anchors that may be objects, moved onto them (https://arxiv.org/abs/1506.01497, section 3)."""
+
+    def __init__(self, config: MaskRCNNConfig):
+        super().__init__()
+        self.config = config
+        self.strides = [*config.feature_strides, 2 * config.feature_strides[-1]]
+        self.head = MaskRCNNRPNHead(config)
+
+    def forward(
+        self, feature_maps: list[torch.Tensor], image_sizes: torch.Tensor, targets: list[dict] | None = None
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        Args:
+            feature_maps (`list[torch.Tensor]`):
+                Levels of the pyramid, (batch_size, channels, height, width) each.
+            image_sizes (`torch.Tensor` of shape `(batch_size, 2)`):
+                Height and width of each image without padding.
+            targets (`list[dict[str, torch.Tensor]]`, *optional*):
+                Objects of each image, from `prepare_targets`.
+
+        Returns:
+            Proposals of each image, (n, 4) without gradient, the best first; and the losses, none without `targets`.
+        """
+        config, is_training = self.config, targets is not None
+        logits, deltas = self.predict(feature_maps)
+        anchors = self.anchors(feature_maps, logits[0].dtype)
+        losses = {}
+        if is_training:
+            trained = self.trained_anchors(feature_maps, anchors, image_sizes)
+            losses = rpn_losses(
+                config, torch.cat(logits, dim=1), torch.cat(deltas, dim=1), torch.cat(anchors), trained, targets
+            )
+        else:
+            _check_finite("proposals", feature_maps[0].dtype, *logits, *deltas)
+        proposals, _ = self.propose(
+            anchors,
+            logits,
+            deltas,
+            image_sizes,
+            config.num_train_proposals_per_level if is_training else config.num_proposals_per_level,
+            config.num_train_proposals if is_training else config.num_proposals,
+        )
+        return proposals, losses
+
+    def predict(self, feature_maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """For each level, logits (batch_size, n) and deltas (batch_size, n, 4) in the order of the anchors."""
+        logits, deltas = self.head(feature_maps)
+        dtype = _box_dtype(logits[0])
+        # (batch_size, anchors, height, width) -> (batch_size, height, width, anchors)
+        return [level.permute(0, 2, 3, 1).flatten(1).to(dtype) for level in logits], [
+            level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)).to(dtype) for level in deltas
+        ]
+
+    def anchors(self, feature_maps: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        """For each level, its anchors (n, 4)."""
+        scale, ratios = self.config.anchor_scale, self.config.anchor_ratios
+        return [
+            anchor_boxes(*feature_map.shape[2:], stride, scale, ratios, feature_map.device, dtype)
+            for feature_map, stride in zip(feature_maps, self.strides)
+        ]
+
+    def trained_anchors(
+        self, feature_maps: list[torch.Tensor], anchors: list[torch.Tensor], image_sizes: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Mask (batch_size, num_anchors) of the anchors that take part in the loss: those at positions inside the image,
+        padded to a multiple of the coarsest stride; without `rpn_outside_anchors`, only those that lie inside it.
+        """
+        divisor = self.config.feature_strides[-1]
+        padded = (image_sizes + divisor - 1) // divisor * divisor
+        trained = []
+        for feature_map, stride in zip(feature_maps, self.strides):
+            rows, columns = (
+                torch.arange(size, device=padded.device) * stride < padded[:, axis, None]
+                for axis, size in enumerate(feature_map.shape[2:])
+            )
+            positions = rows[:, :, None, None] & columns[:, None, :, None]
+            trained.append(positions.expand(-1, -1, -1, len(self.config.anchor_ratios)).flatten(1))
+        trained = torch.cat(trained, dim=1)
+        if not self.config.rpn_outside_anchors:
+            anchors, limits = torch.cat(anchors), image_sizes.flip(1)[:, None]
+            trained = trained & ((anchors[:, :2] >= 0) & (anchors[:, 2:] < limits)).all(dim=-1)
+        return trained
+
+    @torch.no_grad()
+    def propose(
+        self, anchors, logits, deltas, image_sizes: torch.Tensor, num_per_level: int, num_proposals: int
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """
+        For each image, boxes (n, 4) and scores (n,), the best first: the `num_per_level` best anchors of each level,
+        without empty boxes and those that overlap a better one of their level.
+        """
+        boxes, scores, levels = [], [], []
+        for level, own_anchors in enumerate(anchors):
+            level_scores = logits[level].sigmoid()
+            best_scores, best = level_scores.topk(min(num_per_level, level_scores.shape[1]))
+            best_deltas = deltas[level].gather(1, best[..., None].expand(-1, -1, 4))
+            boxes.append(decode_boxes(own_anchors[best], best_deltas))
+            scores.append(best_scores)
+            levels.append(torch.full_like(best, level))
+        boxes = clip_boxes(torch.cat(boxes, dim=1), image_sizes[:, None])
+        proposals, proposal_scores = [], []
+        for own_boxes, own_scores, own_levels in zip(boxes, torch.cat(scores, dim=1), torch.cat(levels, dim=1)):
+            kept = (own_boxes[:, 2:] > own_boxes[:, :2]).all(dim=1).nonzero()[:, 0]
+            own_boxes, own_scores = own_boxes[kept], own_scores[kept]
+            threshold = self.config.proposal_nms_threshold
+            kept = batched_nms(own_boxes, own_scores, own_levels[kept], threshold)[:num_proposals]
+            proposals.append(own_boxes[kept])
+            proposal_scores.append(own_scores[kept])
+        return proposals, proposal_scores
 
 
 class MaskRCNNRoIAlign(nn.Module):
     """
-    Cuts regions out of the feature map of their size. (`SingleRoIExtractor` of the original.) `roi_align` of
-    torchvision with `aligned=True` and `sampling_ratio=0`: as many samples as pixels.
+    RoIAlign on the feature map that fits the size of each region (`SingleRoIExtractor` of the original). torchvision's
+    `MultiScaleRoIAlign` is close, but chooses levels by another formula and has no `aligned=True`.
     """
 
     def __init__(self, config: MaskRCNNConfig, size: int):
@@ -136,7 +249,7 @@ class MaskRCNNRoIAlign(nn.Module):
         self.size = size
 
     def levels(self, rois: torch.Tensor) -> torch.Tensor:
-        """Index (n,) of the feature map that regions are cut out of."""
+        """Index (n,) of the feature map that each region is pooled from."""
         sides = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1).sqrt()
         levels = (sides / FINEST_REGION + 1e-6).log2().floor()
         return levels.clamp(0, len(self.feature_strides) - 1).long()
@@ -147,19 +260,19 @@ class MaskRCNNRoIAlign(nn.Module):
         regions = feature_maps[0].new_empty((len(rois), feature_maps[0].shape[1], self.size, self.size))
         for level, (feature_map, stride) in enumerate(zip(feature_maps, self.feature_strides)):
             own = (levels == level).nonzero()[:, 0]
-            # (It has no half precision on every device.)
+            # `roi_align` lacks half precision on some devices.
             aligned = roi_align(feature_map.to(rois.dtype), rois[own], self.size, 1 / stride, 0, aligned=True)
             regions[own] = aligned.to(regions.dtype)
         return regions
 
 
 class MaskRCNNConvLayer(nn.Module):
-    """3x3 convolution, batch normalisation, ReLU. (`ConvModule` of the original, with synchronised statistics.)"""
+    """3x3 convolution, batch normalisation, ReLU (`ConvModule` of the original, with synchronised statistics)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.convolution.kaiming_init = True
+        self.convolution.initialization = "kaiming"
         self.batch_norm = InternImageBatchNorm(channels)
         self.activation = nn.ReLU(inplace=True)
 
@@ -168,7 +281,7 @@ class MaskRCNNConvLayer(nn.Module):
 
 
 class MaskRCNNBoxHead(nn.Module):
-    """Class and box of a region. (`Shared2FCBBoxHead` and `ConvFCBBoxHead` of the original.)"""
+    """Class logits and box deltas of regions (`Shared2FCBBoxHead` and `ConvFCBBoxHead` of the original)."""
 
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()
@@ -184,11 +297,11 @@ class MaskRCNNBoxHead(nn.Module):
         out_features = width if len(self.fc_layers) else in_features
         self.classifier = nn.Linear(out_features, config.num_labels + 1)
         self.box_regressor = nn.Linear(out_features, 4 * (1 if config.class_agnostic_boxes else config.num_labels))
-        self.classifier.initial_std, self.box_regressor.initial_std = 0.01, 0.001
+        self.classifier.initialization, self.box_regressor.initialization = 0.01, 0.001
 
     def forward(self, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Regions (n, channels, size, size) -> logits (n, num_labels + 1), the last of background, and offsets
+        Regions (n, channels, size, size) -> logits (n, num_labels + 1), the last for background, and deltas
         (n, num_labels or 1, 4).
         """
         for layer in self.conv_layers:
@@ -200,7 +313,7 @@ class MaskRCNNBoxHead(nn.Module):
 
 
 class MaskRCNNMaskHead(nn.Module):
-    """Masks of a region, one for each class. (`FCNMaskHead` of the original.)"""
+    """Mask logits of regions, one mask for each class (`FCNMaskHead` of the original)."""
 
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()
@@ -212,7 +325,7 @@ class MaskRCNNMaskHead(nn.Module):
         self.activation = nn.ReLU(inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
         for layer in (*self.convolutions, self.upsample, self.classifier):
-            layer.kaiming_init = True
+            layer.initialization = "kaiming"
 
     def forward(self, regions: torch.Tensor) -> torch.Tensor:
         """Regions (n, channels, size, size) -> logits (n, num_labels, 2 * size, 2 * size)."""
@@ -221,14 +334,135 @@ class MaskRCNNMaskHead(nn.Module):
         return self.classifier(self.activation(self.upsample(regions)))
 
 
+class MaskRCNNRoIHeads(nn.Module):
+    """
+    Box heads, each of which refines the boxes of the one before (https://arxiv.org/abs/1906.09756), and mask heads
+    (`StandardRoIHead` and `CascadeRoIHead` of the original).
+    """
+
+    def __init__(self, config: MaskRCNNConfig):
+        super().__init__()
+        self.config = config
+        self.box_roi_align = MaskRCNNRoIAlign(config, config.box_roi_size)
+        self.box_heads = nn.ModuleList(MaskRCNNBoxHead(config) for _ in config.bbox_reg_stds)
+        if config.use_mask_head:
+            self.mask_roi_align = MaskRCNNRoIAlign(config, config.mask_roi_size)
+            self.mask_heads = nn.ModuleList(MaskRCNNMaskHead(config) for _ in config.bbox_reg_stds)
+
+    def forward(
+        self,
+        feature_maps: list[torch.Tensor],
+        image_sizes: torch.Tensor,
+        proposals: list[torch.Tensor],
+        targets: list[dict] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            feature_maps, image_sizes, targets:
+                As in [`MaskRCNNRegionProposalNetwork`].
+            proposals (`list[torch.Tensor]`):
+                Boxes (n, 4) for each image.
+
+        Returns:
+            The losses with `targets`, else the detections under the names of [`MaskRCNNObjectDetectionOutput`].
+        """
+        if targets is not None:
+            return self.losses(feature_maps, image_sizes, proposals, targets)
+        return self.detect(feature_maps, image_sizes, proposals)
+
+    def losses(self, feature_maps, image_sizes, proposals, targets) -> dict[str, torch.Tensor]:
+        """Losses of all stages. Each stage samples the regions that the one before has refined."""
+        losses = {}
+        for stage, box_head in enumerate(self.box_heads):
+            sampled = SampledProposals(self.config, stage, proposals, targets)
+            logits, deltas = box_head(self.box_roi_align(feature_maps, sampled.rois))
+            logits, deltas = logits.to(sampled.rois.dtype), deltas.to(sampled.rois.dtype)
+            losses |= box_head_losses(self.config, stage, sampled, logits, deltas)
+            if self.config.use_mask_head:
+                positive = sampled.rois[sampled.objects >= 0]
+                masks = self.mask_heads[stage](self.mask_roi_align(feature_maps, positive)).to(sampled.rois.dtype)
+                losses |= mask_loss(self.config, stage, sampled, masks, [target["masks"] for target in targets])
+            if stage + 1 < len(self.box_heads):
+                refined = self.refine(sampled.rois, logits, deltas, stage, image_sizes, sampled.labels).detach()
+                refined = refined[~sampled.is_object_box]
+                proposals = [refined[refined[:, 0] == idx, 1:] for idx in range(len(targets))]
+        return losses
+
+    def refine(self, rois, logits, deltas, stage: int, image_sizes, labels=None) -> torch.Tensor:
+        """
+        Regions (n, 5) moved by the deltas of a stage: those of the best class, or in training of the class in `labels`
+        (n,) unless that is background.
+        """
+        best = logits[:, :-1].argmax(dim=1)
+        labels = best if labels is None else torch.where(labels == self.config.num_labels, best, labels)
+        deltas = deltas_of_class(deltas, labels).to(rois.dtype)
+        boxes = decode_boxes(rois[:, 1:], deltas, self.config.bbox_reg_stds[stage])
+        return torch.cat((rois[:, :1], clip_boxes(boxes, image_sizes[rois[:, 0].long()])), dim=1)
+
+    def detect(self, feature_maps, image_sizes, proposals) -> dict[str, torch.Tensor]:
+        config, dtype = self.config, feature_maps[0].dtype
+        rois = _concatenate(proposals, image_sizes)
+        stages = []  # logits and deltas of each
+        for stage, box_head in enumerate(self.box_heads):
+            if stage > 0:
+                rois = self.refine(rois, *stages[-1], stage - 1, image_sizes)
+            stages.append(box_head(self.box_roi_align(feature_maps, rois)))
+        logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
+        probabilities = logits.softmax(dim=-1)[:, :-1]
+        _check_finite("detections", dtype, probabilities, *(deltas for _, deltas in stages))
+        boxes = decode_boxes(rois[:, None, 1:], stages[-1][1].to(rois.dtype), config.bbox_reg_stds[-1])
+        boxes = clip_boxes(boxes, image_sizes[rois[:, 0].long(), None])
+        boxes = boxes.expand(-1, config.num_labels, -1)
+        selected = [
+            select_detections(
+                boxes,
+                probabilities * (rois[:, :1] == idx),
+                config.score_threshold,
+                config.nms_threshold,
+                config.max_detections,
+            )
+            for idx in range(len(image_sizes))
+        ]
+        nothing = torch.zeros(0, dtype=torch.int64, device=rois.device)
+        row, label = (torch.cat(indices) for indices in zip((nothing, nothing), *selected))
+        boxes = boxes[row, label]
+        numbers = [len(own) for own, _ in selected]
+        sizes = image_sizes[rois[row, 0].long()].to(boxes.dtype)
+        relative = corners_to_center_format(boxes / sizes.flip(1).repeat(1, 2))
+        no_object = logits.new_full((config.num_labels + 1,), torch.finfo(logits.dtype).min)
+        no_object[-1] = 0  # background has all of the probability
+        detections = {
+            "logits": _pad(logits_of_labels(logits[row], label), numbers, config.max_detections, no_object),
+            "pred_boxes": _pad(relative, numbers, config.max_detections),
+            "pred_scores": _pad(probabilities[row, label], numbers, config.max_detections),
+            "pred_labels": _pad(label, numbers, config.max_detections, value=-1),
+        }
+        if config.use_mask_head:
+            masks = self.predict_masks(feature_maps, torch.cat((rois[row, :1], boxes), dim=1), label)
+            detections["pred_masks"] = _pad(masks, numbers, config.max_detections, torch.finfo(masks.dtype).min)
+        return detections
+
+    def predict_masks(self, feature_maps, rois: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mask logits (n, height, width) of regions (n, 5) for their `labels` (n,)."""
+        regions = self.mask_roi_align(feature_maps, rois)
+        indices = torch.arange(len(labels), device=labels.device)
+        masks = torch.stack([mask_head(regions)[indices, labels] for mask_head in self.mask_heads])
+        _check_finite("masks", feature_maps[0].dtype, masks)
+        if len(masks) == 1:
+            return masks[0]
+        # The logit log(p) - log(1 - p) of the mean probability p over the stages, where p may round to 0 or 1.
+        log_p = nn.functional.logsigmoid(masks).logsumexp(dim=0)
+        return log_p - nn.functional.logsigmoid(-masks).logsumexp(dim=0)
+
+
 class MaskRCNNForObjectDetection(PreTrainedModel):
     """
-    Any backbone with a feature pyramid, a region proposal network, and one or more stages of box heads, each of which
-    refines the boxes of the one before it; mask heads if `config.use_mask_head`.
+    Mask R-CNN, or its cascade, on any backbone: `backbone`, feature pyramid `neck`, region proposal network `rpn`, and
+    `roi_heads` with one or more stages of box heads and, if `config.use_mask_head`, mask heads.
 
-    `backbone`, `neck` and `rpn` can be exported with `torch.export`. What follows depends on how many regions an image
-    has, and its loops over images and sizes are not exported. Batch normalisation in box heads sees the regions of one
-    process; `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` makes it see all, as the original.
+    `backbone`, `neck` and `rpn.head` can be exported with `torch.export`. What follows loops over images, and the
+    number of regions depends on their content. Batch normalisation in box heads sees the regions of one process;
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` makes it see all, as the original.
     """
 
     config_class = MaskRCNNConfig
@@ -253,11 +487,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             )
         self.neck = MaskRCNNFeaturePyramid(config, self.backbone.channels)
         self.rpn = MaskRCNNRegionProposalNetwork(config)
-        self.box_roi_align = MaskRCNNRoIAlign(config, config.box_roi_size)
-        self.box_heads = nn.ModuleList(MaskRCNNBoxHead(config) for _ in config.box_stds)
-        if config.use_mask_head:
-            self.mask_roi_align = MaskRCNNRoIAlign(config, config.mask_roi_size)
-            self.mask_heads = nn.ModuleList(MaskRCNNMaskHead(config) for _ in config.box_stds)
+        self.roi_heads = MaskRCNNRoIHeads(config)
         self.post_init()
 
     @torch.no_grad()
@@ -267,13 +497,23 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             if module.bias is not None:
                 init.zeros_(module.bias)
-            initial_std = getattr(module, "initial_std", None)
-            if initial_std is not None:
-                init.normal_(module.weight, std=initial_std)
-            elif getattr(module, "kaiming_init", False):
-                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            else:
+            initialization = getattr(module, "initialization", "xavier")
+            if initialization == "xavier":
                 init.xavier_uniform_(module.weight)
+            elif initialization == "kaiming":
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:  # the standard deviation of a normal distribution
+                init.normal_(module.weight, std=initialization)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs):
+        """As [`~transformers.PreTrainedModel.from_pretrained`], also for checkpoints with earlier parameter names."""
+        key_mapping = EARLIER_KEY_MAPPING if key_mapping is None else key_mapping
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As [`~transformers.PreTrainedModel.save_pretrained`], always with today's parameter names."""
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -329,18 +569,21 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         check_pixel_values(pixel_values, self.config.backbone_config)
         image_sizes = self._image_sizes(pixel_values, pixel_mask)
+        targets = None
         if labels is not None:
-            check_labels(self.config, labels, image_sizes, pixel_values.shape[2:])
+            targets = prepare_targets(self.config, labels, image_sizes, pixel_values.shape[2:])
         outputs = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, return_dict=True
         )
         feature_maps = self.neck(outputs.feature_maps)
         results = {"hidden_states": outputs.hidden_states}
-        if labels is not None:
-            losses = self._losses(feature_maps, image_sizes, self._prepare_labels(labels, image_sizes))
+        if targets is not None:
+            proposals, losses = self.rpn(feature_maps, image_sizes, targets)
+            losses |= self.roi_heads(feature_maps, image_sizes, proposals, targets)
             results |= {"loss": sum(losses.values()), "loss_dict": losses}
-        if labels is None or not self.training:
-            results |= self._detect(feature_maps, image_sizes)
+        if targets is None or not self.training:
+            proposals, _ = self.rpn(feature_maps, image_sizes)
+            results |= self.roi_heads(feature_maps, image_sizes, proposals)
         return MaskRCNNObjectDetectionOutput(**results)
 
     @staticmethod
@@ -357,198 +600,14 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         is_image = pixel_mask > 0
         return torch.stack((is_image.any(dim=2).sum(dim=1), is_image.any(dim=1).sum(dim=1)), dim=1)
 
-    def _prepare_labels(self, labels, image_sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Labels with boxes (left, top, right, bottom) in pixels, without empty boxes."""
-        prepared = []
-        for label, size in zip(labels, image_sizes):
-            boxes = label["boxes"].reshape(-1, 4)
-            boxes = center_to_corners_format(boxes.to(_box_dtype(boxes)))
-            boxes = clip_boxes(boxes * size.flip(0).repeat(2), size)
-            kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            own = {"class_labels": label["class_labels"][kept], "boxes": boxes[kept]}
-            if self.config.use_mask_head:
-                own["masks"] = label["masks"][kept]
-            prepared.append(own)
-        return prepared
-
-    def _propose(
-        self, anchors: list[torch.Tensor], image_sizes: torch.Tensor, logits, offsets, num_per_level: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes (batch_size, n, 4), scores and levels (batch_size, n) of the best anchors of each level."""
-        boxes, scores, levels = [], [], []
-        for level, own_anchors in enumerate(anchors):
-            level_scores = logits[level].sigmoid()
-            best_scores, best = level_scores.topk(min(num_per_level, level_scores.shape[1]))
-            best_offsets = offsets[level].gather(1, best[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(own_anchors[best], best_offsets))
-            scores.append(best_scores)
-            levels.append(torch.full_like(best, level))
-        boxes = clip_boxes(torch.cat(boxes, dim=1), image_sizes[:, None])
-        return boxes, torch.cat(scores, dim=1), torch.cat(levels, dim=1)
-
-    def _select_proposals(self, boxes, scores, levels, number: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """
-        For each image the proposals that are not empty and do not overlap better ones of their level: boxes (n, 4) and
-        scores (n,), the best first.
-        """
-        selected_boxes, selected_scores = [], []
-        for own_boxes, own_scores, own_levels in zip(boxes, scores, levels):
-            kept = (own_boxes[:, 2:] > own_boxes[:, :2]).all(dim=1).nonzero()[:, 0]
-            own_boxes, own_scores = own_boxes[kept], own_scores[kept]
-            kept = batched_nms(own_boxes, own_scores, own_levels[kept], self.config.proposal_nms_threshold)[:number]
-            selected_boxes.append(own_boxes[kept])
-            selected_scores.append(own_scores[kept])
-        return selected_boxes, selected_scores
-
-    def _anchors(self, feature_maps: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-        """Of each level, (n, 4)."""
-        scale, ratios = self.config.anchor_scale, self.config.anchor_ratios
-        return [
-            anchor_boxes(*feature_map.shape[2:], stride, scale, ratios, feature_map.device, dtype)
-            for feature_map, stride in zip(feature_maps, self._strides)
-        ]
-
-    @property
-    def _strides(self) -> list[int]:
-        return [*self.config.feature_strides, 2 * self.config.feature_strides[-1]]
-
-    def _rpn_outputs(self, feature_maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """For each level logits (batch_size, n) and offsets (batch_size, n, 4), ordered as the anchors."""
-        logits, offsets = self.rpn(feature_maps)
-        dtype = _box_dtype(logits[0])
-        # (batch_size, anchors, height, width) -> (batch_size, height, width, anchors)
-        return [level.permute(0, 2, 3, 1).flatten(1).to(dtype) for level in logits], [
-            level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)).to(dtype) for level in offsets
-        ]
-
-    def _refine(self, rois, logits, offsets, stage: int, image_sizes, labels=None) -> torch.Tensor:
-        """Regions (n, 5) with the box that a stage predicts for `labels`, or else for the best class."""
-        best = logits[:, :-1].argmax(dim=1)
-        labels = best if labels is None else torch.where(labels == self.config.num_labels, best, labels)
-        offsets = offsets_of_class(offsets, labels).to(rois.dtype)
-        boxes = decode_boxes(rois[:, 1:], offsets, self.config.box_stds[stage])
-        return torch.cat((rois[:, :1], clip_boxes(boxes, image_sizes[rois[:, 0].long()])), dim=1)
-
-    def _detect(self, feature_maps: list[torch.Tensor], image_sizes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The detections, under the names of the output."""
-        config, dtype = self.config, feature_maps[0].dtype
-        with torch.no_grad():
-            rpn_logits, rpn_offsets = self._rpn_outputs(feature_maps)
-            _check_finite("proposals", dtype, *rpn_logits, *rpn_offsets)
-            anchors = self._anchors(feature_maps, rpn_logits[0].dtype)
-            candidates = self._propose(anchors, image_sizes, rpn_logits, rpn_offsets, config.num_proposals_per_level)
-            proposals, _ = self._select_proposals(*candidates, config.num_proposals)
-            rois = _concatenate(proposals, candidates[0])
-        stages = []  # logits and offsets of each
-        for stage, box_head in enumerate(self.box_heads):
-            if stage > 0:
-                rois = self._refine(rois, *stages[-1], stage - 1, image_sizes)
-            stages.append(box_head(self.box_roi_align(feature_maps, rois)))
-        logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
-        probabilities = logits.softmax(dim=-1)[:, :-1]
-        _check_finite("detections", dtype, probabilities, *(offsets for _, offsets in stages))
-        boxes = decode_boxes(rois[:, None, 1:], stages[-1][1].to(rois.dtype), config.box_stds[-1])
-        boxes = clip_boxes(boxes, image_sizes[rois[:, 0].long(), None])
-        boxes = boxes.expand(-1, config.num_labels, -1)
-        selected = [
-            select_detections(
-                boxes,
-                probabilities * (rois[:, :1] == idx),
-                config.score_threshold,
-                config.nms_threshold,
-                config.max_detections,
-            )
-            for idx in range(len(image_sizes))
-        ]
-        nothing = torch.zeros(0, dtype=torch.int64, device=rois.device)
-        row, label = (torch.cat(indices) for indices in zip((nothing, nothing), *selected))
-        boxes = boxes[row, label]
-        numbers = [len(own) for own, _ in selected]
-        sizes = image_sizes[rois[row, 0].long()].to(boxes.dtype)
-        relative = corners_to_center_format(boxes / sizes.flip(1).repeat(1, 2))
-        no_object = logits.new_full((config.num_labels + 1,), torch.finfo(logits.dtype).min)
-        no_object[-1] = 0  # background has all of the probability
-        detections = {
-            "logits": _pad(logits_of_labels(logits[row], label), numbers, config.max_detections, no_object),
-            "pred_boxes": _pad(relative, numbers, config.max_detections),
-            "pred_scores": _pad(probabilities[row, label], numbers, config.max_detections),
-            "pred_labels": _pad(label, numbers, config.max_detections, value=-1),
-        }
-        if config.use_mask_head:
-            regions = self.mask_roi_align(feature_maps, torch.cat((rois[row, :1], boxes), dim=1))
-            indices = torch.arange(len(label), device=label.device)
-            masks = torch.stack([mask_head(regions)[indices, label] for mask_head in self.mask_heads])
-            _check_finite("masks", dtype, masks)
-            if len(masks) > 1:
-                # The mean of the probabilities as a logit, log(p) - log(1 - p), where p may round to 0 and 1.
-                log_p = nn.functional.logsigmoid(masks).logsumexp(dim=0, keepdim=True)
-                masks = log_p - nn.functional.logsigmoid(-masks).logsumexp(dim=0, keepdim=True)
-            masks = masks[0]
-            detections["pred_masks"] = _pad(masks, numbers, config.max_detections, torch.finfo(masks.dtype).min)
-        return detections
-
-    def _losses(
-        self, feature_maps: list[torch.Tensor], image_sizes: torch.Tensor, labels: list[dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
-        config = self.config
-        rpn_logits, rpn_offsets = self._rpn_outputs(feature_maps)
-        anchors = self._anchors(feature_maps, rpn_logits[0].dtype)
-        losses = proposal_losses(
-            config,
-            torch.cat(rpn_logits, dim=1),
-            torch.cat(rpn_offsets, dim=1),
-            torch.cat(anchors),
-            self._trained_anchors(feature_maps, anchors, image_sizes),
-            [label["boxes"] for label in labels],
-        )
-        with torch.no_grad():
-            candidates = self._propose(
-                anchors, image_sizes, rpn_logits, rpn_offsets, config.num_train_proposals_per_level
-            )
-            proposals, _ = self._select_proposals(*candidates, config.num_train_proposals)
-        for stage, box_head in enumerate(self.box_heads):
-            sampled = SampledProposals(config, stage, proposals, labels)
-            logits, offsets = box_head(self.box_roi_align(feature_maps, sampled.rois))
-            logits, offsets = logits.to(sampled.rois.dtype), offsets.to(sampled.rois.dtype)
-            losses |= detection_losses(config, stage, sampled, logits, offsets)
-            if config.use_mask_head:
-                positive = sampled.rois[sampled.objects >= 0]
-                masks = self.mask_heads[stage](self.mask_roi_align(feature_maps, positive)).to(sampled.rois.dtype)
-                losses |= mask_loss(config, stage, sampled, masks, [label["masks"] for label in labels])
-            if stage + 1 < len(self.box_heads):
-                refined = self._refine(sampled.rois, logits, offsets, stage, image_sizes, sampled.labels).detach()
-                refined = refined[~sampled.is_object_box]
-                proposals = [refined[refined[:, 0] == idx, 1:] for idx in range(len(labels))]
-        return losses
-
-    def _trained_anchors(self, feature_maps, anchors, image_sizes: torch.Tensor) -> torch.Tensor:
-        """
-        Which anchors the loss looks at, (batch_size, num_anchors): those of positions on the image, which counts as
-        padded to multiples of the coarsest feature map's stride; on request only those inside the image.
-        """
-        divisor = self.config.feature_strides[-1]
-        padded = (image_sizes + divisor - 1) // divisor * divisor
-        trained = []
-        for feature_map, stride in zip(feature_maps, self._strides):
-            rows, columns = (
-                torch.arange(size, device=padded.device) * stride < padded[:, axis, None]
-                for axis, size in enumerate(feature_map.shape[2:])
-            )
-            positions = rows[:, :, None, None] & columns[:, None, :, None]
-            trained.append(positions.expand(-1, -1, -1, len(self.config.anchor_ratios)).flatten(1))
-        trained = torch.cat(trained, dim=1)
-        if not self.config.rpn_outside_anchors:
-            anchors, limits = torch.cat(anchors), image_sizes.flip(1)[:, None]
-            trained = trained & ((anchors[:, :2] >= 0) & (anchors[:, 2:] < limits)).all(dim=-1)
-        return trained
-
 
 def select_detections(
     boxes: torch.Tensor, scores: torch.Tensor, score_threshold: float, nms_threshold: float, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The best `number` of `boxes` (n, num_labels, 4) with `scores` (n, num_labels) above `score_threshold` that do not
-    overlap a better one of their class (`multiclass_nms` of mmdetection): rows and labels, the best first.
+    Rows and labels, both (m,), of the best `number` of `boxes` (n, num_labels, 4), the best first: `scores`
+    (n, num_labels) above `score_threshold` that survive non-maximum suppression in their class (`multiclass_nms` of
+    mmdetection).
     """
     row, label = (scores > score_threshold).nonzero(as_tuple=True)
     kept = batched_nms(boxes[row, label], scores[row, label], label, nms_threshold)[:number]
@@ -586,10 +645,10 @@ def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
         )
 
 
-def _concatenate(boxes: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+def _concatenate(boxes: list[torch.Tensor], image_sizes: torch.Tensor) -> torch.Tensor:
     """Boxes (n, 4) of each image -> regions (n of all, 5), the index of the image first."""
     regions = [nn.functional.pad(own, (1, 0), value=idx) for idx, own in enumerate(boxes)]
-    return torch.cat([like.new_zeros((0, 5)), *regions])  # (there may be no image)
+    return torch.cat(regions) if regions else image_sizes.new_zeros((0, 5), dtype=torch.float32)
 
 
 def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float | torch.Tensor = 0) -> torch.Tensor:

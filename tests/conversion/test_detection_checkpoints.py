@@ -109,11 +109,11 @@ def record_calls(model, inputs) -> tuple[dict, object]:
 
         return hook
 
-    parts = ("backbone", "neck", "rpn", "box_roi_align", "mask_roi_align", "box_heads", "mask_heads")
+    names = r"backbone|neck|rpn\.head|roi_heads\.((box|mask)_(roi_align|heads\.\d))"
     handles = [
-        module.register_forward_hook(record(name))
+        module.register_forward_hook(record(name.removeprefix("roi_heads.")))
         for name, module in model.named_modules()
-        if name.startswith(parts) and name.removesuffix(name.split(".")[-1]) in ("", "box_heads.", "mask_heads.")
+        if re.fullmatch(names, name)
     ]
     with torch.no_grad():
         outputs = model(**inputs)
@@ -135,28 +135,30 @@ def named_outputs(case) -> dict[str, torch.Tensor]:
     feature_maps = calls["neck"][0][1]
     for kind, maps in zip(
         ("backbone", "fpn", "rpn_cls", "rpn_reg"),
-        (calls["backbone"][0][1].feature_maps, feature_maps, *calls["rpn"][0][1]),
+        (calls["backbone"][0][1].feature_maps, feature_maps, *calls["rpn.head"][0][1]),
     ):
         named |= {f"{kind}.{level}": feature_map for level, feature_map in enumerate(maps)}
-    for level, anchors in enumerate(model._anchors(feature_maps, torch.float32)):
+    for level, anchors in enumerate(model.rpn.anchors(feature_maps, torch.float32)):
         named[f"anchors_first12.{level}"] = anchors[:12]
     (_, rois), _ = calls["box_roi_align"][0]
-    named["roi_levels"] = model.box_roi_align.levels(rois)
+    named["roi_levels"] = model.roi_heads.box_roi_align.levels(rois)
     image_sizes = torch.tensor(facts["img_shapes"])
-    rpn_outputs = model._rpn_outputs(feature_maps)
-    anchors = model._anchors(feature_maps, rpn_outputs[0][0].dtype)
-    candidates = model._propose(anchors, image_sizes, *rpn_outputs, model.config.num_proposals_per_level)
-    proposals = zip(*model._select_proposals(*candidates, model.config.num_proposals))
-    for idx, (boxes, scores) in enumerate(proposals):
+    rpn_outputs = model.rpn.predict(feature_maps)
+    anchors = model.rpn.anchors(feature_maps, rpn_outputs[0][0].dtype)
+    config = model.config
+    proposals = model.rpn.propose(
+        anchors, *rpn_outputs, image_sizes, config.num_proposals_per_level, config.num_proposals
+    )
+    for idx, (boxes, scores) in enumerate(zip(*proposals)):
         assert len(boxes) == facts["info"][f"num_proposals.{idx}"]
         named[f"proposals.{idx}"] = torch.cat((boxes, scores[:, None]), dim=1)
         named[f"proposals_top50.{idx}"] = named[f"proposals.{idx}"][:50]
     logits = []
     for stage, ((_, rois), regions) in enumerate(calls["box_roi_align"]):
-        (_, (stage_logits, offsets)) = calls[f"box_heads.{stage}"][0]
+        (_, (stage_logits, deltas)) = calls[f"box_heads.{stage}"][0]
         logits.append(stage_logits)
         named |= {f"stage{stage}.rois": rois, f"stage{stage}.roi_feats_first6": regions[:6]}
-        named |= {f"stage{stage}.cls_logits": stage_logits, f"stage{stage}.deltas": offsets.flatten(1)}
+        named |= {f"stage{stage}.cls_logits": stage_logits, f"stage{stage}.deltas": deltas.flatten(1)}
     for name in ("roi_feats_first6", "cls_logits", "deltas"):
         named[f"bbox_{name}"] = named[f"stage0.{name}"]
         named[f"bbox_{name}_first50"] = named[f"stage0.{name}"][:50]
@@ -173,7 +175,7 @@ def named_outputs(case) -> dict[str, torch.Tensor]:
     if model.config.use_mask_head:
         ((_, regions),) = calls["mask_roi_align"]
         named["mask_roi_feats_first2"] = regions[:2]
-        for stage in range(len(model.mask_heads)):
+        for stage in range(len(model.roi_heads.mask_heads)):
             _, masks = calls[f"mask_heads.{stage}"][0]
             named[f"stage{stage}.mask_logits_of_label"] = masks[torch.arange(len(masks)), labels]
         named["mask_logits_of_label"] = named["stage0.mask_logits_of_label"]
@@ -250,7 +252,7 @@ def test_settings(name):
     heads = heads if isinstance(heads, list) else [heads]
     assert (anchors["strides"][:4], anchors["scales"]) == (config.feature_strides, [config.anchor_scale])
     assert anchors["ratios"] == config.anchor_ratios
-    assert [head["bbox_coder"]["target_stds"] for head in heads] == config.box_stds
+    assert [head["bbox_coder"]["target_stds"] for head in heads] == config.bbox_reg_stds
     assert {head["reg_class_agnostic"] for head in heads} == {config.class_agnostic_boxes}
     assert model["roi_head"].get("stage_loss_weights", [1.0]) == config.stage_loss_weights
     assert {head.get("reg_decoded_bbox", False) for head in heads} == {config.box_loss == "giou"}
@@ -274,7 +276,9 @@ def test_wrong_keys_are_named(tmp_path):
         state_dict["roi_head.extra"] = state_dict.pop("roi_head.bbox_head.2.fc_cls.bias")
 
     source = write_manifest_checkpoint(name, tmp_path / "source.pth", change)
-    with pytest.raises(ConversionError, match="1 keys are of no parameter .*extra.*box_heads.2.classifier.bias"):
+    with pytest.raises(
+        ConversionError, match="1 keys are of no parameter .*extra.*roi_heads.box_heads.2.classifier.bias"
+    ):
         plan_conversion(CHECKPOINTS[name], source, ConversionOptions())
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Two-stage detection: boxes, training, the model. Numbers of whole models: tests/conversion."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors.torch import load_file
 from testing_utils import GOLDEN, randomize
 from torch import nn
 from transformers import (
@@ -26,15 +28,21 @@ from modeling_internimage.mask_rcnn.loss_mask_rcnn import (
     BACKGROUND,
     IGNORED,
     SampledProposals,
+    box_head_losses,
     box_loss,
-    detection_losses,
-    giou_loss,
     mask_loss,
     match_boxes,
-    proposal_losses,
+    prepare_targets,
+    rpn_losses,
     sample_matches,
 )
-from modeling_internimage.mask_rcnn.modeling_mask_rcnn import MaskRCNNRoIAlign, logits_of_labels, select_detections
+from modeling_internimage.mask_rcnn.modeling_mask_rcnn import (
+    MaskRCNNRegionProposalNetwork,
+    MaskRCNNRoIAlign,
+    MaskRCNNRoIHeads,
+    logits_of_labels,
+    select_detections,
+)
 
 
 torchvision_ops = pytest.importorskip("torchvision.ops")  # without it there is no model
@@ -59,16 +67,16 @@ def test_golden_anchors():
 
 @pytest.mark.parametrize("name", [*STDS, "per_class"])
 def test_golden_boxes(name):
-    """Offsets to boxes; and boxes to offsets, where nothing was cut."""
+    """Deltas to boxes; and boxes to deltas, where nothing was cut."""
     stds = STDS.get(name, STDS["rcnn"])
     boxes = golden("decode.rois")[:, None]
-    offsets = golden(f"decode.{name}.deltas").unflatten(1, (-1, 4))
-    decoded = decode_boxes(boxes, offsets, stds)
+    deltas = golden(f"decode.{name}.deltas").unflatten(1, (-1, 4))
+    decoded = decode_boxes(boxes, deltas, stds)
     clipped = clip_boxes(decoded, torch.tensor([128, 160])).flatten(1)
     torch.testing.assert_close(clipped, golden(f"decode.{name}.out"), **OPS_TOLERANCE)
     again = encode_boxes(boxes.expand_as(decoded).flatten(0, 1).double(), decoded.flatten(0, 1).double(), stds)
     moderate = (again * again.new_tensor(stds))[:, 2:].abs().amax(dim=1) < 4
-    torch.testing.assert_close(again[moderate].float(), offsets.flatten(0, 1)[moderate], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again[moderate].float(), deltas.flatten(0, 1)[moderate], rtol=1e-4, atol=1e-4)
 
 
 def test_golden_regions():
@@ -114,12 +122,12 @@ def test_matching():
     boxes[9] = 0  # empty
     targets = torch.tensor([[0.0, 0, 10, 10], [200.0, 0, 210, 10]])
     # Overlaps: 1, 0.82, 0.54, 0.33, 0.18 with the first, 0.43 and 0.33 with the second.
-    matches = match_boxes(boxes, targets, 0.7, 0.3, match_low_quality=False)
+    matches = match_boxes(boxes, targets, 0.7, 0.3, allow_low_quality_matches=False)
     none, between = BACKGROUND, IGNORED
     assert matches.tolist() == [0, 0, between, between, none, none, between, between, none, none]
-    matches = match_boxes(boxes, targets, 0.7, 0.3, match_low_quality=True)
+    matches = match_boxes(boxes, targets, 0.7, 0.3, allow_low_quality_matches=True)
     assert matches.tolist() == [0, 0, between, between, none, none, 1, between, none, none]
-    matches = match_boxes(boxes, targets, 0.5, 0.5, match_low_quality=True)
+    matches = match_boxes(boxes, targets, 0.5, 0.5, allow_low_quality_matches=True)
     assert matches.tolist() == [0, 0, 0, none, none, none, none, none, none, none]
     assert match_boxes(boxes, targets[:0], 0.7, 0.3, True).tolist() == [none] * 10
     assert match_boxes(boxes[:0], targets, 0.7, 0.3, True).tolist() == []
@@ -141,17 +149,15 @@ def test_sampling():
 
 
 def test_box_losses():
-    """By hand, and against torchvision's definition."""
+    """By hand."""
     predicted, targets = torch.tensor([[0.0, 0.5, 3.0, 0.0]]), torch.zeros(1, 4)
     assert box_loss(predicted, targets, "l1", 1.0).item() == 3.5
     assert box_loss(predicted, targets, "smooth_l1", 1.0).item() == 0.125 + 2.5
     boxes = torch.tensor([[0.0, 0, 2, 2], [0.0, 0, 2, 2], [0.0, 0, 2, 2], [1.0, 1, 1, 1]])
     targets = torch.tensor([[0.0, 0, 2, 2], [1.0, 0, 3, 2], [4.0, 0, 6, 2], [1.0, 1, 1, 1]])
     expected = [0, 1 - 1 / 3, 1 + 1 / 3, 1]  # the same, half, apart (a third of the hull is empty), empty
-    torch.testing.assert_close(giou_loss(boxes, targets), torch.tensor(expected), rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        giou_loss(boxes[:3], targets[:3]), torchvision_ops.generalized_box_iou_loss(boxes[:3], targets[:3])
-    )
+    losses = [box_loss(*pair, "giou", 1.0) for pair in zip(boxes.split(1), targets.split(1))]
+    torch.testing.assert_close(torch.stack(losses), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["l1", "smooth_l1", "giou"])
@@ -164,13 +170,13 @@ def test_gradients_of_box_losses(kind):
     assert torch.autograd.gradcheck(lambda boxes: box_loss(boxes, targets, kind, 1.0), predicted)
 
 
-def test_proposal_losses():
+def test_rpn_losses():
     """By hand: an anchor that is the object, one that is background, one in between, one that is not trained."""
     config = MaskRCNNConfig()
     anchors = torch.tensor([[0.0, 0, 10, 10], [50.0, 50, 60, 60], [0.0, 0, 10, 20], [80.0, 80, 90, 90]])
     trained = torch.tensor([[True, True, True, False]] * 2)
-    logits, offsets = torch.tensor([[1.0, -2.0, 5.0, 5.0]] * 2), torch.full((2, 4, 4), 0.25)
-    losses = proposal_losses(config, logits, offsets, anchors, trained, [anchors[:1], anchors[:0]])
+    logits, deltas = torch.tensor([[1.0, -2.0, 5.0, 5.0]] * 2), torch.full((2, 4, 4), 0.25)
+    losses = rpn_losses(config, logits, deltas, anchors, trained, [{"boxes": anchors[:1]}, {"boxes": anchors[:0]}])
     positive, negative = nn.functional.softplus(torch.tensor([-1.0])), nn.functional.softplus(logits[0])
     # In the second image three are background. Its number of objects counts as 1, as in the original.
     classification = (positive + negative[1] + negative[:3].sum()) / (1 + 1 + 1 + 3)
@@ -178,8 +184,8 @@ def test_proposal_losses():
     torch.testing.assert_close(losses["loss_rpn_boxes"], torch.tensor(4 * 0.25 / 6))
 
 
-def test_detection_losses():
-    """By hand: a proposal that is an object of class 2, with that class's offsets, and one that is background."""
+def test_box_head_losses():
+    """By hand: a proposal that is an object of class 2, with that class's deltas, and one that is background."""
     config = MaskRCNNConfig(num_labels=3, stage_loss_weights=[0.5], box_loss_weight=3.0)
     labels = [{"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0, dtype=torch.int64)}]
     labels.append({"boxes": torch.tensor([[0.0, 0, 10, 10]]), "class_labels": torch.tensor([2])})
@@ -187,9 +193,9 @@ def test_detection_losses():
     assert sampled.rois.tolist() == [[0, 5, 5, 9, 9], [1, 0, 0, 10, 10]]  # the box of an object is a proposal
     assert sampled.labels.tolist() == [3, 2] and sampled.is_object_box.tolist() == [False, True]
     logits = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0]])
-    offsets = torch.full((2, 3, 4), torch.nan)
-    offsets[1, 2] = 0.25
-    losses = detection_losses(config, 0, sampled, logits, offsets)
+    deltas = torch.full((2, 3, 4), torch.nan)
+    deltas[1, 2] = 0.25
+    losses = box_head_losses(config, 0, sampled, logits, deltas)
     expected = nn.functional.cross_entropy(logits, torch.tensor([3, 2]))
     torch.testing.assert_close(losses["loss_classification_0"], 0.5 * expected)
     torch.testing.assert_close(losses["loss_boxes_0"], torch.tensor(0.5 * 3 * 4 * 0.25 / 2))
@@ -214,14 +220,14 @@ def test_mask_loss():
 
 
 CASCADE = {
-    "box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1]],
+    "bbox_reg_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1]],
     "stage_positive_ious": [0.5, 0.6],
     "stage_loss_weights": [1.0, 0.5],
     "box_head_num_conv_layers": 1,
     "box_head_num_fc_layers": 1,
     "box_loss": "giou",
     "box_loss_weight": 10.0,
-    "match_low_quality": False,
+    "allow_low_quality_matches": False,
     "rpn_outside_anchors": False,
     "rpn_box_loss": "smooth_l1",
 }
@@ -273,6 +279,25 @@ def test_round_trip(kind, build, tmp_path):
     for expected, output in zip(outputs.to_tuple(), loaded(pixel_values, return_dict=False)):
         torch.testing.assert_close(output, expected)
     assert len(loaded(pixel_values, output_hidden_states=True).hidden_states) == 5
+
+
+def test_earlier_names(build, tmp_path):
+    """Checkpoints and configurations with the names of earlier versions load; what is saved has today's."""
+    model = build("cascade")
+    today = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    earlier = {name.replace("rpn.head.", "rpn.").replace("roi_heads.", ""): tensor for name, tensor in today.items()}
+    assert earlier.keys() != today.keys()
+    model.save_pretrained(tmp_path, state_dict=earlier)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"box_stds": config.pop("bbox_reg_stds"), "match_low_quality": config.pop("allow_low_quality_matches")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded, info = MaskRCNNForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    for name in ("bbox_reg_stds", "allow_low_quality_matches"):
+        assert getattr(loaded.config, name) == getattr(model.config, name) == CASCADE[name]
+    assert all(torch.equal(tensor, today[name]) for name, tensor in loaded.state_dict().items())
+    loaded.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == today.keys()
 
 
 @torch.no_grad()
@@ -343,7 +368,7 @@ def test_masks_of_a_cascade(build):
     """The logit of the mean probability over the stages, also where a probability rounds to 0 or 1."""
     model = build("cascade").double()
     seen = []
-    for mask_head in model.mask_heads:
+    for mask_head in model.roi_heads.mask_heads:
         mask_head.classifier.weight.mul_(30)
         mask_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     outputs = model(torch.randn(1, 3, 64, 96, dtype=torch.float64))
@@ -352,7 +377,7 @@ def test_masks_of_a_cascade(build):
     expected = torch.stack([masks[torch.arange(len(labels)), labels].sigmoid() for masks in seen]).mean(dim=0)
     torch.testing.assert_close(outputs.pred_masks[kept].sigmoid(), expected)
     same = model.float()
-    for mask_head in same.mask_heads:
+    for mask_head in same.roi_heads.mask_heads:
         mask_head.classifier.bias.fill_(500)
     masks = same(torch.randn(1, 3, 64, 96)).pred_masks
     assert masks.isfinite().all()
@@ -462,12 +487,12 @@ def test_no_images(kind, build):
     "name, what",
     [
         ("backbone.embeddings.convolution1.weight", "proposals"),
-        ("rpn.classifier.bias", "proposals"),
-        ("rpn.box_regressor.weight", "proposals"),
-        ("box_heads.0.box_regressor.bias", "detections"),
-        ("box_heads.1.classifier.weight", "detections"),
-        ("box_heads.1.fc_layers.0.weight", "detections"),
-        ("mask_heads.1.convolutions.0.weight", "masks"),
+        ("rpn.head.classifier.bias", "proposals"),
+        ("rpn.head.box_regressor.weight", "proposals"),
+        ("roi_heads.box_heads.0.box_regressor.bias", "detections"),
+        ("roi_heads.box_heads.1.classifier.weight", "detections"),
+        ("roi_heads.box_heads.1.fc_layers.0.weight", "detections"),
+        ("roi_heads.mask_heads.1.convolutions.0.weight", "masks"),
     ],
 )
 def test_weights_that_are_not_finite(name, what, number, build):
@@ -500,13 +525,13 @@ def test_gradient_of_every_loss(kind, build, monkeypatch):
     model = build(kind).double().train()
     pixel_values = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     fixed = {}
-    for name in ("_select_proposals", "_refine"):
-        original = getattr(MaskRCNNForObjectDetection, name)
+    for part, name in ((MaskRCNNRegionProposalNetwork, "propose"), (MaskRCNNRoIHeads, "refine")):
+        original = getattr(part, name)
 
         def same(self, *args, name=name, original=original):
             return fixed.setdefault(name, original(self, *args))
 
-        monkeypatch.setattr(MaskRCNNForObjectDetection, name, same)
+        monkeypatch.setattr(part, name, same)
 
     def losses():
         torch.manual_seed(0)  # the same samples
@@ -516,7 +541,7 @@ def test_gradient_of_every_loss(kind, build, monkeypatch):
         return outputs.loss_dict
 
     first = losses()
-    num_stages = len(model.config.box_stds)
+    num_stages = len(model.config.bbox_reg_stds)
     kinds = ["classification", "boxes"] + ["masks"] * model.config.use_mask_head
     expected = ["loss_rpn_classification", "loss_rpn_boxes"]
     expected += [f"loss_{loss}_{stage}" for stage in range(num_stages) for loss in kinds]
@@ -543,12 +568,12 @@ def test_trained_anchors(build):
     model = build()
     feature_maps = [torch.zeros(2, 1, 16, 24), torch.zeros(2, 1, 8, 12), torch.zeros(2, 1, 4, 6)]
     feature_maps += [torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 1, 2)]
-    anchors, sizes = model._anchors(feature_maps, torch.float32), torch.tensor([[40, 60], [64, 96]])
-    trained = model._trained_anchors(feature_maps, anchors, sizes)
+    anchors, sizes = model.rpn.anchors(feature_maps, torch.float32), torch.tensor([[40, 60], [64, 96]])
+    trained = model.rpn.trained_anchors(feature_maps, anchors, sizes)
     positions = [3 * (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2 + 1), 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 2)]
     assert trained.sum(dim=1).tolist() == positions
     model.config.rpn_outside_anchors = False
-    inside = model._trained_anchors(feature_maps, anchors, sizes)
+    inside = model.rpn.trained_anchors(feature_maps, anchors, sizes)
     corners = torch.cat(anchors)[inside[0]]
     assert len(corners) > 0 and corners.min() >= 0
     assert corners[:, 2].max() < 60 and corners[:, 3].max() < 40 and not (inside & ~trained).any()
@@ -574,16 +599,16 @@ def test_stages_of_training(build, monkeypatch):
 
 
 def test_refinement(build):
-    """By the offsets of the best class; in training by those of the object's class. Boxes end where the image does."""
+    """By the deltas of the best class; in training by those of the object's class. Boxes end where the image does."""
     model = build("cascade")
     rois = torch.tensor([[0.0, 10, 10, 20, 20]] * 3)
     logits = torch.tensor([[5.0, 0.0, 0.0, 9.0]] * 3)  # the last is background
-    offsets = torch.zeros(3, 3, 4)
-    offsets[:, :, 0] = torch.tensor([10.0, 20.0, 200.0])  # times 0.1, of the width
+    deltas = torch.zeros(3, 3, 4)
+    deltas[:, :, 0] = torch.tensor([10.0, 20.0, 200.0])  # times 0.1, of the width
     sizes = torch.tensor([[64, 96]])
-    refined = model._refine(rois, logits, offsets, 0, sizes)
+    refined = model.roi_heads.refine(rois, logits, deltas, 0, sizes)
     assert refined.tolist() == [[0, 20, 10, 30, 20]] * 3
-    refined = model._refine(rois, logits, offsets, 0, sizes, torch.tensor([3, 1, 2]))
+    refined = model.roi_heads.refine(rois, logits, deltas, 0, sizes, torch.tensor([3, 1, 2]))
     assert refined.tolist() == [[0, 20, 10, 30, 20], [0, 30, 10, 40, 20], [0, 96, 10, 96, 20]]
 
 
@@ -673,7 +698,7 @@ def test_rounded_boxes(build):
     """Those of bfloat16 may reach a little beyond the image, by which they are cut."""
     label = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.902, 0.5, 0.2, 1.0]], dtype=torch.bfloat16)}
     model = build(use_mask_head=False)
-    (prepared,) = model._prepare_labels([label], torch.tensor([[64, 96]]))
+    (prepared,) = prepare_targets(model.config, [label], torch.tensor([[64, 96]]), (64, 96))
     torch.testing.assert_close(prepared["boxes"], torch.tensor([[0.802 * 96, 0, 96, 64]]), rtol=0, atol=0.2)
     assert prepared["boxes"][0, 2] == 96
     assert model(torch.randn(1, 3, 64, 96), labels=[label]).loss.isfinite()
@@ -704,13 +729,16 @@ def test_another_backbone():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"box_stds": [[0.1, 0.1, 0.2, 0.2]] * 3}, "must have one entry per stage of refinement"),
-        ({"box_stds": [[0.1, 0.2]]}, "`box_stds` must have four numbers for each stage"),
+        ({"bbox_reg_stds": [[0.1, 0.1, 0.2, 0.2]] * 3}, "must have one entry per stage of refinement"),
+        ({"bbox_reg_stds": [[0.1, 0.2]]}, "`bbox_reg_stds` must have four numbers for each stage"),
         ({"box_loss": "iou"}, "Unknown `box_loss='iou'`"),
         ({"rpn_box_loss": "giou"}, "Unknown `rpn_box_loss='giou'`"),
         ({"anchor_ratios": []}, "`anchor_ratios` must be from 0.001 to 1000.0, got .."),
         ({"feature_strides": [4, 8, 0, 32]}, "`feature_strides` must be from 1 to 65536, got .4, 8, 0, 32."),
-        ({"box_stds": [[0.1, 0.1, 0.2, 0]]}, "`box_stds` must be from 1e-06 to 1000.0, got ..0.1, 0.1, 0.2, 0.."),
+        (
+            {"bbox_reg_stds": [[0.1, 0.1, 0.2, 0]]},
+            "`bbox_reg_stds` must be from 1e-06 to 1000.0, got ..0.1, 0.1, 0.2, 0..",
+        ),
         ({"max_detections": 0}, "`max_detections` must be from 1 to 1000000, got 0"),
         ({"anchor_scale": float("nan")}, "`anchor_scale` must be from 0.001 to 100000.0, got nan"),
         ({"mask_head_num_layers": -1}, "`mask_head_num_layers` must be from 0 to 1000, got -1"),
@@ -731,8 +759,8 @@ def test_bad_configurations(arguments, message):
     "arguments",
     [
         {"feature_strides": (4, 8, 16, 32), "anchor_ratios": (0.5, 1, 2), "stage_positive_ious": (0.5,)},
-        {"box_stds": ((0.1, 0.1, 0.2, 0.2),), "stage_loss_weights": (1,)},
-        {"box_stds": [(1, 1, 1, 1)], "anchor_ratios": [1]},
+        {"bbox_reg_stds": ((0.1, 0.1, 0.2, 0.2),), "stage_loss_weights": (1,)},
+        {"bbox_reg_stds": [(1, 1, 1, 1)], "anchor_ratios": [1]},
         {"score_threshold": 0, "nms_threshold": 1, "proposal_nms_threshold": 1, "smooth_l1_beta": 1},
         {"rpn_positive_iou": 1, "rpn_negative_iou": 0, "rpn_smooth_l1_beta": 0, "anchor_scale": 8.0},
         {"box_head_num_fc_layers": 0, "mask_head_num_layers": 0},
@@ -752,10 +780,10 @@ def test_tuples_and_whole_numbers(arguments, tmp_path):
 class Exported(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.backbone, self.neck, self.rpn = model.backbone, model.neck, model.rpn
+        self.backbone, self.neck, self.head = model.backbone, model.neck, model.rpn.head
 
     def forward(self, pixel_values):
-        return self.rpn(self.neck(self.backbone(pixel_values).feature_maps))
+        return self.head(self.neck(self.backbone(pixel_values).feature_maps))
 
 
 def test_export(build):
@@ -763,7 +791,7 @@ def test_export(build):
     model = build()
     program = torch.export.export(Exported(model), (torch.randn(1, 3, 64, 96),))
     pixel_values = torch.randn(1, 3, 64, 96)
-    expected = model.rpn(model.neck(model.backbone(pixel_values).feature_maps))
+    expected = model.rpn.head(model.neck(model.backbone(pixel_values).feature_maps))
     for outputs, references in zip(program.module()(pixel_values), expected):
         for output, reference in zip(outputs, references):
             torch.testing.assert_close(output, reference)
