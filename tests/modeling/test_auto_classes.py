@@ -231,6 +231,7 @@ def test_image_feature_extraction_pipeline(batch_size, checkpoint, image_files):
         torch.testing.assert_close(vector.reshape(outputs.pooler_output.shape), outputs.pooler_output)
 
 
+@pytest.mark.slow
 def test_remote_code(checkpoint, tiny_config, tmp_path):
     """
     `register_for_auto_class` publishes the two source files; a process without this package loads and runs them. (A

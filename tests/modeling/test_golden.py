@@ -40,7 +40,9 @@ def test_reduced_models(name, dtype, tmp_path):
     assert_reduced_model(model, name)
 
 
-@pytest.mark.parametrize("name", FULLSIZE_MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("_t_" not in name)) for name in FULLSIZE_MODELS]
+)
 def test_full_size_models(name, tmp_path):
     manifest = MANIFESTS[name]
     seed = FULLSIZE_MODELS[name]["weights_seed"]
@@ -95,6 +97,7 @@ def test_the_official_layout_is_exact():
         assert {key: official_key(key) for key in published} == published
 
 
+@pytest.mark.slow
 def test_extra_large_model(tmp_path):
     """The largest for which memory is sure to suffice; H and G are covered by their reduced models and by shape."""
     manifest = MANIFESTS["internimage_xl_22kto1k_384"]
