@@ -143,8 +143,8 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value.tolist() if hasattr(value, "tolist") else value
 
 
-def _is_number(value, limit: int = MAX_COORDINATE) -> bool:
-    return isinstance(value, (int, float, np.number)) and -limit <= value <= limit  # (NaN is not.)
+def _is_number(value, limit: float = MAX_COORDINATE) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(-limit <= value <= limit)  # False for NaN
 
 
 def _are_coordinates(polygon: list) -> bool:

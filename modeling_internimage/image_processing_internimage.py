@@ -9,7 +9,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_torchvision_available
 
 
-IMAGE_PROCESSOR_CLASSES = {"pil": CLIPImageProcessorPil}
+IMAGE_PROCESSOR_CLASSES: dict[str, type] = {"pil": CLIPImageProcessorPil}
 if is_torchvision_available():  # else importing the class warns
     from transformers import CLIPImageProcessor
 

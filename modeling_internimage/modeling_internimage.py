@@ -554,9 +554,9 @@ class InternImageBatchNorm(nn.BatchNorm2d):
         training = self.training and not is_fixed
         if training:
             self.num_batches_tracked.add_(1)
-        statistics = (self.running_mean, self.running_var)
-        parameters = (parameter.to(self.running_mean.dtype) for parameter in (self.weight, self.bias))
-        return nn.functional.batch_norm(hidden_states, *statistics, *parameters, training, self.momentum, self.eps)
+        mean, var = self.running_mean, self.running_var
+        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+        return nn.functional.batch_norm(hidden_states, mean, var, weight, bias, training, self.momentum, self.eps)
 
 
 class InternImageConvPooler(nn.Module):
@@ -619,7 +619,7 @@ class InternImageAttentionPooler(nn.Module):
 class InternImagePreTrainedModel(PreTrainedModel):
     """Weight initialisation and loading, shared by all InternImage models."""
 
-    config_class = InternImageConfig
+    config: InternImageConfig
     base_model_prefix = "internimage"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -11,7 +11,7 @@ from PIL import Image
 WEIGHT_BITS = 11
 
 
-def keep_ratio_size(height: int, width: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:
+def keep_ratio_size(height: int, width: int, shortest_edge: float, longest_edge: float) -> tuple[int, int]:
     """
     Height and width of the largest image of the same proportions whose shorter side is at most `shortest_edge` and
     longer side at most `longest_edge` pixels (`mmcv.rescale_size`). Never below 1.
@@ -40,7 +40,7 @@ def target_size(height: int, width: int, size) -> tuple[int, int]:
         raise ValueError(
             f"`size` must have `shortest_edge`, `longest_edge` or both, or `height` and `width`, above 0, got {sides}."
         )
-    check_num_pixels(*resized, f"An image of {width}x{height} pixels, resized,")
+    check_num_pixels(resized[0], resized[1], f"An image of {width}x{height} pixels, resized,")
     return resized
 
 

@@ -8,7 +8,7 @@ from .image_processing_pil_mask_rcnn import MaskRCNNImageProcessorPil
 from .modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNObjectDetectionOutput
 
 
-MASK_RCNN_IMAGE_PROCESSOR_CLASSES = {"pil": MaskRCNNImageProcessorPil}
+MASK_RCNN_IMAGE_PROCESSOR_CLASSES: dict[str, type] = {"pil": MaskRCNNImageProcessorPil}
 if is_torchvision_available():
     from .image_processing_mask_rcnn import MaskRCNNImageProcessor
 

@@ -5,6 +5,7 @@ without rounding; an area is width times height.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -14,7 +15,7 @@ MAX_LOG_SCALE = abs(math.log(16 / 1000))
 
 
 def anchor_boxes(
-    height: int, width: int, stride: int, scale: float, ratios: list[float], device=None, dtype=torch.float32
+    height: int, width: int, stride: int, scale: float, ratios: Sequence[float], device=None, dtype=torch.float32
 ) -> torch.Tensor:
     """
     Anchors of one feature map (`AnchorGenerator` of mmdetection): at each position one for each of `ratios` (height
@@ -31,7 +32,7 @@ def anchor_boxes(
     return torch.cat((centers - half_sides, centers + half_sides), dim=-1).reshape(-1, 4)
 
 
-def encode_boxes(boxes: torch.Tensor, targets: torch.Tensor, stds: list[float]) -> torch.Tensor:
+def encode_boxes(boxes: torch.Tensor, targets: torch.Tensor, stds: Sequence[float]) -> torch.Tensor:
     """Deltas (dx, dy, log width, log height, divided by `stds`) that turn `boxes` into `targets`, both (n, 4)."""
     sizes, target_sizes = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shifts = (targets[:, :2] + targets[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
@@ -41,7 +42,7 @@ def encode_boxes(boxes: torch.Tensor, targets: torch.Tensor, stds: list[float]) 
     return deltas / deltas.new_tensor(stds)
 
 
-def decode_boxes(boxes: torch.Tensor, deltas: torch.Tensor, stds: list[float] | None = None) -> torch.Tensor:
+def decode_boxes(boxes: torch.Tensor, deltas: torch.Tensor, stds: Sequence[float] | None = None) -> torch.Tensor:
     """
     The inverse of [`encode_boxes`] (`DeltaXYWHBBoxCoder` of mmdetection), for `boxes` (..., 4) and `deltas` (..., 4)
     that broadcast. Without `stds` they are 1.

@@ -172,7 +172,7 @@ class MaskRCNNConfig(PreTrainedConfig):
             setattr(self, earlier_name, kwargs.pop(earlier_name))
         for name in ("feature_strides", "anchor_ratios", "stage_positive_ious", "stage_loss_weights"):
             setattr(self, name, list(getattr(self, name)))
-        self.bbox_reg_stds = [list(stds) for stds in self.bbox_reg_stds]
+        self.bbox_reg_stds = list(map(list, self.bbox_reg_stds))
         check_num_labels(kwargs.get("num_labels", 2))
         super().__post_init__(**kwargs)
 

@@ -192,12 +192,12 @@ class MaskRCNNProcessing(EightBitImages):
             raise ValueError("`return_coco_annotation` and `return_binary_maps` exclude each other. Leave one out.")
         if getattr(outputs, "pred_masks", None) is None:
             raise ValueError("The model has no mask heads (`use_mask_head=False`): there are no masks.")
-        results = self.post_process_object_detection(outputs, threshold, target_sizes)
+        results: list[dict] = self.post_process_object_detection(outputs, threshold, target_sizes)
         all_scores, _ = _scores_and_labels(outputs)
         for result, masks, scores, size in zip(results, outputs.pred_masks, all_scores, target_sizes):
             masks = masks[scores > max(threshold, 0)].to(result["boxes"].dtype).sigmoid()
             height, width = map(int, size)
-            # One after the other: all together would be gigabytes in floating point.
+            # One by one: all masks together would take gigabytes in floating point.
             pasted = masks.new_zeros((len(masks), height, width), dtype=torch.bool)
             for idx in range(len(masks)):
                 own = slice(idx, idx + 1)
@@ -253,7 +253,7 @@ def _run_lengths(mask: torch.Tensor) -> list[int]:
 
 def _resize(image, size: SizeDict):
     """A tensor or array (channels, height, width) at the processor's size."""
-    height, width = target_size(*image.shape[-2:], size)
+    height, width = target_size(image.shape[-2], image.shape[-1], size)
     if isinstance(image, np.ndarray):
         return resize_bilinear(torch.from_numpy(np.ascontiguousarray(image)), height, width).numpy()
     return resize_bilinear(image, height, width)

@@ -4,6 +4,8 @@ Training of the two-stage detectors: checks of the labels, assignment of objects
 (`MaxIoUAssigner` and `RandomSampler` of mmdetection), and the losses.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.image_transforms import center_to_corners_format
@@ -26,7 +28,7 @@ def prepare_targets(
     config: MaskRCNNConfig,
     labels: list[dict[str, torch.Tensor]],
     image_sizes: torch.Tensor,
-    padded_size: tuple[int, int],
+    padded_size: Sequence[int],
 ) -> list[dict[str, torch.Tensor]]:
     """
     Labels with boxes (left, top, right, bottom) in pixels, without empty boxes.
@@ -36,7 +38,7 @@ def prepare_targets(
             As in [`MaskRCNNForObjectDetection.forward`].
         image_sizes (`torch.Tensor` of shape `(batch_size, 2)`):
             Height and width of each image without padding.
-        padded_size (`tuple[int, int]`):
+        padded_size (`Sequence[int]`):
             Height and width of the batch.
 
     Raises:
@@ -56,7 +58,7 @@ def prepare_targets(
     return targets
 
 
-def _check_labels(config: MaskRCNNConfig, labels, image_sizes: torch.Tensor, padded_size: tuple[int, int]):
+def _check_labels(config: MaskRCNNConfig, labels, image_sizes: torch.Tensor, padded_size: Sequence[int]):
     if len(labels) != len(image_sizes):
         raise ValueError(f"`labels` must have an entry for each of the {len(image_sizes)} images: {len(labels)}.")
     if len(labels) == 0:

@@ -182,7 +182,7 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
         """For each level, its anchors (n, 4)."""
         scale, ratios = self.config.anchor_scale, self.config.anchor_ratios
         return [
-            anchor_boxes(*feature_map.shape[2:], stride, scale, ratios, feature_map.device, dtype)
+            anchor_boxes(feature_map.shape[2], feature_map.shape[3], stride, scale, ratios, feature_map.device, dtype)
             for feature_map, stride in zip(feature_maps, self.strides)
         ]
 
@@ -372,7 +372,7 @@ class MaskRCNNRoIHeads(nn.Module):
 
     def losses(self, feature_maps, image_sizes, proposals, targets) -> dict[str, torch.Tensor]:
         """Losses of all stages. Each stage samples the regions that the one before has refined."""
-        losses = {}
+        losses: dict[str, torch.Tensor] = {}
         for stage, box_head in enumerate(self.box_heads):
             sampled = SampledProposals(self.config, stage, proposals, targets)
             logits, deltas = box_head(self.box_roi_align(feature_maps, sampled.rois))
@@ -402,10 +402,10 @@ class MaskRCNNRoIHeads(nn.Module):
     def detect(self, feature_maps, image_sizes, proposals) -> dict[str, torch.Tensor]:
         config, dtype = self.config, feature_maps[0].dtype
         rois = _concatenate(proposals, image_sizes)
-        stages = []  # logits and deltas of each
+        stages: list[tuple[torch.Tensor, torch.Tensor]] = []  # logits and deltas of each
         for stage, box_head in enumerate(self.box_heads):
             if stage > 0:
-                rois = self.refine(rois, *stages[-1], stage - 1, image_sizes)
+                rois = self.refine(rois, stages[-1][0], stages[-1][1], stage - 1, image_sizes)
             stages.append(box_head(self.box_roi_align(feature_maps, rois)))
         logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
         probabilities = logits.softmax(dim=-1)[:, :-1]
@@ -465,7 +465,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` makes it see all, as the original.
     """
 
-    config_class = MaskRCNNConfig
+    config: MaskRCNNConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

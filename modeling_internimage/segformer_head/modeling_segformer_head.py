@@ -54,7 +54,7 @@ class SegformerHead(nn.Module):
 class SegformerHeadForSemanticSegmentation(PreTrainedModel):
     """Any backbone with the convolutional SegFormer head."""
 
-    config_class = SegformerHeadConfig
+    config: SegformerHeadConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -7,7 +7,7 @@ from .image_processing_pil_segmentation import InternImageSegmentationImageProce
 from .inference import segment_image, window_scores
 
 
-SEGMENTATION_IMAGE_PROCESSOR_CLASSES = {"pil": InternImageSegmentationImageProcessorPil}
+SEGMENTATION_IMAGE_PROCESSOR_CLASSES: dict[str, type] = {"pil": InternImageSegmentationImageProcessorPil}
 if is_torchvision_available():
     from .image_processing_segmentation import InternImageSegmentationImageProcessor
 

@@ -2,6 +2,7 @@
 """Image processors of the official segmentation models."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class InternImageSegmentationProcessing(EightBitImages):
         return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
 
 
-def semantic_scores(outputs, size: tuple[int, int] | None = None) -> torch.Tensor:
+def semantic_scores(outputs, size: Sequence[int] | None = None) -> torch.Tensor:
     """
     (batch_size, num_labels, height, width): the logits of a semantic segmentation model; for Mask2Former, over all
     queries, the sum of class probability times mask probability (`semantic_inference` of its paper's code), taken at a
@@ -89,7 +90,7 @@ def semantic_scores(outputs, size: tuple[int, int] | None = None) -> torch.Tenso
     Args:
         outputs:
             Of the model.
-        size (`tuple[int, int]`, *optional*):
+        size (`Sequence[int]`, *optional*):
             Height and width of the model's input, to which the scores are resized. Defaults to the size of the logits,
             or 4 times that of Mask2Former's masks: the next multiple of 4.
     """
@@ -101,9 +102,9 @@ def semantic_scores(outputs, size: tuple[int, int] | None = None) -> torch.Tenso
         masks = outputs.masks_queries_logits.float().sigmoid()
         scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
         size = size or (4 * masks.shape[-2], 4 * masks.shape[-1])
-    if size is None or scores.shape[-2:] == size:
+    if size is None or tuple(scores.shape[-2:]) == tuple(size):
         return scores
-    return torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    return torch.nn.functional.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _resize(image, size, size_divisor: int | None, is_map: bool):
@@ -111,10 +112,10 @@ def _resize(image, size, size_divisor: int | None, is_map: bool):
     is_array = isinstance(image, np.ndarray)
     if is_array:
         image = torch.from_numpy(np.ascontiguousarray(image))
-    height, width = target_size(*image.shape[-2:], size)
+    height, width = target_size(image.shape[-2], image.shape[-1], size)
     sizes = [(height, width)]
     if size_divisor is not None:
-        sizes.append(tuple(math.ceil(side / size_divisor) * size_divisor for side in sizes[0]))
+        sizes.append((math.ceil(height / size_divisor) * size_divisor, math.ceil(width / size_divisor) * size_divisor))
     if is_map:
         # In floating point, which has nearest neighbours and holds every class index.
         resized = torch.nn.functional.interpolate(image[None].double(), size=sizes[-1], mode="nearest-exact")[0]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from huggingface_hub import get_session
+from PIL.Image import Image
 from torch import nn
-from transformers.image_utils import ImageInput, get_image_size, is_pil_image, to_numpy_array
+from transformers.image_utils import ImageInput, get_image_size, to_numpy_array
 
 from ..images import decode_image, eight_bit_image
 from .image_processing_pil_segmentation import semantic_scores
@@ -68,7 +69,7 @@ def segment_image(
         is_url = image.startswith(("http://", "https://"))
         source = io.BytesIO(get_session().get(image).raise_for_status().content) if is_url else image
         image = decode_image(source, f"The image file {image}")
-    if is_pil_image(image):
+    if isinstance(image, Image):
         # Channels first, or images of 1 or 3 pixels in height would be taken for that.
         image = to_numpy_array(eight_bit_image(image).convert("RGB")).transpose(2, 0, 1)
     image = to_numpy_array(image)
@@ -136,7 +137,7 @@ def _resize_rows(scores: torch.Tensor, size: tuple[int, int], top: int, bottom: 
     above = position.long()
     below = (above + 1).clamp(max=height - 1)
     weight = (position - above)[:, None].to(scores.device)
-    first, last = above[0].item(), below[-1].item() + 1
+    first, last = int(above[0]), int(below[-1]) + 1
     rows = nn.functional.interpolate(
         scores[None, :, first:last], size=(last - first, size[1]), mode="bilinear", align_corners=False
     )[0]
