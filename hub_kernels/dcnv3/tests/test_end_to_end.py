@@ -12,6 +12,7 @@ from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
     dcnv3_implementations,
+    register_dcnv3_kernel,
     use_dcnv3_kernel,
 )
 
@@ -86,6 +87,7 @@ def test_use_kernels(variant, model, tmp_path):
 
     if not is_kernels_available():
         pytest.skip("this transformers refuses the installed kernels")
+    register_dcnv3_kernel()  # reads LOCAL_KERNELS again
     model.save_pretrained(tmp_path)
     loaded = InternImageForImageClassification.from_pretrained(tmp_path, use_kernels=True)
     assert all(variant in implementation for implementation in dcnv3_implementations(loaded).values())
