@@ -7,8 +7,8 @@ import reprlib
 import numpy as np
 
 
-# pycocotools cuts coordinates to 32 bits, counts pixels in 32 bits and takes memory in proportion to the length of
-# outlines, without checking any of it. In pixels: beyond any image, and harmless.
+# Limits in pixels, beyond any image. pycocotools truncates coordinates and counts to 32 bits and allocates memory in
+# proportion to the length of outlines, without checks.
 MAX_COORDINATE = 10**6
 MAX_OUTLINE = 2 * 10**6
 MAX_ID = 2**53
@@ -16,15 +16,14 @@ MAX_ID = 2**53
 
 def check_annotation(entry: dict, image_id) -> dict:
     """
-    An annotation with `bbox` as a list, `iscrowd` and `ignore` as `bool`, and `area` only if it is known; the rest as
-    it is.
+    A copy of an annotation with `bbox` as a list, `iscrowd` and `ignore` as `bool`, and `area` only if it is known.
 
     Args:
         entry: With `bbox` and `category_id`; `id` is for messages.
         image_id: For messages.
 
     Raises:
-        `ValueError`: if one of them is not what COCO has there. `segmentation` is for [`check_segmentation`].
+        `ValueError`: if a value is not in COCO's format. [`check_segmentation`] checks `segmentation`.
     """
     if not isinstance(entry, dict):
         raise ValueError(f"Image {image_id} has the annotation {reprlib.repr(entry)}: it must be a dictionary.")
@@ -63,7 +62,7 @@ def check_segmentation(entry: dict, image_id, height: int | None, width: int | N
     Args:
         entry: With `segmentation`; `id` is for messages.
         image_id: For messages.
-        height, width: Of the image in pixels, if known.
+        height, width: Size of the image in pixels, if known.
 
     Raises:
         `ValueError`: if it is neither.

@@ -30,7 +30,7 @@ ORIGINAL_ATTRIBUTE_NAMES = {
 IMAGENET_LABEL_FILES = {1000: "imagenet-1k.txt", 21841: "imagenet-22k.txt"}
 
 
-# Smallest and largest number of each field, alone or in lists. What lies outside is a mistake or a damaged file.
+# Smallest and largest value of each field, also of the numbers in a list.
 RANGES = {
     "num_channels": (1, 4096), "embed_dim": (2, 65536), "depths": (1, 1000), "num_groups": (1, 65536),
     "mlp_ratio": (1e-3, 1000), "hidden_dropout_prob": (0, 0.99), "drop_path_rate": (0, 0.99),
@@ -40,7 +40,7 @@ RANGES = {
 }  # fmt: skip
 MAX_CHANNELS, MAX_LABELS = 65536, 1000000
 
-# Of the pooler of InternImage-H and -G, a constant of the original.
+# Output size of the pooler of InternImage-H and -G, a constant of the original.
 ATTENTION_POOLER_OUTPUT_SIZE = 768
 
 

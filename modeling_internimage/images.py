@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Image files as RGB images of 8 bits, and sentences about those that cannot be read."""
+"""Reads image files as RGB images of 8 bits."""
 
 import io
 from contextlib import contextmanager

@@ -540,9 +540,9 @@ class InternImageEncoder(nn.Module):
 
 class InternImageBatchNorm(nn.BatchNorm2d):
     """
-    Batch norm that is fixed while `weight.requires_grad` is false: frozen parts of a model, and all that an adapter
-    (PEFT) does not train, keep their running statistics and use them also in training. So what is saved without them
-    loads as what was trained; `modules_to_save=["batch_norm"]` trains and saves them.
+    Batch norm that uses and keeps its running statistics, also in training, while `weight.requires_grad` is false. An
+    adapter (PEFT) saves only what it trains: with fixed statistics, the reloaded model is the trained one. With
+    `modules_to_save=["batch_norm"]`, PEFT trains and saves them.
 
     DeepSpeed and FSDP make the parameters bfloat16 but not the statistics. PyTorch wants both in float32.
     """
@@ -675,7 +675,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
-        """Raise a `ValueError` that says what is wrong with the input, before a layer inside does."""
+        """Raise a `ValueError` for input that a layer inside would refuse with a less clear message."""
         check_pixel_values(pixel_values, self.config)
         stride = 2 ** (len(self.config.depths) + 1)
         height, width = pixel_values.shape[2:]
@@ -687,7 +687,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
 
 
 def check_pixel_values(pixel_values: torch.Tensor, config):
-    """Raise a `ValueError` if that is no batch of images for a model or backbone of that configuration."""
+    """Raise a `ValueError` unless `pixel_values` are a batch of images for a model with this configuration."""
     if not isinstance(pixel_values, torch.Tensor):
         raise ValueError(
             f"`pixel_values` must be a `torch.Tensor`, got a `{type(pixel_values).__name__}`. An image processor "

@@ -53,7 +53,7 @@ def check_num_pixels(height: int, width: int, subject: str):
     if limit is not None and height * width > limit:
         raise ValueError(
             f"{subject} has {width}x{height} pixels, more than the {limit} of `PIL.Image.MAX_IMAGE_PIXELS`: cut the "
-            "image into parts or make it smaller. (In Python the limit can be set, if there is memory for more.)"
+            "image into parts or make it smaller. Or raise the limit in Python, if memory suffices."
         )
 
 

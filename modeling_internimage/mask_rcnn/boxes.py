@@ -56,7 +56,7 @@ def decode_boxes(boxes: torch.Tensor, deltas: torch.Tensor, stds: Sequence[float
 
 
 def clip_boxes(boxes: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """`boxes` (..., 4) without what lies outside images of `sizes` (..., 2), height and width, that broadcast."""
+    """`boxes` (..., 4) clipped to images of `sizes` (..., 2), height and width, which broadcast."""
     limits = sizes.flip(-1).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), torch.cat((limits, limits), dim=-1))
 
@@ -72,7 +72,7 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: in
         boxes (`torch.Tensor` of shape `(n, 4)`):
             In pixels of the image.
         height, width (`int`):
-            Of the image.
+            Size of the image.
 
     Returns:
         `torch.Tensor` of shape `(n, height, width)`.

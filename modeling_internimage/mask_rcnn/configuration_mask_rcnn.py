@@ -47,9 +47,9 @@ class MaskRCNNConfig(PreTrainedConfig):
         anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`):
             Height over width of the anchors at each position.
         num_proposals (`int`, *optional*, defaults to 1000):
-            Largest number of proposals for an image.
+            Most proposals for an image.
         num_proposals_per_level (`int`, *optional*, defaults to 1000):
-            Anchors of one level, those with the best scores, that non-maximum suppression chooses from.
+            Best anchors of each level that enter non-maximum suppression.
         num_train_proposals (`int`, *optional*, defaults to 1000):
             `num_proposals` for the loss.
         num_train_proposals_per_level (`int`, *optional*, defaults to 2000):
@@ -65,7 +65,7 @@ class MaskRCNNConfig(PreTrainedConfig):
         box_roi_size (`int`, *optional*, defaults to 7):
             Height and width of the features cut out for a box head.
         class_agnostic_boxes (`bool`, *optional*, defaults to `False`):
-            Whether a box head predicts one box for all classes instead of one for each.
+            Whether a box head predicts one box for all classes, not one for each.
         bbox_reg_stds (`list[list[float]]`, *optional*, defaults to `[[0.1, 0.1, 0.2, 0.2]]`):
             For each stage, the standard deviations of the deltas (dx, dy, log width, log height): the predictions are
             multiplied by them.
@@ -76,17 +76,17 @@ class MaskRCNNConfig(PreTrainedConfig):
         mask_roi_size (`int`, *optional*, defaults to 14):
             Height and width of the features cut out for a mask head; masks have twice that.
         score_threshold (`float`, *optional*, defaults to 0.05):
-            Detections have a larger score.
+            Smallest score of a detection, exclusive.
         nms_threshold (`float`, *optional*, defaults to 0.5):
             Intersection over union above which, of two detections of a class, the one with the lower score is dropped.
         max_detections (`int`, *optional*, defaults to 100):
-            Largest number of detections for an image.
+            Most detections for an image.
         rpn_positive_iou (`float`, *optional*, defaults to 0.7):
-            Anchors that overlap an object at least so much are trained as objects.
+            Intersection over union with an object from which an anchor is trained as that object.
         rpn_negative_iou (`float`, *optional*, defaults to 0.3):
-            Anchors that overlap every object less than that are trained as background.
+            Intersection over union with every object below which an anchor is trained as background.
         rpn_num_samples (`int`, *optional*, defaults to 256):
-            Anchors of an image that the loss looks at, at most half of them objects.
+            Anchors sampled for the loss in each image, at most half of them objects.
         rpn_outside_anchors (`bool`, *optional*, defaults to `True`):
             Whether anchors that reach beyond the image are trained.
         rpn_box_loss (`str`, *optional*, defaults to `"l1"`):
@@ -94,13 +94,13 @@ class MaskRCNNConfig(PreTrainedConfig):
         rpn_smooth_l1_beta (`float`, *optional*, defaults to 1/9):
             Difference below which that loss is quadratic.
         stage_positive_ious (`list[float]`, *optional*, defaults to `[0.5]`):
-            For each stage, the overlap from which a proposal is trained as the object it overlaps most. Below, it is
-            background.
+            For each stage, intersection over union from which a proposal is trained as the object it overlaps most,
+            and below which it is background.
         allow_low_quality_matches (`bool`, *optional*, defaults to `True`):
-            Whether a proposal that overlaps an object most of all proposals, and enough, is always trained as that
-            object, even if it overlaps another one more. (The anchors of the region proposal network always are.)
+            Whether the best proposal for an object is trained as that object even if it overlaps another object more.
+            The region proposal network always does this with anchors.
         roi_num_samples (`int`, *optional*, defaults to 512):
-            Proposals of an image that the loss looks at, at most a quarter of them objects.
+            Proposals sampled for the loss in each image, at most a quarter of them objects.
         box_loss (`str`, *optional*, defaults to `"l1"`):
             `"l1"` or `"smooth_l1"`, on deltas, or `"giou"`, on boxes.
         smooth_l1_beta (`float`, *optional*, defaults to 1.0):
@@ -177,7 +177,7 @@ class MaskRCNNConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Raise a `ValueError` for combinations that cannot be built."""
+        """Raise a `ValueError` for combinations that make no model."""
         super().validate_architecture()
         check_numbers(vars(self), RANGES)
         if not len(self.bbox_reg_stds) == len(self.stage_positive_ious) == len(self.stage_loss_weights) > 0:

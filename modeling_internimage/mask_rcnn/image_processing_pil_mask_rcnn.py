@@ -33,7 +33,7 @@ class MaskRCNNImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class MaskRCNNProcessing(EightBitImages):
-    """What both backends have in common."""
+    """The code of both backends."""
 
     valid_kwargs = MaskRCNNImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
@@ -120,14 +120,14 @@ class MaskRCNNProcessing(EightBitImages):
         self, outputs, threshold: float = 0.05, target_sizes: torch.Tensor | list | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """
-        Detections of each image, the best first. The model has already dropped those with a score of at most
-        `config.score_threshold` and those that overlap a better one of their class (`config.nms_threshold`).
+        Detections of each image, the best first. The model has already applied `config.score_threshold` and, for each
+        class, non-maximum suppression with `config.nms_threshold`.
 
         Args:
             outputs ([`MaskRCNNObjectDetectionOutput`]):
-                Of the model. Its `logits` and `pred_boxes` are enough, as `compute_metrics` of a `Trainer` has them.
+                The output of the model, or only `logits` and `pred_boxes`, as in `compute_metrics` of a `Trainer`.
             threshold (`float`, *optional*, defaults to 0.05):
-                Scores are above this. Lower than `config.score_threshold` it has no effect.
+                Smallest score, exclusive. Values below `config.score_threshold` have no effect.
             target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or a list of tuples or tensors, *optional*):
                 Height and width of each original image. Without it boxes are relative to the size of the image.
 
@@ -162,18 +162,18 @@ class MaskRCNNProcessing(EightBitImages):
         return_binary_maps: bool = False,
     ) -> list[dict]:
         """
-        For each image `segmentation` and `segments_info`, as of the image processors of Mask2Former and RF-DETR, and
-        what [`post_process_object_detection`] returns with `masks`, as of that of SAM 3. Masks of different detections
-        may overlap; in `segmentation` the best detection is on top.
+        Detections with masks. Each image has what [`post_process_object_detection`] returns, `masks` in the format of
+        SAM 3, and `segmentation` and `segments_info` in that of Mask2Former. Masks may overlap; in `segmentation` the
+        best detection is on top.
 
         Args:
             outputs, threshold, target_sizes:
-                See there. `target_sizes` are needed.
+                As in [`post_process_object_detection`]; `target_sizes` are required.
             mask_threshold (`float`, *optional*, defaults to 0.5):
                 Probability from which a pixel belongs to the mask.
             overlap_mask_area_threshold (`float`, *optional*, defaults to 0.0):
-                Detections of whose mask better ones leave a smaller fraction visible, or no pixel, are neither in the
-                map nor in `segments_info`. 0: all stay, also hidden ones. (`pipeline` sets 0.5.)
+                Detections of whose mask a smaller fraction is visible under better detections, or no pixel, are left
+                out of the map and of `segments_info`. 0 keeps all, also hidden ones; `pipeline` sets 0.5.
             return_coco_annotation (`bool`, *optional*, defaults to `False`):
                 Whether `segmentation` has, for each detection, the run lengths of its whole mask: start (from 1) and
                 length of each run, row by row.
@@ -219,7 +219,7 @@ class MaskRCNNProcessing(EightBitImages):
 
 
 def _scores_and_labels(outputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of all detections, (batch_size, max_detections); by softmax where `logits` are all that is left of outputs."""
+    """Both (batch_size, max_detections), computed from `logits` if the outputs do not hold them."""
     if getattr(outputs, "pred_scores", None) is not None:
         return outputs.pred_scores, outputs.pred_labels
     return tuple(outputs.logits.softmax(dim=-1)[..., :-1].max(dim=-1))
@@ -227,8 +227,8 @@ def _scores_and_labels(outputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _overlay(masks: torch.Tensor, smallest_share: float) -> tuple[torch.Tensor, list[int]]:
     """
-    Map (height, width) of the first of `masks` (n, height, width) at each pixel, or -1, and the indices of those of
-    which at least `smallest_share` is seen. The others are left out of the map.
+    Map (height, width) with the index of the first of `masks` (n, height, width) at each pixel, or -1; and the indices
+    of the masks in it. A mask of which less than `smallest_share` is visible is left out.
     """
     segmentation = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
     for idx in reversed(range(len(masks))):

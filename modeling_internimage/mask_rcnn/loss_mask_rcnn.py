@@ -116,7 +116,7 @@ def match_boxes(
         boxes (`torch.Tensor` of shape `(n, 4)`):
             Anchors or proposals.
         targets (`torch.Tensor` of shape `(m, 4)`):
-            Boxes of the objects in the image, none of them empty.
+            Boxes of the objects in the image, without empty ones.
         positive_iou (`float`):
             A box gets the target it overlaps most if their intersection over union is at least that.
         negative_iou (`float`):
@@ -144,8 +144,8 @@ def match_boxes(
 
 def sample_matches(matches: torch.Tensor, num_samples: int, positive_fraction: float) -> tuple[torch.Tensor, ...]:
     """
-    Random positions in `matches` (n,), `num_samples` or fewer: first objects, at most the fraction
-    `positive_fraction` of `num_samples`, then background.
+    Random positions in `matches` (n,) of objects and of background, together at most `num_samples`, of which objects
+    are at most the fraction `positive_fraction`.
     """
     positive = _choose((matches >= 0).nonzero()[:, 0], int(num_samples * positive_fraction))
     negative = _choose((matches == BACKGROUND).nonzero()[:, 0], num_samples - len(positive))
@@ -176,18 +176,18 @@ def rpn_losses(
     targets: list[dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     """
-    Losses of the region proposal network: binary cross-entropy of sampled anchors, box loss of those that are objects,
-    both divided by the number of samples.
+    Losses of the region proposal network: binary cross-entropy of the sampled anchors and box loss of those assigned
+    to an object, both divided by the number of samples.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_anchors)`), deltas (`(batch_size, num_anchors, 4)`):
-            Of the network.
+            Predictions of the network.
         anchors (`torch.Tensor` of shape `(num_anchors, 4)`):
             In pixels.
         trained (`torch.Tensor` of shape `(batch_size, num_anchors)`):
             Mask of the anchors that may be sampled.
         targets (`list[dict[str, torch.Tensor]]`):
-            Of [`prepare_targets`].
+            Objects of each image, from [`prepare_targets`].
     """
     classification, regression, num_samples = [], [], 0
     for idx, target in enumerate(targets):
@@ -213,14 +213,14 @@ def rpn_losses(
 
 class SampledProposals:
     """
-    Proposals of a batch that a stage is trained on.
+    The proposals that a stage is trained on, from all images of a batch.
 
     Attributes:
         rois (`torch.Tensor` of shape `(n, 5)`): Index of the image and box.
         labels (`torch.Tensor` of shape `(n,)`): Class index, `num_labels` for background.
-        targets (`torch.Tensor` of shape `(n, 4)`): Box of the object; for background the proposal itself.
+        targets (`torch.Tensor` of shape `(n, 4)`): Box of the object, or the proposal itself for background.
         objects (`torch.Tensor` of shape `(n,)`): Index of the object in its image, or `BACKGROUND`.
-        is_object_box (`torch.Tensor` of shape `(n,)`): Whether the proposal is the box of an object, added to them.
+        is_object_box (`torch.Tensor` of shape `(n,)`): Whether it is the box of an object, added to the proposals.
     """
 
     def __init__(
@@ -249,14 +249,14 @@ def box_head_losses(
     config: MaskRCNNConfig, stage: int, sampled: SampledProposals, logits: torch.Tensor, deltas: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """
-    Losses of a box head: cross-entropy of all sampled proposals, box loss of the objects, both divided by the number
-    of samples.
+    Losses of a box head: cross-entropy of all sampled proposals and box loss of those assigned to an object, both
+    divided by the number of samples.
 
     Args:
         logits (`torch.Tensor` of shape `(n, num_labels + 1)`):
-            The last is background.
+            Class logits; the last is background.
         deltas (`torch.Tensor` of shape `(n, num_labels or 1, 4)`):
-            Of the boxes, for each class or for all.
+            Box deltas for each class, or for all classes.
     """
     num_samples = max(len(sampled.labels), 1)
     positive = (sampled.objects >= 0).nonzero()[:, 0]
@@ -293,9 +293,9 @@ def mask_loss(
 
     Args:
         logits (`torch.Tensor` of shape `(num_positive, num_labels, mask_height, mask_width)`):
-            For the proposals that are objects, in order.
+            Mask logits of the proposals assigned to objects, in order.
         masks (`list[torch.Tensor]` of shape `(num_objects, height, width)` each):
-            Of the objects in each image, in pixels of the model's input.
+            Masks of the objects in each image, in pixels of the model's input.
     """
     positive = sampled.objects >= 0
     labels, rois, objects = sampled.labels[positive], sampled.rois[positive], sampled.objects[positive]
@@ -307,7 +307,7 @@ def mask_loss(
         if not own.any():
             continue
         own_rois = torch.cat((objects[own, None].to(rois), rois[own, 1:]), dim=1)
-        # What a mask covers of each cell, from one half on: as the original cuts out and resizes masks.
+        # A cell of the target is 1 if the mask covers half of it, as in the original.
         own_masks = own_masks.to(rois)[:, None]
         targets.append(roi_align(own_masks, own_rois, logits.shape[2:], sampling_ratio=0, aligned=True)[:, 0] >= 0.5)
     predicted = logits[torch.arange(len(labels), device=labels.device), labels]

@@ -40,12 +40,9 @@ EARLIER_KEY_MAPPING = {
 @dataclass
 class MaskRCNNObjectDetectionOutput(ModelOutput):
     r"""
-    `logits` and `pred_boxes` are as those of DETR: softmax of `logits`, the last of which is background, gives the
-    label and the score of each detection. `pred_masks` are logits, too, but of points of the box. All numbers are
-    finite: where they would not be, the model raises a `FloatingPointError`.
-
-    Detections have fixed numbers, `max_detections` for each image, the best first. Where there are fewer, the others
-    are background: score 0, label -1, a box of zeros.
+    `logits` and `pred_boxes` have the format of DETR. Every image has `max_detections` rows, the best first; rows
+    without a detection are background, with score 0, label -1 and a box of zeros. All numbers are finite; otherwise
+    the model raises a `FloatingPointError`.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
@@ -53,9 +50,9 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
         loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
             The losses, with their weights.
         logits (`torch.FloatTensor` of shape `(batch_size, max_detections, num_labels + 1)`):
-            Of the region that a detection comes from, the mean over the stages; the last is background. A region may
-            be several detections, of different classes: in each of them, the classes that are more probable than its
-            label count as background. `pred_scores` and `pred_labels` are what softmax makes of them.
+            Class logits of the region that a detection comes from, averaged over the stages; the last is background.
+            One region may yield several detections of different classes: in each, classes more probable than its label
+            count as background. Softmax gives `pred_scores` and `pred_labels`.
         pred_boxes (`torch.FloatTensor` of shape `(batch_size, max_detections, 4)`):
             Centre x, centre y, width, height, relative to the size of each image without its padding.
         pred_scores (`torch.FloatTensor` of shape `(batch_size, max_detections)`):
@@ -63,10 +60,10 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
         pred_labels (`torch.LongTensor` of shape `(batch_size, max_detections)`):
             Class index.
         pred_masks (`torch.FloatTensor` of shape `(batch_size, max_detections, mask_height, mask_width)`, *optional*):
-            Logits of the probability that a point of the box belongs to the object (in a cascade, the mean over the
-            stages), on a grid over the box, not over the image: the image processor puts them there.
+            Mask logits on a grid over the box; the image processor pastes them into the image. In a cascade, logits of
+            the mean probability over the stages.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            Of the backbone.
+            Hidden states of the backbone.
     """
 
     loss: torch.FloatTensor | None = None
@@ -546,14 +543,13 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             for; detections, except in training mode with labels. The image processor turns them into boxes and masks
             of the original image. A batch may have no image, without labels.
 
-            The original drops overlapping boxes after scaling them to the original image. Here that is done at the
-            size of the input, with the same result: intersection over union does not change when axes are scaled.
+            Non-maximum suppression runs at the size of the input. The original runs it on boxes scaled to the original
+            image, with the same result, because scaling axes keeps intersection over union.
 
         Raises:
             `ValueError`: For labels that do not fit each other, the images or the model.
-            `FloatingPointError`: For detections that are not finite, because of weights or `pixel_values` that are
-            not, or of activations that overflow in float16. (In training mode with labels, the loss is not finite
-            then.)
+            `FloatingPointError`: For detections that are not finite, because weights or `pixel_values` are not, or
+            activations overflow in float16. (With labels in training mode, the loss is not finite instead.)
 
         Example:
 
@@ -616,11 +612,11 @@ def select_detections(
 
 def logits_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Logits (n, num_labels + 1) of regions -> the same of detections with `labels` (n,): probabilities of classes that
-    are as high as that of the label become background's. The label is the best class, with its probability.
+    Logits (n, num_labels + 1) of regions -> of detections with `labels` (n,): classes at least as probable as the
+    label give their probability to background, so that the label is the best class and keeps its probability.
     """
     classes, labels = logits[:, :-1], labels[:, None]
-    # (A little below, softmax may round to the same number.)
+    # The margin covers logits that softmax rounds to the same probability.
     is_other = (classes > classes.gather(1, labels) - 1e-3).scatter(1, labels, False)
     background = torch.cat((classes.masked_fill(~is_other, -torch.inf), logits[:, -1:]), dim=1)
     classes = classes.masked_fill(is_other, torch.finfo(logits.dtype).min)
@@ -628,14 +624,13 @@ def logits_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Boxes have at least single precision."""
+    """At least float32, which box coordinates need."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
     """
-    Raise a `FloatingPointError` for Inf and NaN. Comparing them with a threshold would
-    drop them: an image would look empty.
+    Raise a `FloatingPointError` for Inf and NaN. Thresholds would drop them, and the image would look empty.
     """
     if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         raise FloatingPointError(
@@ -652,7 +647,7 @@ def _concatenate(boxes: list[torch.Tensor], image_sizes: torch.Tensor) -> torch.
 
 
 def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float | torch.Tensor = 0) -> torch.Tensor:
-    """Rows of a batch, `numbers` of them for each image -> (batch_size, length, ...)."""
+    """Rows (n of all, ...), `numbers` of them for each image -> (batch_size, length, ...), filled with `value`."""
     padded = tensor.new_empty((len(numbers), length, *tensor.shape[1:]))
     padded[:] = value
     for idx, own in enumerate(tensor.split(numbers)):

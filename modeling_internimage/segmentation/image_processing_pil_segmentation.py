@@ -33,7 +33,7 @@ class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class InternImageSegmentationProcessing(EightBitImages):
-    """What both backends have in common, on top of the image processor of SegFormer."""
+    """The code of both backends, on top of the image processor of SegFormer."""
 
     valid_kwargs = InternImageSegmentationImageProcessorKwargs
     size = {"shortest_edge": 512, "longest_edge": 2048}
@@ -89,7 +89,7 @@ def semantic_scores(outputs, size: Sequence[int] | None = None) -> torch.Tensor:
 
     Args:
         outputs:
-            Of the model.
+            The output of the model.
         size (`Sequence[int]`, *optional*):
             Height and width of the model's input, to which the scores are resized. Defaults to the size of the logits,
             or 4 times that of Mask2Former's masks: the next multiple of 4.
@@ -97,7 +97,7 @@ def semantic_scores(outputs, size: Sequence[int] | None = None) -> torch.Tensor:
     if "class_queries_logits" not in outputs:
         scores = outputs.logits
     else:
-        # (In float32: sums of 200 products.)
+        # float32, because these are sums over 200 queries.
         classes = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]  # the last stands for no object
         masks = outputs.masks_queries_logits.float().sigmoid()
         scores = torch.einsum("bqc,bqhw->bchw", classes, masks)

@@ -14,7 +14,7 @@ from ..images import decode_image, eight_bit_image
 from .image_processing_pil_segmentation import semantic_scores
 
 
-# Probabilities are computed in bands of rows: so many, or fewer if these were of less than so many numbers.
+# Probabilities are computed in this many bands of rows, or in fewer bands of at least this many numbers.
 NUM_BANDS = 32
 MIN_BAND = 2**16
 
@@ -86,7 +86,7 @@ def segment_image(
                 f"{len(pixel_values)} crops: choose another one, or set its `do_center_crop=False`."
             )
         height, width = pixel_values.shape[-2:]
-        if "pixel_mask" in inputs:  # what is padded, at the right and at the bottom, is no part of the image
+        if "pixel_mask" in inputs:  # cut off the padding at the right and at the bottom
             height, width = (int(inputs["pixel_mask"][0].any(dim=dim).sum()) for dim in (1, 0))
         for mirrored in (False, True) if flip else (False,):
             if mirrored:
