@@ -31,8 +31,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import modeling_internimage
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
 from conversion.errors import ConversionError, printable
+from conversion.heads import HEADS, Head
 from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
-from conversion.methods import METHODS, Method
 from conversion.model_card import create_model_card
 from conversion.original_checkpoint import EMA_KEYS, count_parameters, read_original_checkpoint
 from modeling_internimage.configuration_internimage import imagenet_labels
@@ -94,8 +94,8 @@ class Plan:
         return self.shards.metadata["total_size"]
 
     @property
-    def method(self) -> Method:
-        return METHODS[self.checkpoint.method]
+    def head(self) -> Head:
+        return HEADS[self.checkpoint.head]
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """The converted tensors of these names, made from a fresh mapping of the source."""
@@ -119,7 +119,7 @@ class Plan:
 
     def model(self) -> PreTrainedModel:
         """The model with the source's weights, which never were in the format that is written."""
-        model = empty_model(self.method.model_class, self.config)
+        model = empty_model(self.head.model_class, self.config)
         model.load_state_dict(dict(self.tensors(self.names())), assign=True)
         return model.eval()
 
@@ -132,7 +132,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         `ConversionError`: if one is missing, superfluous or of another shape, naming them, and as
         [`read_original_checkpoint`].
     """
-    method = METHODS[checkpoint.method]
+    head = HEADS[checkpoint.head]
     original = read_original_checkpoint(source, options.ema)
     config = checkpoint.config()
     if options.imagenet_1k_head and (
@@ -150,17 +150,17 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     dtypes = {tensor.dtype for tensor in original.values() if tensor.is_floating_point()}
     widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
     config.dtype = getattr(torch, options.dtype) if options.dtype else widest
-    config.architectures = [method.model_class.__name__]
+    config.architectures = [head.model_class.__name__]
 
     try:
-        expected = empty_model(method.model_class, config).state_dict()
+        expected = empty_model(head.model_class, config).state_dict()
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ConversionError(f"No model can be made of the configuration of {checkpoint.name}: {error}.") from error
-    computed = {name: compute(config) for name, compute in method.computed.items()}
+    computed = {name: compute(config) for name, compute in head.computed.items()}
     origins, dropped, superfluous, shapes = {}, {}, [], []
     dropped_keys = checkpoint.dropped | EMA_KEYS
     for key, tensor in original.items():
-        names = method.rename_key(key)
+        names = head.rename_key(key)
         reason = next((reason for prefix, reason in dropped_keys.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
@@ -191,7 +191,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     if options.imagenet_1k_head:
         id2label = imagenet_labels(1000)
         config.id2label, config.label2id = id2label, {label: idx for idx, label in id2label.items()}
-        expected = empty_model(method.model_class, config).state_dict()
+        expected = empty_model(head.model_class, config).state_dict()
     try:
         shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
     except ValueError as error:
@@ -399,20 +399,20 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 @torch.inference_mode()
 def check_logits(plan: Plan, folder: Path) -> dict:
     """
-    Compare the logits (see `Method.outputs`) of the model that `from_pretrained` makes of `folder` with those of a
+    Compare the logits (see `Head.outputs`) of the model that `from_pretrained` makes of `folder` with those of a
     model that got the source's weights directly, on an image of standard normal numbers. Raises `ConversionError` if
     they differ.
     """
     # (Whatever the image size of the checkpoint: it proves the same, and takes seconds for the largest model.)
     pixel_values = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(plan.config.dtype)
     model = plan.model()
-    expected = plan.method.outputs(model, pixel_values).float()
+    expected = plan.head.outputs(model, pixel_values).float()
     del model
     gc.collect()
-    model, info = plan.method.auto_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, info = plan.head.auto_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if any(info.values()):
         raise ConversionError(f"{folder} does not load cleanly: {info}.")
-    logits = plan.method.outputs(model, pixel_values).float()
+    logits = plan.head.outputs(model, pixel_values).float()
     difference = (logits - expected).abs().max().item()
     # The same numbers in the same order, but not always at the same alignment in memory: a last bit may differ.
     tolerance = 100 * torch.finfo(plan.config.dtype).eps * expected.abs().max().item()

@@ -145,7 +145,7 @@ def options_of(parsed: argparse.Namespace) -> ConversionOptions:
 def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | None, repo_id: str | None):
     """Convert to `folder` unless that is done, and publish as `repo_id` if given."""
     if checkpoint.file is not None and checkpoint.status != "convertible":
-        raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.method} here yet.")
+        raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.head} here yet.")
     options = options_of(parsed)
     if folder and is_finished(folder, checkpoint, options, parsed.source):
         say(f"{checkpoint.name}: finished earlier in {folder}")

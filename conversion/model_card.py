@@ -18,7 +18,7 @@ from conversion.checkpoints import (
     Checkpoint,
 )
 from conversion.errors import printable
-from conversion.methods import METHODS
+from conversion.heads import HEADS
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -80,7 +80,7 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
         dropped: Original keys that were left out.
         provenance: The entries `source`, `command` and `versions` of the conversion report.
     """
-    head = card_metadata(checkpoint, options).to_yaml()
+    metadata = card_metadata(checkpoint, options).to_yaml()
     width, height = checkpoint.image_size[1], checkpoint.image_size[0]
     values = {
         "name": checkpoint.title or checkpoint.name,
@@ -99,7 +99,7 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "code": SOURCE_CODE,
     }
-    return f"---\n{head}\n---\n\n{Template(TEMPLATE.read_text(encoding='utf-8')).substitute(values)}"
+    return f"---\n{metadata}\n---\n\n{Template(TEMPLATE.read_text(encoding='utf-8')).substitute(values)}"
 
 
 def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
@@ -156,12 +156,12 @@ def _task(checkpoint: Checkpoint) -> str:
         return "image classification"
     if checkpoint.task == "object-detection":
         masks = " and instance segmentation" if _has_masks(checkpoint) else ""
-        return f"object detection{masks} with {checkpoint.method}"
-    return f"semantic segmentation with a {checkpoint.method.removesuffix(' head')} head"
+        return f"object detection{masks} with {checkpoint.head}"
+    return f"semantic segmentation with a {checkpoint.head.removesuffix(' head')} head"
 
 
 def _has_masks(checkpoint: Checkpoint) -> bool:
-    return "Mask" in checkpoint.method
+    return "Mask" in checkpoint.head
 
 
 def _use(checkpoint: Checkpoint) -> str:
@@ -171,7 +171,7 @@ def _use(checkpoint: Checkpoint) -> str:
         windows = f"in windows of {side} pixels at steps of {stride} (the pipeline takes the image as a whole), "
     values = {
         "name": checkpoint.title or checkpoint.name,
-        "auto_class": METHODS[checkpoint.method].auto_class.__name__,
+        "auto_class": HEADS[checkpoint.head].auto_class.__name__,
         "windows": windows,
         "masks": (
             "; `post_process_instance_segmentation` of the image\nprocessor gives masks"

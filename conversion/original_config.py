@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from conversion.checkpoints import CHECKPOINTS, OWN_DATASET, Checkpoint
 from conversion.errors import ConversionError, printable
-from conversion.methods import METHODS
+from conversion.heads import HEADS
 from conversion.original_checkpoint import count_parameters, read_classes, read_original_checkpoint
 from modeling_internimage import InternImageConfig
 
@@ -43,13 +43,13 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
     """
     arguments = _read_config(config_file)
     weights = read_original_checkpoint(source, ema)
-    head = weights.get("head.bias")
-    if head is None:
+    bias = weights.get("head.bias")
+    if bias is None:
         raise ConversionError(
             f"{source} has no classifier (`head.bias`): `--config` is for image classifiers. For a detector or a "
             "segmentation model, name the official one of its architecture with `--checkpoint`."
         )
-    arguments |= {"num_labels": _num_rows(source, "head.bias", head)}
+    arguments |= {"num_labels": _num_rows(source, "head.bias", bias)}
     depths = arguments.get("depths")
     if isinstance(depths, list) and sum(d for d in depths if isinstance(d, (int, float))) > len(weights):
         raise ConversionError(f"{config_file} has `depths` {depths}, more layers than {source} has tensors.")
@@ -64,7 +64,7 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
     return Checkpoint(
         name=_title(source),
         task="image-classification",
-        method="linear classifier",
+        head="linear classifier",
         backbone=f"with {config.embed_dim} channels",
         architecture=architecture,
         image_size=(config.image_size, config.image_size),
@@ -95,17 +95,17 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     Raises:
         `ConversionError`: if the names in the file do not fit its classifier.
     """
-    if record.method not in METHODS:
+    if record.head not in HEADS:
         return record
     own = dataclasses.replace(
         record, title=_title(source), pretraining=None, reported={}, hub_name=None, license="unknown"
     )
-    method = METHODS[record.method]
+    head = HEADS[record.head]
     weights = read_original_checkpoint(source, ema)
-    key = next((key for key in method.classifier_keys if key in weights), None)
+    key = next((key for key in head.classifier_keys if key in weights), None)
     if key is None:
         return own  # the plan will say what is missing
-    num_rows = _num_rows(source, key, weights[key], method.num_rows_without_class)
+    num_rows = _num_rows(source, key, weights[key], head.num_rows_without_class)
     names, palette = read_classes(source)
     is_as_official = num_rows == (record.num_original_labels or record.num_labels)
     if names is None:
@@ -117,7 +117,7 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
         return own
     num_labels = num_rows if names is None else len(names)
     # (A classifier of semantic segmentation may have rows that stand for no class, as some official ones do.)
-    has_more_rows = num_labels < num_rows and record.method in ("UperNet", "SegFormer head")
+    has_more_rows = num_labels < num_rows and record.head in ("UperNet", "SegFormer head")
     if num_labels != num_rows and not has_more_rows or not all(isinstance(name, str) for name in names or ()):
         raise ConversionError(
             f"{source} has {num_labels} class names in `meta` ({', '.join(map(printable, names[:5]))}), which do not "
