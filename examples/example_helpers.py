@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import matplotlib
@@ -108,7 +108,9 @@ class HeadArguments(CheckpointArguments):
 class HeadRecipe(Recipe):
     """The recipe of such models, whose labels cannot be mixed."""
 
-    layer_counting: str = field(default="downstream", metadata=Recipe.__dataclass_fields__["layer_counting"].metadata)
+    layer_counting: str = field(
+        default="downstream", metadata=next(own.metadata for own in fields(Recipe) if own.name == "layer_counting")
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -358,7 +360,7 @@ def _train_and_evaluate(trainer, data_args, model_name_or_path, task, metric):
         trainer.save_metrics("eval", metrics)
 
     if model_name_or_path is None:  # else the card would say that the model was fine-tuned from one without a name
-        trainer.model.config._name_or_path = args.output_dir
+        trainer.model.config.name_or_path = args.output_dir
     is_local = model_name_or_path is None or os.path.isdir(model_name_or_path)
     card = {
         "finetuned_from": None if is_local else model_name_or_path,

@@ -142,7 +142,7 @@ class RandomSizedCrop(v2.Transform):
         return params
 
     def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.crop, inpt, **params)
+        return v2.functional.crop(inpt, **params)
 
 
 def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
@@ -221,12 +221,11 @@ class DetectionTrainer(InternImageTrainer):
         super().__init__(*args, **kwargs)
         self.evaluator = evaluator
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        self.evaluator.add(outputs, inputs["labels"])
-        return loss.detach(), None, None
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not model.training:  # without `compute_metrics`, evaluation keeps nothing else of the outputs
+            self.evaluator.add(outputs, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

@@ -21,6 +21,7 @@ import transformers
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -159,7 +160,7 @@ class RandomRatioResize(v2.Transform):
         return {"size": target_size(*v2.query_size(flat_inputs), SizeDict(**scaled))}
 
     def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.resize, inpt, size=list(params["size"]), antialias=False)
+        return v2.functional.resize(inpt, size=list(params["size"]), antialias=False)
 
 
 class RandomCropOfSeveralClasses(v2.Transform):
@@ -185,7 +186,7 @@ class RandomCropOfSeveralClasses(v2.Transform):
         return {"top": top, "left": left, "height": height, "width": width}
 
     def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.crop, inpt, **params)
+        return v2.functional.crop(inpt, **params)
 
 
 def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
@@ -266,7 +267,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
         model = new_model(model_args, fields, hub)
     else:
         config = AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
-        if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
+        if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
             raise ValueError(
                 f"`--model_name_or_path {model_args.model_name_or_path}` is a model of type {config.model_type}, "
                 "which this script cannot train: give an InternImage checkpoint as `--backbone`, for a new head."
