@@ -43,6 +43,7 @@ from examples.object_detection.detection_metrics import CocoEvaluator
 from examples.object_detection.detection_models import check_detector
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
+from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm
 
 
 STEP_OF_SCALES = 32
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None):
         check_objects(rows, columns[1], with_masks)
     freeze_stages(model, model_args.freeze_stages)
     if training_args.world_size > 1 and training_args.device.type == "cuda":  # as the authors do
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = InternImageSyncBatchNorm.convert_sync_batchnorm(model)
 
     training_args.remove_unused_columns = False  # the examples are dictionaries of their own
     train_dataset = eval_dataset = evaluator = None

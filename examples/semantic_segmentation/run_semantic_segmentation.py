@@ -58,6 +58,7 @@ from modeling_internimage import (
 )
 from modeling_internimage.resizing import target_size
 from modeling_internimage.training import InternImageTrainer
+from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -365,7 +366,7 @@ def prepare_training(model, training_args: TrainingArguments, num_images: int):
         model.backbone.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
         training_args.gradient_checkpointing = False
     if is_synchronised:  # as the authors do
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = InternImageSyncBatchNorm.convert_sync_batchnorm(model)
     return model
 
 

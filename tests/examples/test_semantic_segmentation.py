@@ -24,7 +24,13 @@ from conversion.checkpoints import CHECKPOINTS
 from examples.semantic_segmentation import coins, segment
 from examples.semantic_segmentation import run_semantic_segmentation as script
 from examples.semantic_segmentation import segmentation_data as data
-from modeling_internimage import InternImageForImageClassification, segment_image
+from modeling_internimage import (
+    InternImageForImageClassification,
+    SegformerHeadConfig,
+    SegformerHeadForSemanticSegmentation,
+    segment_image,
+)
+from modeling_internimage.modeling_internimage import InternImageBatchNorm
 
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}'
@@ -400,7 +406,7 @@ def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_co
         run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
 
 
-def test_what_the_heads_need_for_training(segmenter):
+def test_what_the_heads_need_for_training(segmenter, tiny_config):
     """Checkpointing in UperNet's backbone; on several GPUs statistics of all of them, under the same names."""
     model = AutoModelForSemanticSegmentation.from_pretrained(segmenter)
     arguments = SimpleNamespace(
@@ -412,6 +418,9 @@ def test_what_the_heads_need_for_training(segmenter):
     assert model.backbone.is_gradient_checkpointing and not arguments.gradient_checkpointing
     assert isinstance(model.decode_head.bottleneck.batch_norm, torch.nn.SyncBatchNorm)
     assert list(model.state_dict()) == names
+    config = SegformerHeadConfig(backbone_config=tiny_config(out_features=["stage3", "stage4"]), hidden_size=8)
+    model = script.prepare_training(SegformerHeadForSemanticSegmentation(config), arguments, num_images=9)
+    assert isinstance(model.decode_head.fusion.batch_norm, InternImageBatchNorm)  # stays fixed where it is frozen
     with pytest.raises(ValueError, match="with 1 training images: batch normalisation needs at least two"):
         script.prepare_training(model, arguments, num_images=1)
 
