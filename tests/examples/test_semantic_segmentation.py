@@ -554,7 +554,8 @@ def test_overlay():
     """Colours over the classes; pixels of other values as they are. Without a palette, colours that differ."""
     image = Image.new("RGB", (3, 1), (100, 100, 100))
     picture = segment.blend(image, np.array([[0, 1, 255]]), np.array([[0, 0, 0], [200, 100, 0]], dtype=np.uint8))
-    assert picture.tolist() == [[[45, 45, 45], [155, 100, 45], [100, 100, 100]]]
+    assert np.abs(picture - np.array([[[45, 45, 45], [155, 100, 45], [100, 100, 100]]])).max() <= 1
+    assert picture[0, 2].tolist() == [100, 100, 100]
     config = script.SegformerHeadConfig(num_labels=60)
     colours = segment.class_colours(config).astype(int)
     distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 1000 * np.eye(60, dtype=int)
