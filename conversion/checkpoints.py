@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"post_norm": True, "level2_post_norm_block_ids": [5, 11, 17, 23, 29, 35, 41, 47]},
 }
 
-# Metric -> how tables call it, its type in the metadata of a model card. All in percent.
+# Metric -> its name in tables, its type in the metadata of model cards. All values are in percent.
 METRICS = {
     "accuracy": ("top-1", "accuracy"),
     "mIoU_ss": ("mIoU", "mean_iou"),
@@ -101,19 +101,18 @@ DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json"
 
 # Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
 SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
-# Those of Mapillary Vistas were merged into Cityscapes' for the training.
+# Data sets with the classes of another one. (Mapillary's were merged into Cityscapes' for the training.)
 _CLASSES_OF = {
     "Mapillary Vistas": "Cityscapes",
     "COCO-Stuff-164K": "COCO-Stuff",
     "COCO-Stuff-10K": "COCO-Stuff",
 }
-# Classes in the classifier of some checkpoints with Cityscapes' 19: the others have no meaning and are left out.
+# Rows in the classifiers of some checkpoints for the 19 classes of Cityscapes. The other rows are left out.
 _CITYSCAPES_CLASSIFIER = 150
 
 
-# Ids of the categories in annotation files, in the order of the classes. COCO does not use ten of 1 to 90. Those of
-# CrowdHuman are what `detection/tools/create_crowd_anno.py` of the original writes: 1, and `iscrowd` for what is no
-# person.
+# Ids of the categories in annotation files, in the order of the classes. COCO leaves out ten of 1 to 90. In those of
+# CrowdHuman (`detection/tools/create_crowd_anno.py` of the original), persons are 1 and all else is `iscrowd`.
 CATEGORY_IDS = {
     "COCO": [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)],
     "CrowdHuman": [1],
@@ -126,7 +125,7 @@ class Checkpoint:
     What is known about a checkpoint.
 
     Args:
-        name: Of the original's model tables; that of the file, without `.pth`, where no other has the same file.
+        name: Name in the original's model tables: that of the file without `.pth`, unless two share a file.
         task: Pipeline tag on the Hub.
         head: Name of the head on top of the backbone, a key of `HEADS` if it can be converted.
         backbone: Letter of the architecture.
@@ -149,9 +148,9 @@ class Checkpoint:
         num_original_labels: Rows of the original's classifier, where they are more than the classes.
         test_scale: Longer and shorter side in pixels that test images are fitted into.
         size_divisor: Of the height and width of test images.
-        window: Side and stride in pixels of the windows that are moved over test images.
+        window: Side and stride in pixels of the sliding windows on test images.
         license: Of the weights, as the Hub calls it.
-        title: Of the model card of a user's own weights; `None` for those of the authors.
+        title: Name on the model card of a user's own weights; `None` for those of the authors.
     """
 
     name: str

@@ -103,7 +103,7 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
 
 
 def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
-    """The YAML head. Metrics belong to the authors' weights: with another head there are none."""
+    """The YAML metadata. Metrics belong to the authors' weights: with another classifier there are none."""
     is_official = checkpoint.title is None
     datasets = [HUB_DATASETS[checkpoint.dataset]] if is_official and checkpoint.dataset in HUB_DATASETS else None
     results = [
@@ -133,12 +133,12 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
 
 
 def _markdown(text: str) -> str:
-    """What a file says, as text of a Markdown table and no more than text."""
+    """Text from a file, escaped for a Markdown table."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", printable(text))
 
 
 def _code(text: str) -> str:
-    """What a file says, as a code span of a Markdown table that ends where it should."""
+    """Text from a file, as a code span in a Markdown table."""
     return f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 

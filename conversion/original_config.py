@@ -84,8 +84,8 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
 
 def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Checkpoint:
     """
-    The record for weights of the architecture of an official checkpoint that are not known to be the authors': without
-    what is theirs, with as many classes as the classifier has, called as the file says.
+    The record of a user's weights with the architecture of an official checkpoint: named after the file, with as many
+    classes as its classifier has, without the authors' results and licence.
 
     Args:
         record: Of the official checkpoint.
@@ -110,7 +110,7 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     is_as_official = num_rows == (record.num_original_labels or record.num_labels)
     if names is None:
         num_parameters = count_parameters(weights)
-        # The file of another official checkpoint is none of its own: the plan will name that one.
+        # The weights of another official checkpoint: the plan will name it.
         if is_as_official or any(num_parameters == other.num_parameters for other in CHECKPOINTS.values()):
             return own
     elif is_as_official and names == record.labels:
@@ -155,7 +155,7 @@ def _is_colour(value) -> bool:
 
 
 def _title(source: Path) -> str:
-    """A name for a model that is a name everywhere: in code, in Markdown, on the Hub."""
+    """The name of a file, with only the characters that are safe in code, in Markdown and on the Hub."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "internimage"
 
 
@@ -181,7 +181,7 @@ def _read_text(file: Path) -> str:
     if not file.is_file():
         raise ConversionError(f"There is no file {file}.")
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ConversionError(f"{file} has {file.stat().st_size:,} bytes: that is no configuration.")
+        raise ConversionError(f"{file} has {file.stat().st_size:,} bytes: that is not a configuration.")
     return file.read_text(encoding="utf-8")
 
 
@@ -200,7 +200,7 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
     try:
         text = _read_text(file)
         depth = 0
-        for token in yaml.scan(text, yaml.SafeLoader):  # these take time or memory out of proportion to the file
+        for token in yaml.scan(text, yaml.SafeLoader):  # aliases and nesting can take unlimited time and memory
             if isinstance(token, yaml.AliasToken):
                 raise ValueError("it has aliases (`*name`), which the trainer's files do not need")
             depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
@@ -218,7 +218,7 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
         )
     bases = settings.get("BASE") or []
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConversionError(f"{file} has a `BASE` that is no list of file names: {bases}.")
+        raise ConversionError(f"{file} has a `BASE` that is not a list of file names: {bases}.")
     arguments = {}
     for base in filter(None, bases):
         arguments |= _read_yaml(file.parent / base, already_read)
@@ -233,7 +233,7 @@ def _mapping(value) -> dict:
 
 
 def _literal(value):
-    """yacs reads strings as Python literals where it can: `None` and `1e-5` are no strings."""
+    """yacs reads strings as Python literals where it can: `None` and `1e-5` are not strings."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) and len(value) < 200 else value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -40,6 +40,8 @@ ARCHITECTURES = {
 }
 for _name in ("S", "B"):
     ARCHITECTURES[_name].update(layer_scale_init_value=1e-5, post_norm=True)
+# Side of the feature map, channels and groups in the stages of InternImage-T at 224 pixels.
+OPERATOR_SHAPES = [(56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32)]
 
 
 class LiteralDCNv3(nn.Module):
@@ -238,13 +240,13 @@ def measure(models: dict[str, nn.Module], images: torch.Tensor, min_runs: int, s
 
 def measure_operator(implementations: list[str], device: str, min_runs: int, seconds: float) -> list[dict]:
     """
-    DCNv3 alone with the shapes of InternImage-T's stages at 224 pixels, batch 8: forward including the softmax, and
-    backward, both warm (inputs in the caches as far as they fit) and cold. Speed-ups are over the literal
-    transcription in float32. `torch.compile` is left to whole models.
+    DCNv3 alone, with batches of 8: forward pass with the softmax, and backward pass, each warm (inputs in the caches
+    as far as they fit) and cold. Speed-ups are over the literal transcription in float32. `torch.compile` is measured
+    on whole models only.
     """
     implementations = [name for name in implementations if compiled not in IMPLEMENTATIONS[name]]
     cases = []
-    for size, channels, num_groups in ((56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32)):
+    for size, channels, num_groups in OPERATOR_SHAPES:
         torch.manual_seed(0)
         sizes = (channels, num_groups * 18, num_groups * 9)
         tensors = [torch.randn(8, size, size, last, device=device, requires_grad=True) for last in sizes]

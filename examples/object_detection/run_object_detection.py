@@ -18,18 +18,7 @@ import transformers
 from torchvision.transforms import v2
 from transformers import AutoConfig, AutoImageProcessor, set_seed
 
-from examples.example_helpers import (
-    DatasetArguments,
-    HeadArguments,
-    create_backbone,
-    freeze_stages,
-    parse_head_arguments,
-    read_overrides,
-    select_samples,
-    train_and_evaluate,
-    train_and_validation,
-    undecoded,
-)
+from examples.image_datasets import DatasetArguments, select_samples, train_and_validation, undecoded
 from examples.object_detection.detection_data import (
     Collate,
     DetectionImages,
@@ -41,6 +30,14 @@ from examples.object_detection.detection_data import (
 )
 from examples.object_detection.detection_metrics import CocoEvaluator
 from examples.object_detection.detection_models import check_detector
+from examples.training import (
+    HeadArguments,
+    create_backbone,
+    freeze_stages,
+    parse_head_arguments,
+    read_overrides,
+    train_and_evaluate,
+)
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
 from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm

@@ -31,18 +31,7 @@ from transformers import (
 )
 from transformers.image_utils import SizeDict
 
-from examples.example_helpers import (
-    DatasetArguments,
-    HeadArguments,
-    create_backbone,
-    freeze_stages,
-    parse_head_arguments,
-    read_overrides,
-    select_samples,
-    train_and_evaluate,
-    train_and_validation,
-    undecoded,
-)
+from examples.image_datasets import DatasetArguments, select_samples, train_and_validation, undecoded
 from examples.semantic_segmentation.segmentation_data import (
     check_ignore_index,
     check_ignored_pixels,
@@ -52,6 +41,14 @@ from examples.semantic_segmentation.segmentation_data import (
 )
 from examples.semantic_segmentation.segmentation_metrics import StreamedMetrics, confusion_matrix
 from examples.semantic_segmentation.segmentation_models import check_classes
+from examples.training import (
+    HeadArguments,
+    create_backbone,
+    freeze_stages,
+    parse_head_arguments,
+    read_overrides,
+    train_and_evaluate,
+)
 from modeling_internimage import (
     InternImageSegmentationImageProcessor,
     SegformerHeadConfig,

@@ -15,8 +15,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import draw_segmentation_masks
 
-from examples.example_helpers import class_colours, decode_image, plt
+from examples.image_datasets import decode_image
 from examples.output_files import check_outputs, mark_of, write_picture
+from examples.pictures import class_colours, plt
 from examples.semantic_segmentation.segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 

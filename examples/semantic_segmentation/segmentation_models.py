@@ -12,7 +12,7 @@ from transformers import (
 )
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
-from examples.example_helpers import load_trained_model
+from examples.evaluation import load_trained_model
 
 
 AUTO_CLASSES = {

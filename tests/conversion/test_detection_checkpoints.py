@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_utils import GOLDEN, golden_input, original_state_dict
+from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict
 from transformers import AutoImageProcessor, pipeline
 
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
@@ -230,7 +230,7 @@ def write_manifest_checkpoint(name: str, file, change=lambda state_dict: None):
     return file
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", first_quick(MANIFESTS, lambda name: name.split("_internimage_")[0]))
 def test_every_key_of_every_checkpoint(name, tmp_path):
     manifest, checkpoint = MANIFESTS[name], CHECKPOINTS[name]
     source = write_manifest_checkpoint(name, tmp_path / "source.pth")
@@ -274,7 +274,7 @@ def test_wrong_keys_are_named(tmp_path):
         state_dict["roi_head.extra"] = state_dict.pop("roi_head.bbox_head.2.fc_cls.bias")
 
     source = write_manifest_checkpoint(name, tmp_path / "source.pth", change)
-    with pytest.raises(ConversionError, match="1 keys are of no parameter .*extra.*box_heads.2.classifier.bias"):
+    with pytest.raises(ConversionError, match="1 keys belong to no parameter .*extra.*box_heads.2.classifier.bias"):
         plan_conversion(CHECKPOINTS[name], source, ConversionOptions())
 
 

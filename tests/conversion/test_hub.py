@@ -124,7 +124,7 @@ def upload_error() -> RuntimeError:
 
 ERRORS = {
     "no-token": (status(401), "there is no valid token. Log in with `hf auth login`"),
-    "no-permission": (status(403), "the token has no permission to"),
+    "no-permission": (status(403), "the token does not permit it"),
     "no-repository": (status(404), "there is no such repository or file"),
     "server": (status(507), "the Hub answered with status 507 (what the server says). Try again"),
     "upload": (upload_error(), "the Hub answered with status 507 (what the server says). Try again"),

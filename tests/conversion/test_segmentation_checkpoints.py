@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden_numbers import FLOAT32_TOLERANCE
-from testing_utils import GOLDEN, golden_input, original_state_dict
+from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict
 from transformers import AutoImageProcessor, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -160,7 +160,7 @@ def write_manifest_checkpoint(name: str, file, change=lambda state_dict: None):
     return file
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", first_quick(MANIFESTS, lambda name: name.split("_internimage_")[0]))
 def test_every_key_of_every_checkpoint(name, tmp_path):
     manifest, checkpoint = MANIFESTS[name], CHECKPOINTS[name]
     source = write_manifest_checkpoint(name, tmp_path / "source.pth")
@@ -218,7 +218,7 @@ def test_wrong_keys_are_named(kind, tmp_path):
 
     source = write_manifest_checkpoint(name, tmp_path / "source.pth", change)
     missing = HEADS[CHECKPOINTS[name].head].rename_key(key)[0]
-    with pytest.raises(ConversionError, match=f"1 keys are of no parameter .decode_head.extra.*{missing}"):
+    with pytest.raises(ConversionError, match=f"1 keys belong to no parameter .decode_head.extra.*{missing}"):
         plan_conversion(CHECKPOINTS[name], source, ConversionOptions())
 
 

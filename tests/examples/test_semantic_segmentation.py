@@ -476,7 +476,7 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
 
 
 def test_coins(tmp_path):
-    """The pieces for training and evaluation share no pixel; a few steps learn what a coin is."""
+    """The pieces for training and evaluation share no pixel."""
     coins.write_folders(tmp_path)
     photograph, labels = coins.coins_and_labels()
     assert set(np.unique(labels)) == {0, 1} and 0.3 < labels.mean() < 0.45
@@ -488,6 +488,12 @@ def test_coins(tmp_path):
             piece = np.asarray(Image.open(file))
             assert piece.shape == (101, 128) and (left < 256) == (split == "train")
             assert np.array_equal(piece, photograph[top : top + 101, left : left + 128])
+
+
+@pytest.mark.slow
+def test_coins_are_learned(tmp_path):
+    """A few steps of the recipe are enough."""
+    coins.write_folders(tmp_path)
     arguments = json.loads((script.RECIPES.parent / "coins.json").read_text())
     arguments = {name: value.replace("outputs/coins/", f"{tmp_path}/") if isinstance(value, str) else value
                  for name, value in arguments.items()}  # fmt: skip
