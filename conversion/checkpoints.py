@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from conversion.errors import ConversionError
-from conversion.methods import ALL_STAGES, METHODS
+from conversion.heads import ALL_STAGES, HEADS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
 from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"post_norm": True, "level2_post_norm_block_ids": [5, 11, 17, 23, 29, 35, 41, 47]},
 }
 
-# Metric -> how tables call it, its type in the metadata of a model card. All in percent.
+# Metric -> its name in tables, its type in the metadata of model cards. All values are in percent.
 METRICS = {
     "accuracy": ("top-1", "accuracy"),
     "mIoU_ss": ("mIoU", "mean_iou"),
@@ -101,19 +101,18 @@ DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json"
 
 # Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
 SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
-# Those of Mapillary Vistas were merged into Cityscapes' for the training.
+# Data sets with the classes of another one. (Mapillary's were merged into Cityscapes' for the training.)
 _CLASSES_OF = {
     "Mapillary Vistas": "Cityscapes",
     "COCO-Stuff-164K": "COCO-Stuff",
     "COCO-Stuff-10K": "COCO-Stuff",
 }
-# Classes in the classifier of some checkpoints with Cityscapes' 19: the others have no meaning and are left out.
+# Rows in the classifiers of some checkpoints for the 19 classes of Cityscapes. The other rows are left out.
 _CITYSCAPES_CLASSIFIER = 150
 
 
-# Ids of the categories in annotation files, in the order of the classes. COCO does not use ten of 1 to 90. Those of
-# CrowdHuman are what `detection/tools/create_crowd_anno.py` of the original writes: 1, and `iscrowd` for what is no
-# person.
+# Ids of the categories in annotation files, in the order of the classes. COCO leaves out ten of 1 to 90. In those of
+# CrowdHuman (`detection/tools/create_crowd_anno.py` of the original), persons are 1 and all else is `iscrowd`.
 CATEGORY_IDS = {
     "COCO": [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)],
     "CrowdHuman": [1],
@@ -126,9 +125,9 @@ class Checkpoint:
     What is known about a checkpoint.
 
     Args:
-        name: Of the original's model tables; that of the file, without `.pth`, where no other has the same file.
+        name: Name in the original's model tables: that of the file without `.pth`, unless two share a file.
         task: Pipeline tag on the Hub.
-        method: Head on top of the backbone.
+        head: Name of the head on top of the backbone, a key of `HEADS` if it can be converted.
         backbone: Letter of the architecture.
         architecture: Arguments of `InternImageConfig`.
         image_size: Height and width in pixels: of the input (classification), of training crops (segmentation), of the
@@ -143,20 +142,20 @@ class Checkpoint:
         hub_name: Repository of the authors on the Hub with the same weights.
         labels: Class names, where they are known.
         dropped: Prefix of original keys -> why those are not converted.
-        head: Arguments of the configuration beside the backbone's, for segmentation and detection.
+        head_config: Arguments of the configuration beside the backbone's (segmentation and detection).
         palette: Colour (red, green, blue) of each class in pictures.
         reduce_labels: Whether 0 means unlabelled in the label maps of the data set, and k the class k - 1.
         num_original_labels: Rows of the original's classifier, where they are more than the classes.
         test_scale: Longer and shorter side in pixels that test images are fitted into.
         size_divisor: Of the height and width of test images.
-        window: Side and stride in pixels of the windows that are moved over test images.
+        window: Side and stride in pixels of the sliding windows on test images.
         license: Of the weights, as the Hub calls it.
-        title: Of the model card of a user's own weights; `None` for those of the authors.
+        title: Name on the model card of a user's own weights; `None` for those of the authors.
     """
 
     name: str
     task: str
-    method: str
+    head: str
     backbone: str
     architecture: dict[str, Any]
     image_size: tuple[int, int]
@@ -169,7 +168,7 @@ class Checkpoint:
     hub_name: str | None
     labels: list[str] | None
     dropped: dict[str, str]
-    head: dict[str, Any] = field(default_factory=dict)
+    head_config: dict[str, Any] = field(default_factory=dict)
     palette: list[list[int]] | None = None
     reduce_labels: bool = False
     num_original_labels: int | None = None
@@ -183,7 +182,7 @@ class Checkpoint:
     def status(self) -> str:
         if self.file is None:
             return "no weights published"
-        return "convertible" if self.method in METHODS else "not yet convertible"
+        return "convertible" if self.head in HEADS else "not yet convertible"
 
     def backbone_config(self, **kwargs) -> InternImageConfig:
         return InternImageConfig(**self.architecture, image_size=self.image_size[0], **kwargs)
@@ -198,7 +197,7 @@ class Checkpoint:
             return self.backbone_config(**labels)
         palette = {"palette": self.palette} if self.palette else {}
         backbone_config = self.backbone_config(out_features=ALL_STAGES)
-        return METHODS[self.method].config_class(backbone_config=backbone_config, **self.head, **labels, **palette)
+        return HEADS[self.head].config_class(backbone_config=backbone_config, **self.head_config, **labels, **palette)
 
     def image_processor(self):
         """The official preprocessing."""
@@ -250,7 +249,7 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     return Checkpoint(
         name=row["name"],
         task=row["task"],
-        method=row["method"],
+        head=row["head"],
         backbone=row["backbone"],
         architecture=architecture,
         image_size=(int(row["height"]), int(row["width"])),
@@ -263,11 +262,11 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
         hub_name=row["hub_name"] or None,
         labels=labels,
         dropped=dropped,
-        head=_head(row, architecture),
+        head_config=_head_config(row, architecture),
         palette=classes and [colour for _, *colour in classes["classes"]],
         reduce_labels=bool(classes and classes["reduce_zero_label"]),
         num_original_labels=(
-            _CITYSCAPES_CLASSIFIER if num_labels == 19 and row["method"] in ("UperNet", "SegFormer head") else None
+            _CITYSCAPES_CLASSIFIER if num_labels == 19 and row["head"] in ("UperNet", "SegFormer head") else None
         ),
         test_scale=_numbers(row["test_scale"], "x"),
         size_divisor=int(row["size_divisor"]) if row["size_divisor"] else None,
@@ -275,17 +274,17 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     )
 
 
-def _head(row: dict[str, str], architecture: dict[str, Any]) -> dict[str, Any]:
-    if row["method"] == "UperNet":
+def _head_config(row: dict[str, str], architecture: dict[str, Any]) -> dict[str, Any]:
+    if row["head"] == "UperNet":
         return {
             "hidden_size": 512, "auxiliary_channels": 256, "auxiliary_in_channels": 4 * architecture["embed_dim"]
         }  # fmt: skip
-    if row["method"] == "SegFormer head":
+    if row["head"] == "SegFormer head":
         return {"hidden_size": 256}
-    if row["method"] == "Mask2Former":
+    if row["head"] == "Mask2Former":
         wide = row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K")
         return _MASK2FORMER | (_WIDE_MASK2FORMER if wide else _NARROW_MASK2FORMER)
-    return _DETECTORS.get(row["method"], {})
+    return _DETECTORS.get(row["head"], {})
 
 
 def _numbers(text: str, separator: str) -> tuple[int, ...] | None:
@@ -311,14 +310,14 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 def table_rows(checkpoints) -> list[list[str]]:
     """A header and a row of text for each of the `checkpoints`."""
-    rows = [["name", "task", "method", "parameters", "resolution", "reported by the authors", "source file", "status"]]
+    rows = [["name", "task", "head", "parameters", "resolution", "reported by the authors", "source file", "status"]]
     for checkpoint in checkpoints:
         billions = checkpoint.num_parameters / 1e9
         rows.append(
             [
                 checkpoint.name,
                 checkpoint.task,
-                checkpoint.method,
+                checkpoint.head,
                 f"{billions:.2f}B" if billions >= 1 else f"{1000 * billions:.0f}M",
                 "x".join(map(str, checkpoint.image_size)),
                 checkpoint.reported_text() or "-",

@@ -31,8 +31,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import modeling_internimage
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
 from conversion.errors import ConversionError, printable
+from conversion.heads import HEADS, Head
 from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
-from conversion.methods import METHODS, Method
 from conversion.model_card import create_model_card
 from conversion.original_checkpoint import EMA_KEYS, count_parameters, read_original_checkpoint
 from modeling_internimage.configuration_internimage import imagenet_labels
@@ -78,14 +78,14 @@ class Origin:
 
 @dataclass
 class Plan:
-    """A conversion whose every key is accounted for, and of which nothing is written yet."""
+    """A conversion that is not written yet, in which every key of the source is accounted for."""
 
     checkpoint: Checkpoint
     source: Path
     options: ConversionOptions
     config: PreTrainedConfig
-    origins: dict[str, Origin]  # of a parameter or buffer here
-    computed: dict[str, torch.Tensor]  # buffers that follow from the configuration
+    origins: dict[str, Origin]  # new name of a parameter or buffer -> where it is in the source
+    computed: dict[str, torch.Tensor]  # new name -> buffer that follows from the configuration
     dropped: dict[str, str]  # original key -> why it is left out
     shards: StateDictSplit
 
@@ -94,11 +94,11 @@ class Plan:
         return self.shards.metadata["total_size"]
 
     @property
-    def method(self) -> Method:
-        return METHODS[self.checkpoint.method]
+    def head(self) -> Head:
+        return HEADS[self.checkpoint.head]
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The converted tensors of these names, made from a fresh mapping of the source."""
+        """The converted tensors of these new names, read from the source when they are asked for."""
         original = read_original_checkpoint(self.source, self.options.ema)
         for name in names:
             if name in self.computed:
@@ -118,8 +118,8 @@ class Plan:
         return [*self.origins, *self.computed]
 
     def model(self) -> PreTrainedModel:
-        """The model with the source's weights, which never were in the format that is written."""
-        model = empty_model(self.method.model_class, self.config)
+        """A model with weights taken directly from the source, not from the files that are written."""
+        model = empty_model(self.head.model_class, self.config)
         model.load_state_dict(dict(self.tensors(self.names())), assign=True)
         return model.eval()
 
@@ -132,7 +132,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         `ConversionError`: if one is missing, superfluous or of another shape, naming them, and as
         [`read_original_checkpoint`].
     """
-    method = METHODS[checkpoint.method]
+    head = HEADS[checkpoint.head]
     original = read_original_checkpoint(source, options.ema)
     config = checkpoint.config()
     if options.imagenet_1k_head and (
@@ -150,17 +150,17 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     dtypes = {tensor.dtype for tensor in original.values() if tensor.is_floating_point()}
     widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
     config.dtype = getattr(torch, options.dtype) if options.dtype else widest
-    config.architectures = [method.model_class.__name__]
+    config.architectures = [head.model_class.__name__]
 
     try:
-        expected = empty_model(method.model_class, config).state_dict()
+        expected = empty_model(head.model_class, config).state_dict()
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ConversionError(f"No model can be made of the configuration of {checkpoint.name}: {error}.") from error
-    computed = {name: compute(config) for name, compute in method.computed.items()}
+    computed = {name: compute(config) for name, compute in head.computed.items()}
     origins, dropped, superfluous, shapes = {}, {}, [], []
     dropped_keys = checkpoint.dropped | EMA_KEYS
     for key, tensor in original.items():
-        names = method.rename_key(key)
+        names = head.rename_key(key)
         reason = next((reason for prefix, reason in dropped_keys.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
@@ -182,7 +182,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             shapes.append(f"{key} of {tensor.dtype} instead of {expected[names[0]].dtype}")
     missing = [name for name in expected if name not in origins and name not in computed]
     problems = {
-        "keys are of no parameter": superfluous,
+        "keys belong to no parameter": superfluous,
         "parameters, in the names they have here, have no key": missing,
         "keys have another shape or type": shapes,
     }
@@ -191,18 +191,18 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     if options.imagenet_1k_head:
         id2label = imagenet_labels(1000)
         config.id2label, config.label2id = id2label, {label: idx for idx, label in id2label.items()}
-        expected = empty_model(method.model_class, config).state_dict()
+        expected = empty_model(head.model_class, config).state_dict()
     try:
         shards = split_torch_state_dict_into_shards(expected, max_shard_size=options.max_shard_size)
     except ValueError as error:
         raise ConversionError(
-            f"`--max-shard-size {options.max_shard_size}` is no size: write '500MB' or '2GB'."
+            f"`--max-shard-size {options.max_shard_size}` is not a size: write '500MB' or '2GB'."
         ) from error
     return Plan(checkpoint, source, options, config, origins, computed, dropped, shards)
 
 
 def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """On the meta device, in `config.dtype`: shapes and names without memory."""
+    """A model on the meta device in `config.dtype`: it has names and shapes, and takes no memory."""
     with torch.device("meta"):
         return model_class(config).to(config.dtype)
 
@@ -220,8 +220,8 @@ def _explain(checkpoint: Checkpoint, source: Path, problems: dict[str, list[str]
 
 def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
     """
-    Write `plan` to the folder `output_dir` and check what was written. The folder appears when all is done, or, if it
-    was there and empty, the files in it: an error leaves nothing behind, a killed process only a hidden folder that
+    Write `plan` to the folder `output_dir` and check what was written. The folder, or the files in an empty folder
+    that exists, appear when all is done: an error leaves nothing behind, a killed process only a hidden folder that
     the next run removes.
 
     Returns:
@@ -233,7 +233,7 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
     """
     output_dir = output_dir.resolve()
     is_there = output_dir.is_dir()
-    # (A folder that is there stays the same one: it may be a mount, or where the user is.)
+    # An existing folder is filled, not replaced: it may be a mount point, or the current directory.
     unfinished = output_dir / UNFINISHED if is_there else output_dir.parent / f".{output_dir.name}{UNFINISHED}"
     if output_dir.exists() and not (is_there and {file.name for file in output_dir.iterdir()} <= {UNFINISHED}):
         raise ConversionError(f"The output directory {output_dir} is not empty. Name another one, or empty it.")
@@ -280,8 +280,8 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
 @contextlib.contextmanager
 def _empty_folder(folder: Path):
     """
-    An empty folder that is this process's alone. It is removed at the end, if it is still under its name, and so is
-    what a killed process left in it. The lock is on the folder itself and ends with the process.
+    An empty folder that is locked for this process. What a killed process left in it is removed first; the folder is
+    removed at the end, unless it was renamed. The lock is held on the folder itself, so it ends with the process.
     """
     if folder.is_symlink():
         raise ConversionError(f"{folder} is a link. Remove it.")
@@ -296,13 +296,13 @@ def _empty_folder(folder: Path):
         if not is_ours:
             raise ConversionError(f"Another process is writing {folder}. Name another directory, or wait for it.")
         if others := sorted(file.name for file in folder.iterdir() if not _is_written_here(file)):
-            raise ConversionError(f"{folder} has files of others ({others[0]}). Move the folder away.")
+            raise ConversionError(f"{folder} has files that this command does not write ({others[0]}). Move it away.")
         for file in folder.iterdir():
             file.unlink()
         try:
             yield
         finally:
-            # (After the folder has got its final name, nothing is there.)
+            # (After it got its final name, there is nothing to remove.)
             if folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat()):
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -316,13 +316,13 @@ def _is_written_here(file: Path) -> bool:
 
 
 def _check_size(plan: Plan):
-    """Raise `ConversionError` if its tensors claim more than the file holds: one number can stand for many."""
+    """Raise `ConversionError` if the tensors are larger than their file, as expanded ones are."""
     original = read_original_checkpoint(plan.source, plan.options.ema)
     claimed = sum(original[key].nbytes for key in {origin.key for origin in plan.origins.values()})
     if claimed > plan.source.stat().st_size:
         raise ConversionError(
-            f"{plan.source} has {plan.source.stat().st_size:,} bytes, but its tensors are {claimed:,}: some have no "
-            "numbers of their own. Save them as contiguous tensors."
+            f"{plan.source} has {plan.source.stat().st_size:,} bytes, but its tensors are {claimed:,}: some are "
+            "expanded from fewer numbers. Save them as contiguous tensors."
         )
 
 
@@ -338,10 +338,10 @@ def _versions() -> dict[str, str]:
 
 
 def write_weights(plan: Plan, folder: Path):
-    """The safetensors files, and their index if there are several. Holds one of them in memory at a time."""
+    """Write the safetensors files, of which one at a time is in memory, and their index if there are several."""
     with tqdm(total=plan.num_bytes, unit="B", unit_scale=True, desc="Converting", disable=None) as progress:
         for file, names in plan.shards.filename_to_tensors.items():
-            # (Cloned: a file that stores views of one big tensor would be refused.)
+            # Cloned: safetensors refuses tensors that share memory.
             shard = {name: tensor.clone() for name, tensor in plan.tensors(names)}
             for name, tensor in shard.items():
                 if not tensor.isfinite().all():
@@ -352,7 +352,7 @@ def write_weights(plan: Plan, folder: Path):
                         "`--dtype float32`."
                     )
             safetensors.torch.save_file(shard, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod((folder / "config.json").stat().st_mode)  # else only its owner could read it
+            (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors lets only the owner read it
             progress.update(sum(tensor.nbytes for tensor in shard.values()))
             del shard
     if plan.shards.is_sharded:
@@ -361,7 +361,7 @@ def write_weights(plan: Plan, folder: Path):
 
 
 def write_configuration(plan: Plan, folder: Path):
-    """`config.json` and `preprocessor_config.json`, and the source files if asked for."""
+    """Write `config.json`, `preprocessor_config.json` and, if asked for, the source files."""
     if plan.options.remote_code:
         plan.config.auto_map = REMOTE_CODE
         for module in {reference.split(".")[0] for reference in REMOTE_CODE.values()}:
@@ -399,20 +399,20 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 @torch.inference_mode()
 def check_logits(plan: Plan, folder: Path) -> dict:
     """
-    Compare the logits (see `Method.outputs`) of the model that `from_pretrained` makes of `folder` with those of a
-    model that got the source's weights directly, on an image of standard normal numbers. Raises `ConversionError` if
-    they differ.
+    Compare the outputs (`Head.outputs`) of the model that `from_pretrained` loads from `folder` with those of a model
+    with weights taken directly from the source, for an image of random numbers. Raises `ConversionError` if they
+    differ.
     """
-    # (Whatever the image size of the checkpoint: it proves the same, and takes seconds for the largest model.)
+    # 224 pixels whatever the checkpoint is made for: this proves the same, and takes seconds for the largest model.
     pixel_values = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(plan.config.dtype)
     model = plan.model()
-    expected = plan.method.outputs(model, pixel_values).float()
+    expected = plan.head.outputs(model, pixel_values).float()
     del model
     gc.collect()
-    model, info = plan.method.auto_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, info = plan.head.auto_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if any(info.values()):
         raise ConversionError(f"{folder} does not load cleanly: {info}.")
-    logits = plan.method.outputs(model, pixel_values).float()
+    logits = plan.head.outputs(model, pixel_values).float()
     difference = (logits - expected).abs().max().item()
     # The same numbers in the same order, but not always at the same alignment in memory: a last bit may differ.
     tolerance = 100 * torch.finfo(plan.config.dtype).eps * expected.abs().max().item()
@@ -463,7 +463,7 @@ def check_files(folder: Path, report: dict):
 
 
 def read_report(folder: Path) -> dict | None:
-    """The report of a finished conversion, or `None` if `folder` is not one. Raises `ConversionError` for another."""
+    """The report of a finished conversion, or `None` if there is none. Raises `ConversionError` if it is damaged."""
     try:
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         options = ConversionOptions(**report["options"])
@@ -484,7 +484,7 @@ def read_report(folder: Path) -> dict | None:
 
 
 def is_finished(folder: Path, checkpoint: Checkpoint, options: ConversionOptions, source: Path | None) -> bool:
-    """Whether `folder` is a conversion of `checkpoint`, of the file `source`, with these options and whole."""
+    """Whether `folder` is a complete conversion of `checkpoint`, from the file `source` and with these options."""
     report = read_report(folder)
     return (
         report is not None

@@ -44,13 +44,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, metavar="FILE", help="for your own: its .yaml or config.json")
     parser.add_argument("--source", type=Path, metavar="FILE", help="the .pth file (default: download it)")
     parser.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="the new folder; with 'all', that of the folders"
+        "--output-dir", type=Path, metavar="DIR", help="the new folder; with 'all', the parent of the new folders"
     )
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the result; with 'all', only ORG")
     parser.add_argument("--verify", metavar="DIR|ORG/NAME", help="repeat the checks on what was converted earlier")
     parser.add_argument("--dry-run", action="store_true", help="plan and account for every key, write nothing")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the source")
-    parser.add_argument("--max-shard-size", default="1GB", metavar="SIZE", help="of a weights file (default: 1GB)")
+    parser.add_argument("--max-shard-size", default="1GB", metavar="SIZE", help="largest weights file (default: 1GB)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights that the file holds")
     parser.add_argument("--imagenet-1k-head", action="store_true", help="keep ImageNet-1k's rows of a 22k classifier")
     parser.add_argument("--remote-code", action="store_true", help="add the source files for trust_remote_code=True")
@@ -97,7 +97,7 @@ def report_errors(function, *arguments) -> int:
 
 
 def say(text: str, file=None):
-    """Print a line. What comes from a file cannot steer the terminal."""
+    """Print a line, without control characters that come from a file."""
     print(printable(text), file=file)
 
 
@@ -115,7 +115,7 @@ def convert_one(parsed: argparse.Namespace):
 
 
 def convert_all(parsed: argparse.Namespace) -> int:
-    """Every checkpoint whose model exists. What is finished stays, and a failure does not stop the others."""
+    """Convert every checkpoint that can be. Finished ones are kept, and a failure does not stop the others."""
     failed = []
     for checkpoint in CHECKPOINTS.values():
         if checkpoint.status != "convertible":
@@ -145,7 +145,7 @@ def options_of(parsed: argparse.Namespace) -> ConversionOptions:
 def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | None, repo_id: str | None):
     """Convert to `folder` unless that is done, and publish as `repo_id` if given."""
     if checkpoint.file is not None and checkpoint.status != "convertible":
-        raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.method} here yet.")
+        raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.head} here yet.")
     options = options_of(parsed)
     if folder and is_finished(folder, checkpoint, options, parsed.source):
         say(f"{checkpoint.name}: finished earlier in {folder}")
@@ -161,12 +161,12 @@ def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | N
         say(f"{checkpoint.name}: {checked(report['checks'])}; saved in {folder}")
     if repo_id and not parsed.dry_run:
         if others := unpublished(folder):
-            say(f"{checkpoint.name}: not published, as no part of the conversion: {', '.join(others)}")
+            say(f"{checkpoint.name}: not published, because this command did not write it: {', '.join(others)}")
         say(f"{checkpoint.name}: published as {push(folder, repo_id, f'{checkpoint.name}, converted')}")
 
 
 def command_line(checkpoint: Checkpoint, parsed: argparse.Namespace) -> str:
-    """The command that makes this conversion, wherever its files are."""
+    """The command of this conversion, without the folders of its files."""
     words = ["python", "-m", "conversion.convert_internimage_to_hf"]
     if parsed.config:
         words += ["--config", parsed.config.name]

@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 def printable(text) -> str:
-    """What a file says (keys, names, labels), for a terminal: one line, control characters as escapes, not endless."""
+    """Text from a file (keys, names, labels) for a terminal: one line without control characters, not endless."""
     text = str(text)
     text = text if len(text) <= 2000 else f"{text[:2000]}..."
     return "".join(
@@ -9,7 +9,7 @@ def printable(text) -> str:
 
 
 class ConversionError(Exception):
-    """What keeps a checkpoint from being converted, checked or published: a sentence that says the way out."""
+    """Why a checkpoint cannot be converted, checked or published: a sentence that names the way out."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))

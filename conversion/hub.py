@@ -14,12 +14,12 @@ from conversion.errors import ConversionError
 
 
 def download_original(checkpoint: Checkpoint) -> Path:
-    """The authors' file, from the cache where it is, else from the Hub."""
+    """The authors' file, from the cache or from the Hub."""
     if checkpoint.file is None:
         raise ConversionError(f"The authors published no weights for {checkpoint.name}. Name a file with `--source`.")
     with _errors_as_sentences(f"download {SOURCE_REPOSITORY}/{checkpoint.file}", "name a file with `--source`"):
         file = Path(hf_hub_download(SOURCE_REPOSITORY, checkpoint.file))
-    blob = file.resolve()  # the cache calls it by the SHA-256 that the Hub announced
+    blob = file.resolve()  # the cache names large files after the Hub's SHA-256
     if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
         raise ConversionError(
             f"The download {blob} is damaged: its SHA-256 is not the Hub's. Delete it and try again."
@@ -37,9 +37,9 @@ def download_converted(target: str) -> Path:
 
 def push(folder: Path, repo_id: str, message: str) -> str:
     """
-    Publish what the report of a converted checkpoint lists, and the report, in one commit: all of it arrives or
-    nothing does. What is there already is not sent again, and weights files that are not part of it any more are
-    removed. Other files in the folder stay here.
+    Publish the files that the report of a converted checkpoint lists, and the report, in one commit: all of them or
+    none. Unchanged files are not sent again; weights that no longer belong to the checkpoint are deleted in the same
+    commit. Other files in the folder are not published.
 
     Returns:
         The address of the repository's state.
@@ -65,7 +65,7 @@ def push(folder: Path, repo_id: str, message: str) -> str:
 
 
 def unpublished(folder: Path) -> list[str]:
-    """Names of what is in the folder of a finished conversion beside it."""
+    """Names of the other files in the folder of a finished conversion, which are not published."""
     return sorted({file.name for file in folder.iterdir()} - {*read_report(folder)["files"], REPORT_FILE})
 
 
@@ -73,7 +73,7 @@ def unpublished(folder: Path) -> list[str]:
 def _errors_as_sentences(action: str, alternative: str):
     try:
         yield
-    except Exception as error:  # the Hub's client lets through those of the libraries it uses
+    except Exception as error:  # the Hub's client does not wrap those of the libraries that it uses
         raise ConversionError(f"Cannot {action}: {_reason(error)}; or {alternative}.") from error
 
 
@@ -86,7 +86,7 @@ def _reason(error: Exception) -> str:
         if status == 401:
             return "there is no valid token. Log in with `hf auth login`, or set HF_TOKEN"
         if status == 403:
-            return "the token has no permission to. Use one with write access there"
+            return "the token does not permit it. Use one with write access"
         if status == 404:
             return "there is no such repository or file. Check the name"
         return f"the Hub answered with status {status} ({http_error.server_message or error}). Try again"

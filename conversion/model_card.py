@@ -18,7 +18,7 @@ from conversion.checkpoints import (
     Checkpoint,
 )
 from conversion.errors import printable
-from conversion.methods import METHODS
+from conversion.heads import HEADS
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -80,7 +80,7 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
         dropped: Original keys that were left out.
         provenance: The entries `source`, `command` and `versions` of the conversion report.
     """
-    head = card_metadata(checkpoint, options).to_yaml()
+    metadata = card_metadata(checkpoint, options).to_yaml()
     width, height = checkpoint.image_size[1], checkpoint.image_size[0]
     values = {
         "name": checkpoint.title or checkpoint.name,
@@ -99,11 +99,11 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "code": SOURCE_CODE,
     }
-    return f"---\n{head}\n---\n\n{Template(TEMPLATE.read_text(encoding='utf-8')).substitute(values)}"
+    return f"---\n{metadata}\n---\n\n{Template(TEMPLATE.read_text(encoding='utf-8')).substitute(values)}"
 
 
 def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
-    """The YAML head. Metrics belong to the authors' weights: with another head there are none."""
+    """The YAML metadata. Metrics belong to the authors' weights: with another classifier there are none."""
     is_official = checkpoint.title is None
     datasets = [HUB_DATASETS[checkpoint.dataset]] if is_official and checkpoint.dataset in HUB_DATASETS else None
     results = [
@@ -133,12 +133,12 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
 
 
 def _markdown(text: str) -> str:
-    """What a file says, as text of a Markdown table and no more than text."""
+    """Text from a file, escaped for a Markdown table."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", printable(text))
 
 
 def _code(text: str) -> str:
-    """What a file says, as a code span of a Markdown table that ends where it should."""
+    """Text from a file, as a code span in a Markdown table."""
     return f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
@@ -156,12 +156,12 @@ def _task(checkpoint: Checkpoint) -> str:
         return "image classification"
     if checkpoint.task == "object-detection":
         masks = " and instance segmentation" if _has_masks(checkpoint) else ""
-        return f"object detection{masks} with {checkpoint.method}"
-    return f"semantic segmentation with a {checkpoint.method.removesuffix(' head')} head"
+        return f"object detection{masks} with {checkpoint.head}"
+    return f"semantic segmentation with a {checkpoint.head.removesuffix(' head')} head"
 
 
 def _has_masks(checkpoint: Checkpoint) -> bool:
-    return "Mask" in checkpoint.method
+    return "Mask" in checkpoint.head
 
 
 def _use(checkpoint: Checkpoint) -> str:
@@ -171,7 +171,7 @@ def _use(checkpoint: Checkpoint) -> str:
         windows = f"in windows of {side} pixels at steps of {stride} (the pipeline takes the image as a whole), "
     values = {
         "name": checkpoint.title or checkpoint.name,
-        "auto_class": METHODS[checkpoint.method].auto_class.__name__,
+        "auto_class": HEADS[checkpoint.head].auto_class.__name__,
         "windows": windows,
         "masks": (
             "; `post_process_instance_segmentation` of the image\nprocessor gives masks"

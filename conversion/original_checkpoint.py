@@ -23,7 +23,7 @@ EMA_KEYS = {
 
 
 class _Inert:
-    """In the place of objects that nobody reads here, such as the best metric so far as a number of numpy."""
+    """Placeholder for objects that are not read, such as the best metric so far as a NumPy number."""
 
     def __init__(self, *args):
         pass
@@ -37,7 +37,7 @@ _NUMPY_NAMES += ["numpy.dtype", "numpy.ndarray"]
 # Settings and numbers that trainers store beside the weights, and what they become.
 INERT_CLASSES = [(OrderedDict, name) for name in ("yacs.config.CfgNode", "argparse.Namespace")]
 INERT_CLASSES += [(_Inert, name) for name in (*_NUMPY_NAMES, "mmengine.logging.history_buffer.HistoryBuffer")]
-# All that plain tensors and settings need of what `torch.load` would call.
+# All names that unpickling plain tensors and settings looks up.
 _NUMBERS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 NEEDED_NAMES = {
@@ -46,7 +46,7 @@ NEEDED_NAMES = {
     *(f"torch.{number}Storage" for number in _NUMBERS), *(f"torch.{dtype}" for dtype in _DTYPES),
     *(name for _, name in INERT_CLASSES),
 }  # fmt: skip
-# How a file of `torch.save` begins that is no zip archive (before PyTorch 1.6), after the protocol.
+# First bytes, after the protocol, of files that PyTorch wrote before 1.6. (Later ones are zip archives.)
 _MAGIC_NUMBER = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -92,7 +92,7 @@ def read_original_checkpoint(file: str | Path, ema: bool = False, strip: bool = 
 
 
 def count_parameters(weights: dict[str, torch.Tensor]) -> int:
-    """Of a state dict, without buffers and what an averaging hook added."""
+    """Number of parameters in a state dict, without buffers and the averaged weights of a hook."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(
         tensor.numel()
@@ -103,8 +103,8 @@ def count_parameters(weights: dict[str, torch.Tensor]) -> int:
 
 def _averaged_buffers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     """
-    The weights with those in the place of which the averaging hook of mmcv keeps a buffer, called `ema_` and the name
-    with `_` for `.`, replaced by that. `None` if there is no such buffer.
+    The weights, each replaced by its average where mmcv's hook keeps one: a buffer whose name is `ema_` and the
+    weight's with `_` for `.`. `None` if there is no such buffer.
     """
     buffers = {key: "ema_" + key.replace(".", "_") for key in weights}
     buffers = {key: buffer for key, buffer in buffers.items() if buffer in weights}
@@ -115,8 +115,8 @@ def _averaged_buffers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 def read_classes(file: str | Path) -> tuple[list | None, list | None]:
     """
-    The class names and the palette that toolboxes of the mm family store in `meta` beside the weights, as they are
-    there; `None` for what is not there. Raises `ConversionError` as [`read_original_checkpoint`].
+    The class names and the palette that toolboxes of the mm family store in `meta` beside the weights, unchecked;
+    `None` for what is missing. Raises `ConversionError` as [`read_original_checkpoint`].
     """
     meta = _entries(_entries(_load(Path(file))).get("meta"))
     meta = _entries(meta.get("dataset_meta")) or meta
@@ -125,7 +125,7 @@ def read_classes(file: str | Path) -> tuple[list | None, list | None]:
 
 
 def _entries(value) -> dict:
-    """A plain dictionary of what `value` has, nothing if it is none. (A file can give its own one other methods.)"""
+    """The entries of a dictionary; none of another value. (`value.items` could be replaced by what is in the file.)"""
     return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
@@ -143,7 +143,7 @@ def _load(file: Path):
         needed = _names_in(file)
     except ConversionError:
         raise
-    except Exception as error:  # a damaged archive or pickle raises whatever its bytes lead to
+    except Exception as error:  # a damaged archive or pickle can raise any error
         raise _damaged(file, error) from error
     if unneeded := sorted(needed - NEEDED_NAMES):
         raise ConversionError(
@@ -154,7 +154,7 @@ def _load(file: Path):
         try:
             # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
             return torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)
-        except Exception as error:  # the same of what they hold
+        except Exception as error:  # as can what they contain
             raise _damaged(file, error) from error
 
 
@@ -173,8 +173,8 @@ def _is_zip(file: Path) -> bool:
 
 def _names_in(file: Path) -> set[str]:
     """
-    Names of everything that unpickling `file` would look up. Raises `ConversionError` if it is not as `torch.save`
-    writes, so that every reader finds the same in it.
+    Names of everything that unpickling `file` would look up. Raises `ConversionError` for a file that is not as
+    `torch.save` writes it: another reader might find other contents in it.
     """
     if _is_zip(file):
         with zipfile.ZipFile(file) as archive:

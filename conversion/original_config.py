@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from conversion.checkpoints import CHECKPOINTS, OWN_DATASET, Checkpoint
 from conversion.errors import ConversionError, printable
-from conversion.methods import METHODS
+from conversion.heads import HEADS
 from conversion.original_checkpoint import count_parameters, read_classes, read_original_checkpoint
 from modeling_internimage import InternImageConfig
 
@@ -43,13 +43,13 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
     """
     arguments = _read_config(config_file)
     weights = read_original_checkpoint(source, ema)
-    head = weights.get("head.bias")
-    if head is None:
+    bias = weights.get("head.bias")
+    if bias is None:
         raise ConversionError(
             f"{source} has no classifier (`head.bias`): `--config` is for image classifiers. For a detector or a "
             "segmentation model, name the official one of its architecture with `--checkpoint`."
         )
-    arguments |= {"num_labels": _num_rows(source, "head.bias", head)}
+    arguments |= {"num_labels": _num_rows(source, "head.bias", bias)}
     depths = arguments.get("depths")
     if isinstance(depths, list) and sum(d for d in depths if isinstance(d, (int, float))) > len(weights):
         raise ConversionError(f"{config_file} has `depths` {depths}, more layers than {source} has tensors.")
@@ -64,7 +64,7 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
     return Checkpoint(
         name=_title(source),
         task="image-classification",
-        method="linear classifier",
+        head="linear classifier",
         backbone=f"with {config.embed_dim} channels",
         architecture=architecture,
         image_size=(config.image_size, config.image_size),
@@ -84,8 +84,8 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
 
 def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Checkpoint:
     """
-    The record for weights of the architecture of an official checkpoint that are not known to be the authors': without
-    what is theirs, with as many classes as the classifier has, called as the file says.
+    The record of a user's weights with the architecture of an official checkpoint: named after the file, with as many
+    classes as its classifier has, without the authors' results and licence.
 
     Args:
         record: Of the official checkpoint.
@@ -95,29 +95,29 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     Raises:
         `ConversionError`: if the names in the file do not fit its classifier.
     """
-    if record.method not in METHODS:
+    if record.head not in HEADS:
         return record
     own = dataclasses.replace(
         record, title=_title(source), pretraining=None, reported={}, hub_name=None, license="unknown"
     )
-    method = METHODS[record.method]
+    head = HEADS[record.head]
     weights = read_original_checkpoint(source, ema)
-    key = next((key for key in method.classifier_keys if key in weights), None)
+    key = next((key for key in head.classifier_keys if key in weights), None)
     if key is None:
         return own  # the plan will say what is missing
-    num_rows = _num_rows(source, key, weights[key], method.num_rows_without_class)
+    num_rows = _num_rows(source, key, weights[key], head.num_rows_without_class)
     names, palette = read_classes(source)
     is_as_official = num_rows == (record.num_original_labels or record.num_labels)
     if names is None:
         num_parameters = count_parameters(weights)
-        # The file of another official checkpoint is none of its own: the plan will name that one.
+        # The weights of another official checkpoint: the plan will name it.
         if is_as_official or any(num_parameters == other.num_parameters for other in CHECKPOINTS.values()):
             return own
     elif is_as_official and names == record.labels:
         return own
     num_labels = num_rows if names is None else len(names)
     # (A classifier of semantic segmentation may have rows that stand for no class, as some official ones do.)
-    has_more_rows = num_labels < num_rows and record.method in ("UperNet", "SegFormer head")
+    has_more_rows = num_labels < num_rows and record.head in ("UperNet", "SegFormer head")
     if num_labels != num_rows and not has_more_rows or not all(isinstance(name, str) for name in names or ()):
         raise ConversionError(
             f"{source} has {num_labels} class names in `meta` ({', '.join(map(printable, names[:5]))}), which do not "
@@ -155,7 +155,7 @@ def _is_colour(value) -> bool:
 
 
 def _title(source: Path) -> str:
-    """A name for a model that is a name everywhere: in code, in Markdown, on the Hub."""
+    """The name of a file, with only the characters that are safe in code, in Markdown and on the Hub."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-.") or "internimage"
 
 
@@ -181,7 +181,7 @@ def _read_text(file: Path) -> str:
     if not file.is_file():
         raise ConversionError(f"There is no file {file}.")
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ConversionError(f"{file} has {file.stat().st_size:,} bytes: that is no configuration.")
+        raise ConversionError(f"{file} has {file.stat().st_size:,} bytes: that is not a configuration.")
     return file.read_text(encoding="utf-8")
 
 
@@ -200,7 +200,7 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
     try:
         text = _read_text(file)
         depth = 0
-        for token in yaml.scan(text, yaml.SafeLoader):  # these take time or memory out of proportion to the file
+        for token in yaml.scan(text, yaml.SafeLoader):  # aliases and nesting can take unlimited time and memory
             if isinstance(token, yaml.AliasToken):
                 raise ValueError("it has aliases (`*name`), which the trainer's files do not need")
             depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
@@ -218,7 +218,7 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
         )
     bases = settings.get("BASE") or []
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConversionError(f"{file} has a `BASE` that is no list of file names: {bases}.")
+        raise ConversionError(f"{file} has a `BASE` that is not a list of file names: {bases}.")
     arguments = {}
     for base in filter(None, bases):
         arguments |= _read_yaml(file.parent / base, already_read)
@@ -233,7 +233,7 @@ def _mapping(value) -> dict:
 
 
 def _literal(value):
-    """yacs reads strings as Python literals where it can: `None` and `1e-5` are no strings."""
+    """yacs reads strings as Python literals where it can: `None` and `1e-5` are not strings."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) and len(value) < 200 else value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

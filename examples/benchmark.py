@@ -19,6 +19,7 @@ import json
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,6 +40,8 @@ ARCHITECTURES = {
 }
 for _name in ("S", "B"):
     ARCHITECTURES[_name].update(layer_scale_init_value=1e-5, post_norm=True)
+# Side of the feature map, channels and groups in the stages of InternImage-T at 224 pixels.
+OPERATOR_SHAPES = [(56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32)]
 
 
 class LiteralDCNv3(nn.Module):
@@ -188,9 +191,11 @@ def peak_memory_mib(function, device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(itertools.accumulate(changes), default=0) / 2**20
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    events = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
+    return max(itertools.accumulate(event["args"]["Bytes"] for event in events), default=0) / 2**20
 
 
 def build_models(architecture: str, implementations: list[str], device: str) -> dict[str, nn.Module]:
@@ -235,13 +240,13 @@ def measure(models: dict[str, nn.Module], images: torch.Tensor, min_runs: int, s
 
 def measure_operator(implementations: list[str], device: str, min_runs: int, seconds: float) -> list[dict]:
     """
-    DCNv3 alone with the shapes of InternImage-T's stages at 224 pixels, batch 8: forward including the softmax, and
-    backward, both warm (inputs in the caches as far as they fit) and cold. Speed-ups are over the literal
-    transcription in float32. `torch.compile` is left to whole models.
+    DCNv3 alone, with batches of 8: forward pass with the softmax, and backward pass, each warm (inputs in the caches
+    as far as they fit) and cold. Speed-ups are over the literal transcription in float32. `torch.compile` is measured
+    on whole models only.
     """
     implementations = [name for name in implementations if compiled not in IMPLEMENTATIONS[name]]
     cases = []
-    for size, channels, num_groups in ((56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32)):
+    for size, channels, num_groups in OPERATOR_SHAPES:
         torch.manual_seed(0)
         sizes = (channels, num_groups * 18, num_groups * 9)
         tensors = [torch.randn(8, size, size, last, device=device, requires_grad=True) for last in sizes]

@@ -25,7 +25,7 @@ import torch
 
 from conversion.checkpoints import CHECKPOINTS, find_checkpoint
 from conversion.convert_checkpoint import empty_model
-from conversion.methods import METHODS
+from conversion.heads import HEADS
 from examples.benchmark import machine_description, peak_memory_mib
 from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import use_dcnv3_kernel
@@ -68,7 +68,7 @@ def measure(name: str, dtype: torch.dtype, with_kernel: bool) -> float:
     config.backbone_config.level2_post_norm_block_ids = None
     if hasattr(config, "score_threshold"):
         config.score_threshold = 0.0
-    model = empty_model(METHODS[checkpoint.method].model_class, config).to_empty(device="cpu").eval()
+    model = empty_model(HEADS[checkpoint.head].model_class, config).to_empty(device="cpu").eval()
     torch.manual_seed(0)
     for tensor in [*model.parameters(), *model.buffers()]:  # neither NaN nor denormal: those are slow
         tensor.data.normal_(std=tensor[0].numel() ** -0.5) if tensor.ndim > 1 else tensor.data.fill_(0.5)

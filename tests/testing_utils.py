@@ -8,9 +8,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -50,6 +53,19 @@ def run_short_training(script, file: Path, **arguments):
     file.parent.mkdir(exist_ok=True, parents=True)
     file.write_text(json.dumps(arguments))
     script.main([str(file)])
+
+
+def first_quick(values: Iterable, kind: Callable = lambda value: None) -> list:
+    """Parameters of a test, of which all but the first of each `kind` are slow tests."""
+    values = list(values)
+    first = {kind(value): value for value in reversed(values)}
+    return [value if first[kind(value)] == value else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def run_module(name: str, *arguments: str):
+    """`python -m name arguments`, in this process: most of a short command's time would be its imports."""
+    with mock.patch.object(sys, "argv", [name, *map(str, arguments)]):
+        assert not importlib.import_module(name).main()
 
 
 def run_in_two_processes(folder: Path, code: str, *arguments: list) -> str:

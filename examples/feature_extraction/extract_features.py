@@ -14,18 +14,14 @@ import argparse
 import os
 from pathlib import Path
 
-import matplotlib
-
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
-from examples.example_helpers import decode_image
+from examples.image_datasets import decode_image
 from examples.output_files import check_outputs, mark_of
+from examples.pictures import plt
 
 
 MARK = mark_of(__file__)

@@ -11,15 +11,11 @@ which the points of an untrained network lie. Each panel zooms in on its points.
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
 
 from examples.feature_extraction.extract_features import displayable, load
 from examples.output_files import check_outputs, mark_of
+from examples.pictures import plt
 from modeling_internimage.modeling_internimage import InternImageDCNv3
 
 

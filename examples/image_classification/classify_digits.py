@@ -10,17 +10,13 @@ Writes the images, prints a table of predictions and draws them into a picture.
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from PIL import Image
 from transformers import pipeline
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
 from examples.image_classification.digits import load_digits_dataset
 from examples.output_files import check_outputs, mark_of, write_data
+from examples.pictures import plt
 
 
 MARK = mark_of(__file__)

@@ -28,23 +28,19 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from examples.example_helpers import (
+from examples.evaluation import (
     check_numbers_and_output,
     choose_images,
     create_model_index,
-    decode_image,
     describe_data,
     describe_preprocessing,
     describe_run,
     evaluation_parser,
-    image_endings,
-    load_split,
     load_trained_model,
-    named_split,
-    published_name,
     start_evaluation,
 )
 from examples.image_classification.digits import load_digits_dataset
+from examples.image_datasets import decode_image, image_endings, load_split, named_split, published_name
 from examples.output_files import mark_of, write_json
 
 

@@ -30,18 +30,9 @@ from transformers import (
 )
 from transformers.utils import is_timm_available, is_torchvision_available
 
-from examples.example_helpers import (
-    CheckpointArguments,
-    DatasetArguments,
-    decode_image,
-    freeze_stages,
-    parse_dataclasses,
-    read_overrides,
-    select_samples,
-    train_and_evaluate,
-    train_and_validation,
-)
 from examples.image_classification.digits import load_digits_dataset
+from examples.image_datasets import DatasetArguments, decode_image, select_samples, train_and_validation
+from examples.training import CheckpointArguments, freeze_stages, parse_dataclasses, read_overrides, train_and_evaluate
 from modeling_internimage import InternImageConfig, InternImageForImageClassification, create_image_processor
 from modeling_internimage.training import InternImageTrainer, Recipe
 

@@ -14,9 +14,10 @@ from matplotlib import font_manager
 from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from examples.example_helpers import class_colours, decode_image
+from examples.image_datasets import decode_image
 from examples.object_detection.detection_models import load_detection_model
 from examples.output_files import check_outputs, mark_of, write_picture
+from examples.pictures import class_colours
 
 
 MARK = mark_of(__file__)

@@ -13,7 +13,7 @@ import torch
 from torchvision import tv_tensors
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
-from examples.example_helpers import decode_image
+from examples.image_datasets import decode_image
 from modeling_internimage.coco_annotations import MAX_COORDINATE, MAX_ID, check_annotation, check_segmentation
 
 

@@ -4,7 +4,7 @@
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
-from examples.example_helpers import load_trained_model
+from examples.evaluation import load_trained_model
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
 
 

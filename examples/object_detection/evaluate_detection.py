@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
-from examples.example_helpers import (
+from examples.evaluation import (
     check_numbers_and_output,
     choose_images,
     create_model_index,
@@ -27,11 +27,9 @@ from examples.example_helpers import (
     describe_preprocessing,
     describe_run,
     evaluation_parser,
-    load_split,
-    published_name,
     start_evaluation,
-    undecoded,
 )
+from examples.image_datasets import load_split, published_name, undecoded
 from examples.object_detection.detection_data import (
     Collate,
     DetectionImages,

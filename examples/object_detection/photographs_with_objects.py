@@ -19,10 +19,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage import data
 
-from examples.example_helpers import plt
 from examples.object_detection.detect import detect, draw_detections
 from examples.object_detection.detection_models import load_detection_model
 from examples.output_files import check_outputs, mark_of, write_data
+from examples.pictures import plt
 
 
 MARK = mark_of(__file__)

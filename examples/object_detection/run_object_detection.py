@@ -18,18 +18,7 @@ import transformers
 from torchvision.transforms import v2
 from transformers import AutoConfig, AutoImageProcessor, set_seed
 
-from examples.example_helpers import (
-    DatasetArguments,
-    HeadArguments,
-    create_backbone,
-    freeze_stages,
-    parse_head_arguments,
-    read_overrides,
-    select_samples,
-    train_and_evaluate,
-    train_and_validation,
-    undecoded,
-)
+from examples.image_datasets import DatasetArguments, select_samples, train_and_validation, undecoded
 from examples.object_detection.detection_data import (
     Collate,
     DetectionImages,
@@ -41,8 +30,17 @@ from examples.object_detection.detection_data import (
 )
 from examples.object_detection.detection_metrics import CocoEvaluator
 from examples.object_detection.detection_models import check_detector
+from examples.training import (
+    HeadArguments,
+    create_backbone,
+    freeze_stages,
+    parse_head_arguments,
+    read_overrides,
+    train_and_evaluate,
+)
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
+from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm
 
 
 STEP_OF_SCALES = 32
@@ -142,7 +140,7 @@ class RandomSizedCrop(v2.Transform):
         return params
 
     def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.crop, inpt, **params)
+        return v2.functional.crop(inpt, **params)
 
 
 def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
@@ -221,12 +219,11 @@ class DetectionTrainer(InternImageTrainer):
         super().__init__(*args, **kwargs)
         self.evaluator = evaluator
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        self.evaluator.add(outputs, inputs["labels"])
-        return loss.detach(), None, None
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not model.training:  # without `compute_metrics`, evaluation keeps nothing else of the outputs
+            self.evaluator.add(outputs, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -254,7 +251,7 @@ def main(argv: list[str] | None = None):
         check_objects(rows, columns[1], with_masks)
     freeze_stages(model, model_args.freeze_stages)
     if training_args.world_size > 1 and training_args.device.type == "cuda":  # as the authors do
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = InternImageSyncBatchNorm.convert_sync_batchnorm(model)
 
     training_args.remove_unused_columns = False  # the examples are dictionaries of their own
     train_dataset = eval_dataset = evaluator = None

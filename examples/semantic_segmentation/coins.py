@@ -20,8 +20,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage import data, filters, segmentation
 
-from examples.example_helpers import class_colours, plt
 from examples.output_files import check_outputs, mark_of, write_data
+from examples.pictures import class_colours, plt
 from examples.semantic_segmentation.segment import blend
 from examples.semantic_segmentation.segmentation_data import list_folder, read_pair
 from examples.semantic_segmentation.segmentation_metrics import confusion_matrix, segmentation_metrics

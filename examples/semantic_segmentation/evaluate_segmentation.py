@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
-from examples.example_helpers import (
+from examples.evaluation import (
     check_numbers_and_output,
     choose_images,
     create_model_index,
@@ -28,11 +28,9 @@ from examples.example_helpers import (
     describe_preprocessing,
     describe_run,
     evaluation_parser,
-    load_split,
-    published_name,
     start_evaluation,
-    undecoded,
 )
+from examples.image_datasets import load_split, published_name, undecoded
 from examples.output_files import mark_of, write_json
 from examples.semantic_segmentation.segmentation_data import check_ignore_index, list_folder, read_pair
 from examples.semantic_segmentation.segmentation_metrics import (

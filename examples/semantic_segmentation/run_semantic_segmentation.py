@@ -21,6 +21,7 @@ import transformers
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -30,18 +31,7 @@ from transformers import (
 )
 from transformers.image_utils import SizeDict
 
-from examples.example_helpers import (
-    DatasetArguments,
-    HeadArguments,
-    create_backbone,
-    freeze_stages,
-    parse_head_arguments,
-    read_overrides,
-    select_samples,
-    train_and_evaluate,
-    train_and_validation,
-    undecoded,
-)
+from examples.image_datasets import DatasetArguments, select_samples, train_and_validation, undecoded
 from examples.semantic_segmentation.segmentation_data import (
     check_ignore_index,
     check_ignored_pixels,
@@ -51,12 +41,21 @@ from examples.semantic_segmentation.segmentation_data import (
 )
 from examples.semantic_segmentation.segmentation_metrics import StreamedMetrics, confusion_matrix
 from examples.semantic_segmentation.segmentation_models import check_classes
+from examples.training import (
+    HeadArguments,
+    create_backbone,
+    freeze_stages,
+    parse_head_arguments,
+    read_overrides,
+    train_and_evaluate,
+)
 from modeling_internimage import (
     InternImageSegmentationImageProcessor,
     SegformerHeadConfig,
 )
 from modeling_internimage.resizing import target_size
 from modeling_internimage.training import InternImageTrainer
+from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -159,7 +158,7 @@ class RandomRatioResize(v2.Transform):
         return {"size": target_size(*v2.query_size(flat_inputs), SizeDict(**scaled))}
 
     def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.resize, inpt, size=list(params["size"]), antialias=False)
+        return v2.functional.resize(inpt, size=list(params["size"]), antialias=False)
 
 
 class RandomCropOfSeveralClasses(v2.Transform):
@@ -185,7 +184,7 @@ class RandomCropOfSeveralClasses(v2.Transform):
         return {"top": top, "left": left, "height": height, "width": width}
 
     def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.crop, inpt, **params)
+        return v2.functional.crop(inpt, **params)
 
 
 def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
@@ -266,7 +265,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments):
         model = new_model(model_args, fields, hub)
     else:
         config = AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
-        if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
+        if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
             raise ValueError(
                 f"`--model_name_or_path {model_args.model_name_or_path}` is a model of type {config.model_type}, "
                 "which this script cannot train: give an InternImage checkpoint as `--backbone`, for a new head."
@@ -364,7 +363,7 @@ def prepare_training(model, training_args: TrainingArguments, num_images: int):
         model.backbone.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
         training_args.gradient_checkpointing = False
     if is_synchronised:  # as the authors do
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = InternImageSyncBatchNorm.convert_sync_batchnorm(model)
     return model
 
 

@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.utils import draw_segmentation_masks
 
-from examples.example_helpers import class_colours, decode_image, plt
+from examples.image_datasets import decode_image
 from examples.output_files import check_outputs, mark_of, write_picture
+from examples.pictures import class_colours, plt
 from examples.semantic_segmentation.segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
 
@@ -49,11 +52,12 @@ def output_paths(args: argparse.Namespace, file: str) -> list[Path]:
 
 
 def blend(image: Image.Image, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """uint8 (height, width, 3). Classes beyond `colours` (ignored pixels) stay as in the image."""
-    picture = np.asarray(image).astype(np.float32)
-    known = labels < len(colours)
-    picture[known] = (1 - OPACITY) * picture[known] + OPACITY * colours[labels[known]]
-    return picture.round().astype(np.uint8)
+    """uint8 (height, width, 3). Pixels whose label is not an index of `colours` (ignored ones) keep their colour."""
+    classes = np.unique(labels[labels < len(colours)])
+    masks = torch.from_numpy(labels == classes[:, None, None])
+    palette = [tuple(colour) for colour in colours[classes].tolist()]
+    picture = draw_segmentation_masks(pil_to_tensor(image), masks, alpha=OPACITY, colors=palette)
+    return picture.permute(1, 2, 0).numpy()
 
 
 def save_overlay(image: Image.Image, labels: np.ndarray, colours: np.ndarray, names: dict[int, str], path: Path):

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from examples.example_helpers import decode_image, image_endings, open_image
+from examples.image_datasets import decode_image, image_endings, open_image
 from examples.semantic_segmentation.segmentation_metrics import listing
 
 

@@ -15,7 +15,8 @@ def confusion_matrix(
     predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int = 255
 ) -> torch.Tensor:
     """
-    Counts of pixels. Matrices of images add up.
+    Counts of pixels. The matrices of several images can be added. (`evaluate` keeps all predictions in memory,
+    scikit-learn counts on the CPU only.)
 
     Args:
         predictions, labels (`torch.Tensor` of the same shape, usually `(height, width)`):

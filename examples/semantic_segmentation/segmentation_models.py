@@ -3,6 +3,8 @@
 
 import torch
 from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -10,14 +12,19 @@ from transformers import (
 )
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
-from examples.example_helpers import load_trained_model
+from examples.evaluation import load_trained_model
+
+
+AUTO_CLASSES = {
+    AutoModelForSemanticSegmentation: MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoModelForUniversalSegmentation: MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+}
 
 
 def load_segmentation_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
     """The model, in eval mode (UperNet, SegFormer head, Mask2Former), and the image processor of its checkpoint."""
     config = AutoConfig.from_pretrained(model_name_or_path)
-    auto_classes = (AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation)
-    auto_class = next((auto for auto in auto_classes if type(config) in auto._model_mapping), None)
+    auto_class = next((auto for auto, mapping in AUTO_CLASSES.items() if type(config) in mapping), None)
     if auto_class is None:
         raise ValueError(
             f"`--model_name_or_path {model_name_or_path}` is a model of type {config.model_type}, "

@@ -1,197 +1,203 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Downloading, publishing and verifying: the Hub's real client, in its own process, against a stand-in of the Hub."""
+"""Downloading, publishing and verifying, with mocks of the Hub's client that have its signatures."""
 
+import dataclasses
 import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
-from hub_stand_in import HubStandIn
-from testing_utils import MANIFESTS, REPOSITORY, original_state_dict
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from testing_utils import REDUCED_MODELS, original_state_dict
 
-from conversion import hub as conversion_hub
+from conversion import hub
+from conversion.checkpoints import CHECKPOINTS
 from conversion.convert_checkpoint import ConversionOptions, file_sha256
 from conversion.convert_internimage_to_hf import main
 from conversion.errors import ConversionError
 
 
-NAME = "internimage_t_1k_224"
+NAME = "tiny_t"
 TARGET = f"someone/{NAME}"
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    """InternImage-T with stand-in weights, as the authors publish it."""
-    file = tmp_path_factory.mktemp("source") / f"{NAME}.pth"
-    torch.save({"model": original_state_dict(MANIFESTS[NAME]["keys"], 0)}, file)
-    return file
-
-
-@pytest.fixture(scope="module")
-def finished(source) -> Path:
-    """What it is converted to."""
-    assert main(["--checkpoint", NAME, "--source", str(source), "--output-dir", str(source.parent / "converted")]) == 0
-    return source.parent / "converted"
+@pytest.fixture
+def api(monkeypatch):
+    """The Hub's client: `create_commit` succeeds, into a repository without files."""
+    api = create_autospec(HfApi, instance=True)
+    api.list_repo_files.return_value = []
+    api.create_commit.return_value.commit_url = "the address of the commit"
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
+    return api
 
 
 @pytest.fixture
-def hub(source):
-    with HubStandIn() as hub:
-        hub.add_repository("OpenGVLab/InternImage", {source.name: source})
-        yield hub
+def download(monkeypatch, tmp_path):
+    """`hf_hub_download` of a reduced model that is in the registry, from a cache laid out as the Hub's client does."""
+    golden = REDUCED_MODELS[NAME]
+    config = {name: golden["config"][name] for name in ("depths", "groups", "channels")}
+    record = dataclasses.replace(
+        CHECKPOINTS["internimage_t_1k_224"],
+        name=NAME,
+        file=f"{NAME}.pth",
+        architecture=config,
+        num_labels=golden["config"]["num_classes"],
+        labels=None,
+        image_size=(64, 64),
+    )
+    monkeypatch.setitem(CHECKPOINTS, NAME, record)
+    original = tmp_path / "cache" / f"{NAME}.pth"
+    original.parent.mkdir()
+    torch.save({"model": original_state_dict(golden["keys"], golden["weights_seed"])}, original)
+    blob = original.rename(original.parent / file_sha256(original))
+    original.symlink_to(blob)
+    download = create_autospec(hf_hub_download, return_value=str(original))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    return download
 
 
-@pytest.fixture
-def run(hub, tmp_path):
-    """Runs the command against the stand-in; returns (exit status, its output)."""
-
-    def run(*arguments, token="hf_write"):
-        command = [sys.executable, "-m", "conversion.convert_internimage_to_hf", *map(str, arguments)]
-        environment = os.environ | hub.environment(tmp_path / "home", token)
-        result = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-        return result.returncode, result.stdout + result.stderr
-
-    return run
-
-
-def uploads(hub) -> int:
-    return sum(method == "PUT" for method, _ in hub.requests)
+def committed(api) -> tuple[dict[str, bytes], set[str]]:
+    """What the last commit adds, with its content at that time, and deletes."""
+    repo_id, operations = api.create_commit.call_args.args
+    assert repo_id == TARGET
+    added = {
+        operation.path_in_repo: Path(operation.path_or_fileobj).read_bytes()
+        for operation in operations
+        if isinstance(operation, CommitOperationAdd)
+    }
+    return added, {operation.path_in_repo for operation in operations if isinstance(operation, CommitOperationDelete)}
 
 
-def test_download_convert_publish_verify(hub, run, tmp_path):
-    arguments = ["--checkpoint", NAME, "--output-dir", tmp_path / "converted", "--push-to-hub", TARGET]
-    status, output = run(*arguments)
-    assert status == 0, output
-    repository = hub.repositories[TARGET]
+def test_download_convert_publish_verify(api, download, tmp_path, monkeypatch, capsys):
+    arguments = ["--checkpoint", NAME, "--output-dir", str(tmp_path / "converted"), "--push-to-hub", TARGET]
+    assert main(arguments) == 0
+    download.assert_called_once_with("OpenGVLab/InternImage", "tiny_t.pth")
+    assert "published as the address of the commit" in capsys.readouterr().out
     converted = {file.name: file.read_bytes() for file in (tmp_path / "converted").iterdir()}
-    assert {name: content for name, content in repository.files.items() if name != ".gitattributes"} == converted
-    assert len(repository.commits) == 2  # the Hub's own first one, and all of ours in one
-    assert uploads(hub) == 1
+    assert committed(api) == (converted, set())
+    assert api.create_commit.call_count == 1 and "model.safetensors" in converted
 
-    status, output = run(*arguments)  # the folder is finished, the repository up to date
-    assert status == 0 and "finished earlier" in output, output
-    assert len(repository.commits) == 2 and uploads(hub) == 1
+    assert main(arguments) == 0  # what is finished is neither downloaded nor converted again
+    assert "finished earlier" in capsys.readouterr().out and download.call_count == 1
 
-    status, output = run("--checkpoint", NAME, "--verify", TARGET)
-    assert status == 0 and "633 tensors equal" in output, output
+    # Other shards replace the old file in the same commit. Files that are no weights stay.
+    api.list_repo_files.return_value = [*converted, ".gitattributes", "notes.md"]
+    arguments = ["--checkpoint", NAME, "--output-dir", str(tmp_path / "sharded"), "--push-to-hub", TARGET]
+    assert main([*arguments, "--max-shard-size", "100KB"]) == 0
+    added, deleted = committed(api)
+    assert deleted == {"model.safetensors"} and api.create_commit.call_count == 3
+    assert len([name for name in added if name.endswith(".safetensors")]) > 3
 
-    # Other shards replace the old file, in one commit again.
-    arguments = ["--checkpoint", NAME, "--output-dir", tmp_path / "sharded", "--push-to-hub", TARGET]
-    status, output = run(*arguments, "--max-shard-size", "50MB")
-    assert status == 0, output
-    weights = {name for name in repository.files if name.endswith(".safetensors")}
-    assert weights == {f"model-0000{idx}-of-00003.safetensors" for idx in (1, 2, 3)}
-    assert len(repository.commits) == 3
-
-
-def test_a_published_file_that_was_changed_is_found(hub, run, source, finished):
-    files = {file.name: file.read_bytes() for file in finished.iterdir()}
-    files["config.json"] = json.dumps(json.loads(files["config.json"]) | {"offset_scale": 2.0}).encode()
-    hub.add_repository(TARGET, files)
-    status, output = run("--checkpoint", NAME, "--source", source, "--verify", TARGET)
-    assert status == 1 and "config.json is missing or was changed since the conversion" in output
+    snapshot = create_autospec(snapshot_download, return_value=str(tmp_path / "converted"))
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    assert main(["--checkpoint", NAME, "--verify", TARGET]) == 0
+    snapshot.assert_called_once_with(TARGET)
+    assert f"{TARGET} is as converted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "token, fails, message",
-    [
-        (None, None, "no valid token. Log in with `hf auth login`"),
-        ("hf_unknown", None, "no valid token"),
-        ("hf_read", None, "no permission"),
-        ("hf_write", lambda method, path: method == "PUT", "status 507"),
-        ("hf_write", lambda method, path: path.endswith("/commit/main"), "status 507"),
-    ],
-    ids=["no-token", "unknown-token", "read-token", "broken-upload", "broken-commit"],
-)
-def test_failed_push(token, fails, message, hub, run, finished):
-    """Nothing arrives, and the converted folder is kept for another time."""
-    before = hub.add_repository(TARGET, {"README.md": b"before", "model-old.safetensors": b"old"}).files
-    hub.fail = fails
-    arguments = ["--checkpoint", NAME, "--output-dir", finished, "--push-to-hub", TARGET]
-    status, output = run(*arguments, token=token)
-    assert status == 1 and f"Cannot push to {TARGET}" in output and message in output, output
-    assert "Traceback" not in output
-    assert hub.repositories[TARGET].files == before
-    if message == "status 507":
-        hub.fail = None
-        assert run(*arguments)[0] == 0
-        assert {file.name for file in finished.iterdir()} | {".gitattributes"} >= set(hub.repositories[TARGET].files)
-
-
-def test_broken_and_damaged_downloads(hub, run, tmp_path):
-    """No checkpoint comes of them. The Hub's client keeps no part of a file, and finds no damage in its cache."""
-    hub.fail, hub.failure = lambda method, path: method == "GET" and path.endswith(".pth"), None
-    arguments = ["--checkpoint", NAME, "--output-dir", tmp_path / "converted"]
-    status, output = run(*arguments)
-    assert status == 1 and "Cannot download OpenGVLab/InternImage/internimage_t_1k_224.pth" in output, output
-    assert "Traceback" not in output and not (tmp_path / "converted").exists()
-    hub.fail = None
-    assert run(*arguments)[0] == 0
-    (blob,) = (path for path in (tmp_path / "home").rglob("blobs/*") if path.stat().st_size > 1e6)
+def test_damaged_download(download, tmp_path, capsys):
+    """The Hub's client does not look for damage in its cache."""
+    blob = Path(download.return_value).resolve()
     content = bytearray(blob.read_bytes())
     content[len(content) // 2] ^= 1
     blob.write_bytes(content)
-    status, output = run("--checkpoint", NAME, "--output-dir", tmp_path / "again")
-    assert status == 1 and "is damaged: its SHA-256 is not the Hub's" in output
-    assert not (tmp_path / "again").exists()
+    assert main(["--checkpoint", NAME, "--output-dir", str(tmp_path / "converted")]) == 1
+    assert "is damaged: its SHA-256 is not the Hub's" in capsys.readouterr().err
+    assert not (tmp_path / "converted").exists()
+
+
+def status(code: int) -> HfHubHTTPError:
+    response = SimpleNamespace(status_code=code, headers={}, request=None)
+    return HfHubHTTPError("a long text", response=response, server_message="what the server says")
+
+
+def upload_error() -> RuntimeError:
+    """How the Hub's client reports a failed upload of one file."""
+    error = RuntimeError("Error while uploading")
+    error.__cause__ = status(507)
+    return error
+
+
+ERRORS = {
+    "no-token": (status(401), "there is no valid token. Log in with `hf auth login`"),
+    "no-permission": (status(403), "the token does not permit it"),
+    "no-repository": (status(404), "there is no such repository or file"),
+    "server": (status(507), "the Hub answered with status 507 (what the server says). Try again"),
+    "upload": (upload_error(), "the Hub answered with status 507 (what the server says). Try again"),
+    "offline": (OfflineModeIsEnabled("offline"), "the Hub cannot be reached, or HF_HUB_OFFLINE is set"),
+    "unreachable": (LocalEntryNotFoundError("not cached"), "the Hub cannot be reached, or HF_HUB_OFFLINE is set"),
+    "network": (ConnectionResetError("broken"), "ConnectionResetError: broken. Try again"),
+}
+
+
+@pytest.mark.parametrize("error, message", ERRORS.values(), ids=ERRORS)
+def test_errors_of_the_hub_are_sentences(error, message, api, download, folder, monkeypatch, tmp_path, capsys):
+    """No checkpoint comes of a failed download. What failed to be published is published by the next attempt."""
+    download.side_effect = error
+    assert main(["--checkpoint", NAME, "--output-dir", str(tmp_path / "converted")]) == 1
+    printed = capsys.readouterr().err
+    assert "Cannot download OpenGVLab/InternImage/tiny_t.pth: " in printed and printed.count("\n") == 1
+    assert message in printed and "name a file with `--source`" in printed
+    assert not (tmp_path / "converted").exists()
+
+    monkeypatch.setattr(hub, "snapshot_download", create_autospec(snapshot_download, side_effect=error))
+    with pytest.raises(ConversionError, match=f"Cannot download {TARGET}: .*; or name a folder"):
+        hub.download_converted(TARGET)
+
+    api.create_commit.side_effect = error
+    arguments = ["--checkpoint", NAME, "--output-dir", str(folder), "--push-to-hub", TARGET]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert f"Cannot push to {TARGET}: {message}" in printed and "the converted folder is kept" in printed
+    api.create_commit.side_effect = None
+    assert main(arguments) == 0
+    assert committed(api)[0].keys() == {file.name for file in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Files with the report of a conversion."""
+    folder = tmp_path / "finished"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (folder / name).write_text(f"content of {name}")
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
+    report = {"checkpoint": NAME, "options": dataclasses.asdict(ConversionOptions()), "source": {"sha256": ""}}
+    (folder / "conversion_report.json").write_text(json.dumps(report | {"files": files}))
+    return folder
 
 
 def as_link(file: Path):
-    file.rename(file.parent.parent / file.name)
+    shutil.move(file, file.parent.parent)
     file.symlink_to(file.parent.parent / file.name)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda folder: (folder / ".env").write_text("HF_TOKEN=secret"), None),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"other"), "model.safetensors is missing or was"),
         (lambda folder: (folder / "README.md").unlink(), "README.md is missing or was changed"),
         (lambda folder: as_link(folder / "config.json"), "config.json is a link"),
         (lambda folder: as_link(folder / "conversion_report.json"), "conversion_report.json is a link"),
         (lambda folder: (folder / "conversion_report.json").unlink(), "has no conversion_report.json"),
     ],
-    ids=["added", "changed", "missing", "link", "linked-report", "no-report"],
+    ids=["changed", "missing", "link", "linked-report", "no-report"],
 )
-def test_what_is_published_is_what_was_converted(change, message, tmp_path, monkeypatch):
-    """No other file, and nothing at all if one is not that of the report."""
-    folder = tmp_path / "converted"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors", "README.md"):
-        (folder / name).write_text(f"content of {name}")
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
-    report = {"checkpoint": NAME, "options": asdict(ConversionOptions()), "source": {"sha256": ""}, "files": files}
-    (folder / "conversion_report.json").write_text(json.dumps(report))
+def test_nothing_is_published_if_a_file_is_not_that_of_the_report(change, message, api, folder):
     change(folder)
-    published = []
-
-    class Api:
-        def create_repo(self, repo_id, exist_ok):
-            assert message is None
-
-        def list_repo_files(self, repo_id):
-            return []
-
-        def create_commit(self, repo_id, operations, commit_message):
-            published.extend(operation.path_in_repo for operation in operations)
-            return type("Commit", (), {"commit_url": "address"})
-
-    monkeypatch.setattr(conversion_hub, "HfApi", Api)
-    if message is None:
-        assert conversion_hub.push(folder, TARGET, "converted") == "address"
-        assert sorted(published) == sorted([*files, "conversion_report.json"])
-        assert conversion_hub.unpublished(folder) == [".env"]
-    else:
-        with pytest.raises(ConversionError, match=message):
-            conversion_hub.push(folder, TARGET, "converted")
-        assert not published
+    with pytest.raises(ConversionError, match=message):
+        hub.push(folder, TARGET, "converted")
+    assert not api.method_calls
 
 
-def test_model_card_passes_the_hub_check(hub, finished, tmp_path):
-    code = f"from huggingface_hub import ModelCard; ModelCard.load({str(finished / 'README.md')!r}).validate()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | hub.environment(tmp_path / "home"), check=True)
-    assert ("POST", "/api/validate-yaml") in hub.requests
+def test_other_files_are_not_published(api, folder):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / ".env").write_text("HF_TOKEN=secret")
+    assert hub.push(folder, TARGET, "a message") == "the address of the commit"
+    assert committed(api) == (before, set())
+    assert api.create_commit.call_args.kwargs == {"commit_message": "a message"}
+    assert hub.unpublished(folder) == [".env"]

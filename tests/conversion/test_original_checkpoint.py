@@ -259,6 +259,7 @@ def test_class_names(meta, expected, tmp_path):
     assert read_classes(tmp_path / "file.pth") == expected
 
 
+@pytest.mark.slow
 def test_mutated_files(tmp_path):
     """Checkpoints and configurations with random changes: a refusal in one line or success, in bounded memory."""
     command = [sys.executable, str(REPOSITORY / "tests" / "conversion" / "mutated_files.py"), str(tmp_path), "300"]

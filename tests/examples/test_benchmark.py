@@ -2,13 +2,11 @@
 """The benchmark measures what it says."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from testing_utils import GOLDEN, REPOSITORY
+from testing_utils import GOLDEN, REPOSITORY, run_module
 
 from examples import benchmark
 from modeling_internimage import DCNv3
@@ -46,12 +44,15 @@ def test_peak_memory():
     assert benchmark.peak_memory_mib(lambda: None, "cpu") == 0
 
 
-def test_command(tmp_path):
+def test_command(tiny_config, tmp_path, monkeypatch):
+    """On a small model and one small operator."""
+    config = tiny_config()
+    architecture = {name: getattr(config, name) for name in ("embed_dim", "depths", "num_groups")}
+    monkeypatch.setitem(benchmark.ARCHITECTURES, "T", architecture)
+    monkeypatch.setattr(benchmark, "OPERATOR_SHAPES", [(7, 32, 2)])
     output = tmp_path / "results.json"
-    command = [sys.executable, "-m", "examples.benchmark", "--sizes", "64x96", "--batch-sizes", "1"]
-    subprocess.run(
-        [*command, "--min-runs", "2", "--seconds", "0", "--output", output], check=True, capture_output=True
-    )
+    options = ["--sizes", "64x96", "--batch-sizes", "1", "--min-runs", "2", "--seconds", "0", "--output", output]
+    run_module("examples.benchmark", *options)
     result = json.loads(output.read_text())
     assert {"device", "threads", "torch", "transformers", "date"} <= result["machine"].keys()
     (case,) = result["cases"]

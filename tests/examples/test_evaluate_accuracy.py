@@ -16,6 +16,7 @@ from PIL import Image
 from testing_utils import randomize, run_in_two_processes
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from examples import evaluation
 from examples.image_classification import evaluate_accuracy as script
 from modeling_internimage import (
     InternImageConfig,
@@ -156,6 +157,7 @@ def two_processes(checkpoint, crops, labels, tmp_path_factory):
     return folder, run_in_two_processes(folder, CODE, *runs)
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_image_once(two_processes):
     """11 images in batches of 4 in 2 processes: the last batches are filled up with 5 others, which do not count."""
     folder, printed = two_processes
@@ -165,6 +167,7 @@ def test_two_processes_count_every_image_once(two_processes):
     assert printed.count("of 11 images (0 skipped)") == 1  # by one of the two
 
 
+@pytest.mark.slow
 def test_two_processes_skip_corrupt_images(two_processes, checkpoint, tmp_path):
     """One process finds its whole first batch corrupt, the other an image that fills up the last batch."""
     folder, printed = two_processes
@@ -184,6 +187,7 @@ def test_two_processes_skip_corrupt_images(two_processes, checkpoint, tmp_path):
     assert metrics[0].dataset_args == {"skipped_images": 5}
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_a_corrupt_image(two_processes):
     """Both, and with the same sentence."""
     folder, printed = two_processes
@@ -420,9 +424,7 @@ def test_another_architecture(crops, tmp_path):
 
 def test_use_kernels(checkpoint, image_folder, tmp_path, monkeypatch):
     asked = []
-    from examples import example_helpers as helpers
-
-    monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
+    monkeypatch.setattr(evaluation, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     run(checkpoint, tmp_path, data_dir=image_folder, max_samples=1)
     assert asked == []
     run(checkpoint, tmp_path, "--use_kernels", data_dir=image_folder, max_samples=1)

@@ -15,6 +15,7 @@ from PIL import Image
 from testing_utils import randomize, run_in_two_processes
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SegformerImageProcessorPil
 
+from examples import evaluation
 from examples.semantic_segmentation import evaluate_segmentation as script
 from examples.semantic_segmentation import run_semantic_segmentation
 from examples.semantic_segmentation import segmentation_metrics as metrics
@@ -189,6 +190,7 @@ run_semantic_segmentation.main(arguments[1])
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_image_once(checkpoint, scenes, tmp_path):
     """Five images for two processes, of different sizes: in the evaluation script and in the Trainer."""
     evaluation = ["--model_name_or_path", checkpoint, "--validation_dir", str(scenes), "--do_eval"]
@@ -240,9 +242,7 @@ def test_mask2former(scenes, tmp_path):
 
 def test_use_kernels(checkpoint, scenes, tmp_path, monkeypatch):
     asked = []
-    from examples import example_helpers as helpers
-
-    monkeypatch.setattr(helpers, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
+    monkeypatch.setattr(evaluation, "use_dcnv3_kernel", lambda model: asked.append(type(model).__name__) or model)
     run(checkpoint, tmp_path, data_dir=scenes, max_samples=1)
     assert asked == []
     run(checkpoint, tmp_path, "--use_kernels", data_dir=scenes, max_samples=1)

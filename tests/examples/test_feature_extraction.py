@@ -1,15 +1,12 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Intermediate features and sampling points."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from testing_utils import randomize
+from testing_utils import randomize, run_module
 
 from examples.feature_extraction import extract_features, show_sampling_points
 from modeling_internimage import InternImageModel, create_image_processor
@@ -27,9 +24,8 @@ def model_and_image(tiny_config, photographs, tmp_path):
 @torch.no_grad()
 def test_extract_features(model_and_image, tmp_path):
     model, model_path, image = model_and_image
-    script = [sys.executable, "-m", "examples.feature_extraction.extract_features"]
-    command = [*script, "--model", model_path, "--image", image]
-    subprocess.run([*command, "--output", str(tmp_path / "out" / "stages")], check=True, capture_output=True)
+    options = ["--model", model_path, "--image", image, "--output", tmp_path / "out" / "stages"]
+    run_module("examples.feature_extraction.extract_features", *options)
     features = load_file(tmp_path / "out" / "stages.safetensors")
     _, _, pixel_values = extract_features.load(model_path, image)
     outputs = model(pixel_values, output_hidden_states=True)
@@ -80,11 +76,10 @@ def test_sampling_points_are_where_dcnv3_samples(settings, tiny_config):
 
 def test_show_sampling_points(model_and_image, tmp_path):
     _, model_path, image = model_and_image
-    script = [sys.executable, "-m", "examples.feature_extraction.show_sampling_points"]
-    command = [*script, "--model", model_path, "--image", image]
+    command = ["examples.feature_extraction.show_sampling_points", "--model", model_path, "--image", image]
     picture = tmp_path / "points.png"
-    subprocess.run([*command, "--pixel", "10", "40", "--output", str(picture)], check=True, capture_output=True)
+    run_module(*command, "--pixel", "10", "40", "--output", picture)
     with Image.open(picture) as opened:
         assert opened.width > 1000 and np.asarray(opened.convert("RGB")).std() > 20
-    outside = subprocess.run([*command, "--pixel", "64", "0"], capture_output=True, text=True)
-    assert outside.returncode == 1 and "is outside of the preprocessed image" in outside.stderr
+    with pytest.raises(SystemExit, match="is outside of the preprocessed image"):
+        run_module(*command, "--pixel", "64", "0", "--output", picture)

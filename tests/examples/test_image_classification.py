@@ -21,7 +21,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, TrainerStat
 from transformers.image_utils import load_image
 
 from conversion.checkpoints import CHECKPOINTS
-from examples import example_helpers
+from examples import image_datasets, training
 from examples.image_classification import digits, photographs
 from examples.image_classification import run_image_classification as script
 from modeling_internimage import InternImageConfig
@@ -266,9 +266,9 @@ def test_frozen_stages_stay(image_folder, tmp_path):
 
 def test_nothing_to_freeze():
     resnet = ResNetForImageClassification(ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8))
-    example_helpers.freeze_stages(resnet, 0)
+    training.freeze_stages(resnet, 0)
     with pytest.raises(ValueError, match="`--freeze_stages 2` is for models with an InternImage, which ResNetFor"):
-        example_helpers.freeze_stages(resnet, 2)
+        training.freeze_stages(resnet, 2)
 
 
 @pytest.mark.parametrize(
@@ -287,13 +287,13 @@ def test_splits_by_their_names(names, expected):
         {name: datasets.Dataset.from_dict({"image": [name], "label": [0]}) for name in names}
     )
     data_args = script.DataArguments(dataset_name="x")
-    found = example_helpers.train_and_validation(splits, data_args, 0, "")
+    found = image_datasets.train_and_validation(splits, data_args, 0, "")
     assert {name: split["image"][0] for name, split in found.items()} == expected
     for fraction in (0.15, 0.0):
         data_args = script.DataArguments(dataset_name="x", train_val_split=fraction)
         with pytest.raises(ValueError, match=r"The dataset has the splits \['full'\]: one must be called 'train', "):
             others = datasets.DatasetDict({"full": splits[names[0]]})
-            example_helpers.train_and_validation(others, data_args, 0, "")
+            image_datasets.train_and_validation(others, data_args, 0, "")
 
 
 # The table of the authors' configurations: epochs, warm-up epochs, pixels, rate, lowest and first rate, smoothing,

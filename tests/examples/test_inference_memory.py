@@ -25,6 +25,7 @@ def test_readme_table(task, folder):
     assert markdown_table(RESULTS[task]) in (REPOSITORY / "examples" / folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task, name",
     [("segmentation", "upernet_internimage_t_512_160k_ade20k"), ("detection", "mask_rcnn_internimage_t_fpn_1x_coco")],

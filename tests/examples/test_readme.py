@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Every command and every code block of the READMEs runs."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -8,24 +9,30 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from huggingface_hub import hf_hub_download
 from PIL import Image
 from testing_utils import (
-    MANIFESTS,
+    REDUCED_MODELS,
     REPOSITORY,
+    first_quick,
     original_state_dict,
     randomize,
+    run_module,
     write_official_checkpoint,
     write_without_data,
 )
 from transformers import UperNetConfig, UperNetForSemanticSegmentation, pipeline
 
 import modeling_internimage
-from conversion.convert_internimage_to_hf import main
+from conversion import hub
+from conversion.checkpoints import CHECKPOINTS
 from examples import benchmark
 from examples.image_classification import evaluate_accuracy
 from examples.object_detection import photographs_with_objects
@@ -42,19 +49,99 @@ READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
-# Appended to training commands: enough to run every part of the script.
-SHORT_RUN = ["--max_steps", "1", "--max_train_samples", "4", "--max_eval_samples", "2", "--report_to", "none"]
-SHORT_RUN += ["--per_device_train_batch_size", "2"]
-SHORT_JSON = {
-    "max_steps": 1, "max_train_samples": 4, "max_eval_samples": 2, "report_to": "none", "bf16": False,
-    "per_device_train_batch_size": 2, "dataloader_num_workers": 0,
+# In place of what training commands and their JSON files say: enough to run every part of the scripts.
+SHORT_RUN = {
+    "max_steps": 1, "max_train_samples": 4, "max_eval_samples": 2, "report_to": "none",
+    "per_device_train_batch_size": 2,
 }  # fmt: skip
+SHORT_JSON = SHORT_RUN | {"bf16": False, "dataloader_num_workers": 0}
 FOLDERS = {"train_dir": "images/train", "validation_dir": "images/validation"}
-# Metric, what is appended to commands, what replaces entries of JSON files.
-SHORT_TASKS = {
-    "run_image_classification": ("eval_accuracy", [], FOLDERS),
-    "run_semantic_segmentation": ("eval_mean_iou", ["--image_size", "64"], {}),
-    "run_object_detection": ("eval_bbox_map", ["--shortest_edge", "64"], {}),
+# Metric of a training script, what is added to its commands, and to its JSON files.
+TRAINING = {
+    "run_image_classification": ("eval_accuracy", {}, FOLDERS),
+    "run_semantic_segmentation": ("eval_mean_iou", {"image_size": 64}, {}),
+    "run_object_detection": ("eval_bbox_map", {"shortest_edge": 64}, {}),
+}
+
+
+def is_run_by_ci(words):
+    assert shlex.join(words) in (REPOSITORY / ".ci" / "run").read_text().splitlines()  # on a clean clone
+
+
+def is_run_by_make_demo(words):
+    """At full length."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert "run_image_classification $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
+
+
+def is_not_run(words):
+    pass
+
+
+def has_imagenet_arguments(words):
+    assert evaluate_accuracy.parse_arguments(words[4:]).data_dir in ("imagenet/val", "inat2018/val")
+
+
+def has_eight_processes(words):
+    assert load_config_from_file(str(REPOSITORY / words[3])).num_processes == 8
+    assert words[4] == "-m" and importlib.util.find_spec(words[5]) and (REPOSITORY / words[6]).is_file()
+
+
+def install(words):
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(Path("site").absolute())]
+    subprocess.run([sys.executable, "-m", "pip", *words[1:], *options], check=True, cwd=REPOSITORY)
+    installed = {path.name for path in Path("site", "modeling_internimage").iterdir()}
+    assert {"__init__.py", "py.typed", "modeling_internimage.py"} <= installed
+
+
+def train(words):
+    metric, added, _ = TRAINING[words[2].split(".")[-1]]
+    if "--backbone" in words:  # a new head, of usual size
+        added = added | {"head_overrides": '{"hidden_size": 16}'}
+    options = [word for name, value in (SHORT_RUN | added).items() for word in (f"--{name}", str(value))]
+    run_module(*words[2:], *options)
+    assert metric in json.loads(Path(words[words.index("--output_dir") + 1], "all_results.json").read_text())
+
+
+def train_from_json(words):
+    metric, _, replaced = TRAINING[words[2].split(".")[-1]]
+    arguments = json.loads((REPOSITORY / words[-1]).read_text()) | SHORT_JSON | replaced
+    if "model_name_or_path" in arguments:
+        arguments["model_name_or_path"] = "official"
+    Path("short.json").write_text(json.dumps(arguments))
+    run_module(*words[2:-1], "short.json")
+    assert metric in json.loads(Path(arguments["output_dir"], "all_results.json").read_text())
+
+
+def plan_conversion(words):
+    """The file has gigabytes: all its keys are accounted for, nothing is written."""
+    write_without_data(words[words.index("--checkpoint") + 1], Path("large.pth"))
+    run_module(*words[2:], "--source", "large.pth", "--dry-run")
+
+
+def convert_and_verify(words):
+    run_module(*words[2:5], "--output-dir", words[-1])
+    run_module(*words[2:])
+
+
+def run(words):
+    run_module(*words[2:])
+
+
+CONVERT = r"python -m conversion\.convert_internimage_to_hf"
+# How commands are tested: the first entry that a command begins with counts.
+HOW = {
+    r"make ": is_run_by_ci,
+    r"export ": is_not_run,
+    r"pip install ": install,
+    r".*/digits\.json$": is_run_by_make_demo,
+    r"accelerate launch -m examples\.image_classification\.evaluate_accuracy ": has_imagenet_arguments,
+    r"accelerate launch --config_file ": has_eight_processes,
+    r"python -m examples\.\w+\.run_\w+ .*\.json$": train_from_json,
+    r"python -m examples\.\w+\.run_\w+ ": train,
+    rf"{CONVERT} --checkpoint internimage_[lh]_": plan_conversion,
+    rf"{CONVERT} .*--verify ": convert_and_verify,
+    r"python -m ": run,
 }
 
 
@@ -67,29 +154,20 @@ def blocks(language: str) -> list:
     ]
 
 
+def how_to_test(command: str) -> Callable:
+    how = next((function for pattern, function in HOW.items() if re.match(pattern, command)), None)
+    assert how is not None, f"Add to HOW how this command is tested: {command}"
+    return how
+
+
 def commands() -> list[str]:
+    """Once each."""
     text = "\n".join(param.values[0] for param in blocks("bash"))
-    lines = text.replace("\\\n", " ").splitlines()
-    return list(dict.fromkeys(filter(None, (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines))))
+    lines = (re.sub(r"(^|\s+)#.*", "", line).strip() for line in text.replace("\\\n", " ").splitlines())
+    return list(dict.fromkeys(filter(None, lines)))
 
 
-@pytest.fixture(scope="module")
-def official_checkpoint(tmp_path_factory):
-    """InternImage-T at full size, in the layout of its official repository, with stand-in weights."""
-    manifest = MANIFESTS["internimage_t_1k_224"]
-    return write_official_checkpoint(
-        tmp_path_factory.mktemp("hub") / "internimage_t_1k_224", manifest["config"], manifest["keys"], seed=0
-    )
-
-
-@pytest.fixture(scope="module")
-def original_checkpoint(tmp_path_factory):
-    """The same as the authors' `.pth` file."""
-    file = tmp_path_factory.mktemp("original") / "internimage_t_1k_224.pth"
-    torch.save({"model": original_state_dict(MANIFESTS[file.stem]["keys"], seed=0)}, file)
-    return file
-
-
+REDUCED = REDUCED_MODELS["tiny_t"]
 TINY = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_groups": [1, 2, 4, 8]}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -121,6 +199,10 @@ def stock(photographs, tmp_path_factory):
         )
         randomize(model).save_pretrained(folder / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(folder / "outputs" / name)
+    write_official_checkpoint(folder / "official", REDUCED["config"], REDUCED["keys"], seed=0)
+    torch.save({"model": original_state_dict(REDUCED["keys"], seed=0)}, folder / "ckpt_epoch_99.pth")
+    settings = {"CHANNELS": 16, "DEPTHS": REDUCED["config"]["depths"], "GROUPS": REDUCED["config"]["groups"]}
+    (folder / "my.yaml").write_text(json.dumps({"MODEL": {"INTERN_IMAGE": settings}}))
     add_segmentation(folder, images)
     add_detection(folder, images)
     return folder
@@ -128,10 +210,16 @@ def stock(photographs, tmp_path_factory):
 
 @pytest.fixture
 def workplace(stock, tmp_path, monkeypatch):
-    """A copy of it, and the scripts."""
+    """A copy of it, and the scripts. InternImage-T is a reduced model, which the Hub has."""
     shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     monkeypatch.chdir(tmp_path)
+    record = CHECKPOINTS["internimage_t_1k_224"]
+    architecture = {name: REDUCED["config"][name] for name in ("depths", "groups", "channels")}
+    record = dataclasses.replace(record, architecture=architecture, num_labels=10, labels=None)
+    monkeypatch.setitem(CHECKPOINTS, record.name, record)
+    download = create_autospec(hf_hub_download, return_value=str(tmp_path / "ckpt_epoch_99.pth"))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     return tmp_path
 
 
@@ -214,77 +302,26 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks(block, workplace, official_checkpoint):
-    code = block.replace(OFFICIAL_REPOSITORY, str(official_checkpoint))
-    # In a process of its own: one of the blocks registers classes for good.
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    if "register_for_auto_class" in code:
+def test_python_blocks(block, workplace):
+    code = block.replace(OFFICIAL_REPOSITORY, "official")
+    if "register_for_auto_class" in code:  # for good: in a process of its own
+        subprocess.run([sys.executable, "-c", code], check=True)
         assert (workplace / "my-internimage" / "modeling_internimage.py").is_file()
+    else:
+        exec(code, {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands(command, workplace, official_checkpoint, original_checkpoint, monkeypatch):
-    words = shlex.split(command)
-    ci = (REPOSITORY / ".ci" / "run").read_text()
-    makefile = (REPOSITORY / "Makefile").read_text()
-    if words[0] == "make":
-        assert command in ci.splitlines()  # on a clean clone
-        return
-    if words[0] == "export":
-        return
-    if words[-1].endswith("digits.json"):  # `make demo` runs it, at full length
-        assert "run_image_classification $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
-        return
-    if words[:4] == ["accelerate", "launch", "-m", "examples.image_classification.evaluate_accuracy"]:  # ImageNet
-        assert evaluate_accuracy.parse_arguments(words[4:]).data_dir in ("imagenet/val", "inat2018/val")
-        return
-    if words[:2] == ["accelerate", "launch"]:  # eight GPUs
-        assert load_config_from_file(str(REPOSITORY / words[3])).num_processes == 8
-        assert words[4] == "-m" and importlib.util.find_spec(words[5]) and (REPOSITORY / words[6]).is_file()
-        return
-    if words[:2] == ["pip", "install"]:
-        options = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(workplace / "site")]
-        subprocess.run([sys.executable, "-m", "pip", *words[1:], *options], check=True, cwd=REPOSITORY)
-        installed = {path.name for path in (workplace / "site" / "modeling_internimage").iterdir()}
-        assert {"__init__.py", "py.typed", "modeling_internimage.py"} <= installed
-        return
-    assert words[0] == "python", f"unknown kind of command: {command}"
-    words = [str(official_checkpoint) if word == OFFICIAL_REPOSITORY else word for word in words]
-    task = words[2].split(".")[-1] if words[1] == "-m" else None
-    if task in SHORT_TASKS:
-        if words[-1].endswith(".json"):
-            arguments = json.loads((REPOSITORY / words[-1]).read_text())
-            arguments |= SHORT_JSON | SHORT_TASKS[task][2]
-            if "model_name_or_path" in arguments:
-                arguments["model_name_or_path"] = str(official_checkpoint)
-            (workplace / "short.json").write_text(json.dumps(arguments))
-            words[-1] = "short.json"
-        else:
-            words += SHORT_RUN + SHORT_TASKS[task][1]
-    if "conversion.convert_internimage_to_hf" in words:
-        monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # as if this were the checkout
-        if "internimage_t_1k_224" in words:
-            words += ["--source", str(original_checkpoint)]
-        large = {"internimage_l_22k_192to384", "internimage_h_22ktoinat18_384"} & set(words)
-        for name in large:  # gigabytes: plan it only, from a file without data
-            write_without_data(name, workplace / "large.pth")
-            words += ["--source", "large.pth", "--dry-run"]
-        if "--verify" in words:  # what an earlier command has made
-            assert main([*words[3:5], "--source", str(original_checkpoint), "--output-dir", words[-3]]) == 0
-        (workplace / "my.yaml").write_text("MODEL: {INTERN_IMAGE: {CHANNELS: 64, DEPTHS: [4, 4, 18, 4]}}")
-        (workplace / "ckpt_epoch_99.pth").symlink_to(original_checkpoint)
-    result = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    if "--do_eval" in words:
-        metrics = json.loads((workplace / words[words.index("--output_dir") + 1] / "all_results.json").read_text())
-        assert SHORT_TASKS[task][0] in metrics
+@pytest.mark.parametrize(
+    "command", first_quick(commands(), lambda command: (how_to_test(command), *command.split()[:3]))
+)
+def test_commands(command, workplace):
+    how_to_test(command)(["official" if word == OFFICIAL_REPOSITORY else word for word in shlex.split(command)])
 
 
-def test_digits_table(workplace):
+def test_digits_table(workplace, capsys):
     """The table of the demo says what the pipeline says."""
-    command = [sys.executable, "-m", "examples.image_classification.classify_digits", "--model", "outputs/digits"]
-    output = subprocess.run([*command, "--count", "7"], capture_output=True, text=True, check=True).stdout
+    run_module("examples.image_classification.classify_digits", "--model", "outputs/digits", "--count", "7")
+    output = capsys.readouterr().out
     rows = [line.split() for line in output.splitlines() if ".png" in line and "_is_" in line]
     assert len(rows) == 7
     correct = sum(row[1] == row[2] for row in rows)

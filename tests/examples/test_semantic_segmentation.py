@@ -24,7 +24,13 @@ from conversion.checkpoints import CHECKPOINTS
 from examples.semantic_segmentation import coins, segment
 from examples.semantic_segmentation import run_semantic_segmentation as script
 from examples.semantic_segmentation import segmentation_data as data
-from modeling_internimage import InternImageForImageClassification, segment_image
+from modeling_internimage import (
+    InternImageForImageClassification,
+    SegformerHeadConfig,
+    SegformerHeadForSemanticSegmentation,
+    segment_image,
+)
+from modeling_internimage.modeling_internimage import InternImageBatchNorm
 
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}'
@@ -400,7 +406,7 @@ def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_co
         run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
 
 
-def test_what_the_heads_need_for_training(segmenter):
+def test_what_the_heads_need_for_training(segmenter, tiny_config):
     """Checkpointing in UperNet's backbone; on several GPUs statistics of all of them, under the same names."""
     model = AutoModelForSemanticSegmentation.from_pretrained(segmenter)
     arguments = SimpleNamespace(
@@ -412,6 +418,9 @@ def test_what_the_heads_need_for_training(segmenter):
     assert model.backbone.is_gradient_checkpointing and not arguments.gradient_checkpointing
     assert isinstance(model.decode_head.bottleneck.batch_norm, torch.nn.SyncBatchNorm)
     assert list(model.state_dict()) == names
+    config = SegformerHeadConfig(backbone_config=tiny_config(out_features=["stage3", "stage4"]), hidden_size=8)
+    model = script.prepare_training(SegformerHeadForSemanticSegmentation(config), arguments, num_images=9)
+    assert isinstance(model.decode_head.fusion.batch_norm, InternImageBatchNorm)  # stays fixed where it is frozen
     with pytest.raises(ValueError, match="with 1 training images: batch normalisation needs at least two"):
         script.prepare_training(model, arguments, num_images=1)
 
@@ -467,7 +476,7 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
 
 
 def test_coins(tmp_path):
-    """The pieces for training and evaluation share no pixel; a few steps learn what a coin is."""
+    """The pieces for training and evaluation share no pixel."""
     coins.write_folders(tmp_path)
     photograph, labels = coins.coins_and_labels()
     assert set(np.unique(labels)) == {0, 1} and 0.3 < labels.mean() < 0.45
@@ -479,6 +488,12 @@ def test_coins(tmp_path):
             piece = np.asarray(Image.open(file))
             assert piece.shape == (101, 128) and (left < 256) == (split == "train")
             assert np.array_equal(piece, photograph[top : top + 101, left : left + 128])
+
+
+@pytest.mark.slow
+def test_coins_are_learned(tmp_path):
+    """A few steps of the recipe are enough."""
+    coins.write_folders(tmp_path)
     arguments = json.loads((script.RECIPES.parent / "coins.json").read_text())
     arguments = {name: value.replace("outputs/coins/", f"{tmp_path}/") if isinstance(value, str) else value
                  for name, value in arguments.items()}  # fmt: skip
@@ -545,7 +560,8 @@ def test_overlay():
     """Colours over the classes; pixels of other values as they are. Without a palette, colours that differ."""
     image = Image.new("RGB", (3, 1), (100, 100, 100))
     picture = segment.blend(image, np.array([[0, 1, 255]]), np.array([[0, 0, 0], [200, 100, 0]], dtype=np.uint8))
-    assert picture.tolist() == [[[45, 45, 45], [155, 100, 45], [100, 100, 100]]]
+    assert np.abs(picture - np.array([[[45, 45, 45], [155, 100, 45], [100, 100, 100]]])).max() <= 1
+    assert picture[0, 2].tolist() == [100, 100, 100]
     config = script.SegformerHeadConfig(num_labels=60)
     colours = segment.class_colours(config).astype(int)
     distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 1000 * np.eye(60, dtype=int)

@@ -1,8 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""
-What the models of each method (the head on top of the backbone) are here: their class, their configuration, and where
-the parameters of the original go.
-"""
+"""For each head on top of the backbone: the classes of the converted model and the new names of its parameters."""
 
 import re
 from collections.abc import Callable
@@ -104,8 +101,8 @@ def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tenso
 
 def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    (1, n): everything that a two-stage detector predicts on the same regions for all weights, one of each size. (Its
-    detections are few or none, and jump with rounding.)
+    Outputs of the RPN, and of the box and mask heads for four fixed regions, one of each size, as (1, n). (Detections
+    cannot be compared: random weights give few or none, and rounding changes which.)
     """
     feature_maps = model.neck(model.backbone(pixel_values).feature_maps)
     regions = torch.tensor([[0.0, 8.0, 4.0, 8.0 + side, 4.0 + side] for side in (20, 60, 120, 200)])
@@ -119,20 +116,22 @@ def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Ten
 
 
 @dataclass(frozen=True)
-class Method:
+class Head:
     """
     Args:
-        model_class: Of the converted checkpoint.
-        auto_class: That loads it.
-        config_class: Of its configuration.
-        backbone_prefix: Of the names of the backbone's parameters.
-        classifier_keys: Original keys of the classifier's bias; the first that is there tells the number of classes.
-        num_rows_without_class: Of the classifier: 1 if it has one for the background or no object.
-        heads: Prefixes of the original keys that are not the backbone's.
-        key_mapping: Original names -> those of `model_class`, in order, for the keys of the heads.
-        split: Pattern of a renamed parameter -> names of the equal parts into which its rows are split there.
-        computed: Buffers that `model_class` saves and the original does not have, from a configuration.
-        outputs: Of a model for normalised images, (batch_size, ...): what two conversions must agree on.
+        model_class: Class of the converted model.
+        auto_class: Auto class that loads it.
+        config_class: Class of its configuration.
+        backbone_prefix: Prefix of the backbone's parameters in `model_class`.
+        classifier_keys: Original keys of the classifier's bias, whose length is the number of classes; the first one
+            found counts.
+        num_rows_without_class: 1 if the classifier has a row for the background or for no object, else 0.
+        prefixes: Prefixes of the head's original keys. All other keys are the backbone's.
+        key_mapping: Regular expressions from the head's original keys to those of `model_class`, applied in order.
+        split: Regular expression for a renamed parameter -> names of the equal parts that its rows are split into.
+        computed: Buffers of `model_class` that the original does not have -> function of the configuration.
+        outputs: Function of a model and normalised images that returns what is compared after the conversion,
+            (batch_size, ...).
     """
 
     model_class: type[PreTrainedModel]
@@ -141,7 +140,7 @@ class Method:
     backbone_prefix: str
     classifier_keys: tuple[str, ...]
     num_rows_without_class: int = 0
-    heads: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
     key_mapping: dict[str, str] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
     computed: dict[str, Callable[[Any], torch.Tensor]] = field(default_factory=dict)
@@ -149,10 +148,10 @@ class Method:
 
     def rename_key(self, key: str) -> list[str]:
         """
-        Names here of what an original key holds: one, or several for equal parts of its rows, in order. The prefix
-        `backbone.` is already taken off.
+        New names for an original key without the prefix `backbone.`: one, or several where the rows of the tensor are
+        split into equal parts.
         """
-        if not key.startswith(self.heads):
+        if not key.startswith(self.prefixes):
             for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
                 key = re.sub(pattern, replacement, key)
             return [key if key.startswith("classifier.") else self.backbone_prefix + key]
@@ -170,52 +169,52 @@ def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
     return weights
 
 
-_MASK_RCNN = Method(
+_MASK_RCNN = Head(
     model_class=MaskRCNNForObjectDetection,
     auto_class=AutoModelForObjectDetection,
     config_class=MaskRCNNConfig,
     backbone_prefix="backbone.",
     classifier_keys=("roi_head.bbox_head.fc_cls.bias", "roi_head.bbox_head.0.fc_cls.bias"),
     num_rows_without_class=1,
-    heads=("neck.", "rpn_head.", "roi_head."),
+    prefixes=("neck.", "rpn_head.", "roi_head."),
     key_mapping=MASK_RCNN_KEY_MAPPING,
     outputs=detection_outputs,
 )
 
-METHODS: dict[str, Method] = {
-    "linear classifier": Method(
+HEADS: dict[str, Head] = {
+    "linear classifier": Head(
         model_class=InternImageForImageClassification,
         auto_class=AutoModelForImageClassification,
         config_class=InternImageConfig,
         backbone_prefix="internimage.",
         classifier_keys=("head.bias",),
     ),
-    "UperNet": Method(
+    "UperNet": Head(
         model_class=UperNetForSemanticSegmentation,
         auto_class=AutoModelForSemanticSegmentation,
         config_class=UperNetConfig,
         backbone_prefix="backbone.",
         classifier_keys=("decode_head.conv_seg.bias",),
-        heads=("decode_head.", "auxiliary_head."),
+        prefixes=("decode_head.", "auxiliary_head."),
         key_mapping=UPERNET_KEY_MAPPING,
     ),
-    "SegFormer head": Method(
+    "SegFormer head": Head(
         model_class=SegformerHeadForSemanticSegmentation,
         auto_class=AutoModelForSemanticSegmentation,
         config_class=SegformerHeadConfig,
         backbone_prefix="backbone.",
         classifier_keys=("decode_head.conv_seg.bias",),
-        heads=("decode_head.",),
+        prefixes=("decode_head.",),
         key_mapping=SEGFORMER_HEAD_KEY_MAPPING,
     ),
-    "Mask2Former": Method(
+    "Mask2Former": Head(
         model_class=Mask2FormerForUniversalSegmentation,
         auto_class=AutoModelForUniversalSegmentation,
         config_class=Mask2FormerConfig,
         backbone_prefix="model.pixel_level_module.encoder.",
         classifier_keys=("decode_head.cls_embed.bias",),
         num_rows_without_class=1,
-        heads=("decode_head.",),
+        prefixes=("decode_head.",),
         key_mapping=MASK2FORMER_KEY_MAPPING,
         split={
             r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [

@@ -1,0 +1,236 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""What the training scripts share: their arguments, the backbone of a new model, and the run itself."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from examples.image_datasets import DatasetArguments, published_name
+from examples.pictures import plt
+from modeling_internimage import InternImageBackbone, InternImageConfig
+from modeling_internimage.training import InternImageTrainer, Recipe
+
+
+@dataclass
+class CheckpointArguments:
+    """Where a model to train comes from."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to fine-tune: a folder or a Hub id. Without it: train from scratch."},
+    )
+    config_overrides: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Architecture to train from scratch, a JSON object: \'{"embed_dim": 80, "depths": ...}\'.'},
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor, if not that of the checkpoint."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=True, metadata={"help": "Replace the classifier of the checkpoint if it has other classes."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded checkpoints are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Hub token, if the checkpoint needs one."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth rate, if not that of the checkpoint."}
+    )
+    freeze_stages: int = field(
+        default=0, metadata={"help": "Keep the stem and this many stages as they are: faster, for small data sets."}
+    )
+
+    def hub_arguments(self) -> dict:
+        """Arguments of every `from_pretrained`."""
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass
+class HeadArguments(CheckpointArguments):
+    """Where a segmentation or detection model to train comes from: a checkpoint, or a new head on a backbone."""
+
+    backbone: str | None = field(
+        default=None, metadata={"help": "InternImage checkpoint, for example a classifier, that gets a new head."}
+    )
+    head_overrides: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of the new head's configuration, a JSON object: '{\"hidden_size\": 256}'."},
+    )
+
+    def __post_init__(self):
+        if self.model_name_or_path is not None and (self.backbone or self.config_overrides or self.head_overrides):
+            raise ValueError(
+                "`--backbone`, `--config_overrides` and `--head_overrides` describe a new model: leave out "
+                "`--model_name_or_path`."
+            )
+        if self.backbone is not None and self.config_overrides is not None:
+            raise ValueError("`--config_overrides` describes a new backbone: leave out `--backbone`.")
+
+
+@dataclass
+class HeadRecipe(Recipe):
+    """The recipe for segmentation and detection, where labels cannot be mixed."""
+
+    layer_counting: str = field(
+        default="downstream", metadata=next(own.metadata for own in fields(Recipe) if own.name == "layer_counting")
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mixup or self.cutmix:
+            raise ValueError("`--mixup` and `--cutmix` are for classification: leave them out.")
+
+
+def parse_dataclasses(types: tuple[type, ...], argv: list[str]) -> tuple:
+    """Command line arguments, or one JSON file with all of them. The last of `types` is `TrainingArguments`."""
+    parser = HfArgumentParser(types)
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        arguments = parser.parse_json_file(json_file=os.path.abspath(argv[0]))
+    else:
+        arguments = parser.parse_args_into_dataclasses(argv)
+    output_dir = Path(arguments[-1].output_dir)
+    for folder in (output_dir, *output_dir.resolve().parents):  # check it now, before images are read
+        if folder.exists():
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise ValueError(f"`--output_dir {output_dir}`: {folder} is not a folder that can be written.")
+            break
+    return arguments
+
+
+def read_overrides(overrides: dict | str | None) -> dict:
+    """Fields of a configuration: an object in a JSON file of arguments, a string on the command line."""
+    return overrides if isinstance(overrides, dict) else json.loads(overrides or "{}")
+
+
+def parse_head_arguments(model_type: type, data_type: type, argv: list[str]) -> tuple:
+    """Arguments of model, data, recipe and training, for models with a new head."""
+    arguments = parse_dataclasses((model_type, data_type, HeadRecipe, TrainingArguments), argv)
+    if arguments[-1].label_smoothing_factor:
+        raise ValueError("`--label_smoothing_factor` is for classification: leave it out.")
+    if arguments[-1].n_gpu > 1:  # `DataParallel` splits lists of labels wrongly and does not synchronise batch norm
+        raise ValueError(
+            f"{arguments[-1].n_gpu} GPUs are seen by one process: start one for each with `accelerate launch` in the "
+            "place of `python`, or choose one, CUDA_VISIBLE_DEVICES=0."
+        )
+    return arguments
+
+
+def create_backbone(model_args: HeadArguments, hub: dict) -> tuple[InternImageBackbone | None, InternImageConfig]:
+    """
+    The backbone that `model_args.backbone` names, with four feature maps, and its configuration. Without that
+    argument, `None` and the configuration of a new one.
+    """
+    stages = [f"stage{idx}" for idx in range(1, 5)]
+    drop_path = {} if model_args.drop_path_rate is None else {"drop_path_rate": model_args.drop_path_rate}
+    if model_args.backbone is None:
+        overrides = read_overrides(model_args.config_overrides) | drop_path
+        return None, InternImageConfig(**overrides, out_features=stages)
+    config = AutoConfig.from_pretrained(model_args.backbone, **hub)
+    if not isinstance(config, InternImageConfig):
+        raise ValueError(
+            f"`--backbone {model_args.backbone}` is a model of type {config.model_type}, it must be InternImage. "
+            "(A checkpoint with heads is `--model_name_or_path`.)"
+        )
+    # (`AutoBackbone` does not load folders in transformers 5.22.)
+    backbone = InternImageBackbone.from_pretrained(model_args.backbone, out_features=stages, **drop_path, **hub)
+    return backbone, backbone.config
+
+
+def freeze_stages(model, num_stages: int):
+    """Freeze the stem and the first `num_stages` stages of the InternImage in `model`."""
+    if num_stages == 0:
+        return
+    internimages = [
+        module
+        for module in model.modules()
+        if hasattr(module, "embeddings") and isinstance(getattr(module, "config", None), InternImageConfig)
+    ]
+    if not internimages:
+        raise ValueError(
+            f"`--freeze_stages {num_stages}` is for models with an InternImage, which {type(model).__name__} of this "
+            "checkpoint has not: leave it out."
+        )
+    internimage = internimages[0]
+    stages = internimage.encoder.stages
+    if not 0 <= num_stages <= len(stages):
+        raise ValueError(f"`--freeze_stages {num_stages}` must be between 0 and {len(stages)}, the number of stages.")
+    for module in (internimage.embeddings, *stages[:num_stages]):
+        module.requires_grad_(False)
+
+
+def train_and_evaluate(
+    trainer: InternImageTrainer,
+    data_args: DatasetArguments,
+    model_name_or_path: str | None,
+    task: str,
+    metric: tuple[str, str],
+):
+    """
+    Train, or resume from the last complete checkpoint, and evaluate. Save the model, metrics, a picture of the curves
+    and the model card. `metric` is its name in the log and its title in the picture.
+    """
+    args = trainer.args
+    with trainer.locked_output():
+        if args.do_train:
+            checkpoint = args.resume_from_checkpoint
+            if checkpoint in (None, True, "True", "true"):
+                checkpoint = get_last_checkpoint(args.output_dir) is not None
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()
+            trainer.log_metrics("train", result.metrics)
+            trainer.save_metrics("train", result.metrics)
+            trainer.save_state()
+            if trainer.is_world_process_zero():
+                save_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png", *metric)
+        if args.do_eval:
+            metrics = trainer.evaluate()
+            trainer.log_metrics("eval", metrics)
+            trainer.save_metrics("eval", metrics)
+
+        if model_name_or_path is None:  # else the card would say that the model was fine-tuned from one without a name
+            trainer.model.config.name_or_path = args.output_dir
+        is_local = model_name_or_path is None or os.path.isdir(model_name_or_path)
+        card = {
+            "finetuned_from": None if is_local else model_name_or_path,
+            "tasks": task,
+            "dataset": published_name(data_args.dataset_name or data_args.train_dir or data_args.validation_dir),
+            "tags": [task, "vision"],
+        }
+        if args.push_to_hub:
+            trainer.push_to_hub(**card)
+        elif trainer.is_world_process_zero():
+            trainer.create_model_card(**card)
+
+
+def save_curves(log_history: list[dict], path: Path, metric: str, title: str):
+    """Plot the losses and `metric`, whose best value is 1, over the epochs."""
+
+    def curve(key):
+        return zip(*((entry["epoch"], entry[key]) for entry in log_history if key in entry))
+
+    figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, key, label in (
+        (loss_axes, "loss", "training"),
+        (loss_axes, "eval_loss", "evaluation"),
+        (metric_axes, f"eval_{metric}", "evaluation"),
+    ):
+        points = list(curve(key))
+        if points:
+            axes.plot(*points, label=label, marker="." if key.startswith("eval") else None)
+    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
+    metric_axes.set(xlabel="epoch", ylabel=metric.replace("_", " "), title=title, ylim=(None, 1.0))
+    for axes in (loss_axes, metric_axes):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
