@@ -72,6 +72,7 @@ _MASK2FORMER = {
     "enforce_input_projection": False,
     "common_stride": 4,
     "feature_strides": [4, 8, 16, 32],
+    "backbones_supported": ["internimage"],  # else the configuration warns that only Swin is
 }
 _WIDE_MASK2FORMER = {"feature_size": 1024, "mask_feature_size": 1024, "hidden_dim": 1024} | {
     "num_attention_heads": 32, "num_queries": 200, "encoder_feedforward_dim": 4096, "dim_feedforward": 4096,

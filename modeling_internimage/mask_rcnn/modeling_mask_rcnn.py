@@ -459,7 +459,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
 
     `backbone`, `neck` and `rpn.head` can be exported with `torch.export`. What follows loops over images, and the
     number of regions depends on their content. Batch normalisation in box heads sees the regions of one process;
-    `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` makes it see all, as the original.
+    `InternImageSyncBatchNorm.convert_sync_batchnorm(model)` of `modeling_internimage.training.sync_batch_norm` makes it
+    see those of all processes, as in the original.
     """
 
     config: MaskRCNNConfig

@@ -179,6 +179,13 @@ def test_every_key_of_every_checkpoint(name, tmp_path):
     assert model.config.palette == manifest["palette"]
 
 
+def test_mask2former_accepts_the_backbone(caplog):
+    """Without a warning, and without changing the class for others."""
+    config = CHECKPOINTS["mask2former_internimage_h_480_40k_nyu"].config()
+    assert "internimage" in config.backbones_supported and "internimage" not in type(config).backbones_supported
+    assert "not a supported model" not in caplog.text
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_image_processors(name):
     config, image_processor = MANIFESTS[name]["config"], CHECKPOINTS[name].image_processor()
