@@ -458,9 +458,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     `roi_heads` with one or more stages of box heads and, if `config.use_mask_head`, mask heads.
 
     `backbone`, `neck` and `rpn.head` can be exported with `torch.export`. What follows loops over images, and the
-    number of regions depends on their content. Batch normalisation in box heads sees the regions of one process;
-    `InternImageSyncBatchNorm.convert_sync_batchnorm(model)` of `modeling_internimage.training.sync_batch_norm` makes it
-    see those of all processes, as in the original.
+    number of regions depends on their content. Batch normalisation in box heads sees the regions of one process; with
+    `training.sync_batch_norm.InternImageSyncBatchNorm`, as in the original, those of all processes.
     """
 
     config: MaskRCNNConfig
