@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Calls the operator with random arguments, many of them hostile: each call gives what the definition gives in float64,
-or an error with a sentence. test_ops.py runs a few hundred calls; more:
+Calls the operator with random arguments, many of them hostile: each call gives what the reference gives in float64,
+or an error with a sentence. test_ops.py runs a hundred calls; more:
 
     python fuzz_ops.py --count 10000 --seed 1
 """
@@ -13,7 +13,7 @@ import resource
 
 import conftest  # noqa: F401 (where `kernels` finds the build)
 import torch
-from dcnv3_cases import check_against_definition, random_arguments
+from dcnv3_cases import check_against_reference, random_arguments
 from kernels import get_kernel
 
 
@@ -117,7 +117,7 @@ def call(kernel, rng, device):
         assert all(t.grad is None or not t.grad.any() for t in arguments[:4] if t is not None)
     elif is_plain(arguments):
         arguments[:4] = [t if t is None else t.detach().contiguous().requires_grad_() for t in arguments[:4]]
-        check_against_definition(kernel.dcnv3, arguments)
+        check_against_reference(kernel.dcnv3, arguments)
         assert torch.equal(output, kernel.dcnv3(*arguments))
     return True
 

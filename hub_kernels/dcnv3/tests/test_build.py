@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dcnv3_cases import check_against_definition, random_arguments
-
-from modeling_internimage import DCNv3
+from dcnv3_cases import check_against_reference, random_arguments
+from gpu.machine import load_module
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,11 +45,16 @@ def local_build(*arguments, root=ROOT, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_build_toml():
-    """`kernels` has kernel-builder's parser: it knows every field."""
-    from kernels._rust import Build
+def builders_parser():
+    """kernel-builder's parser of build.toml and metadata.json. `kernels` contains it, but not under a public name."""
+    from kernels import _rust
 
-    build = Build.open(ROOT)
+    return _rust
+
+
+def test_build_toml():
+    """kernel-builder knows every field."""
+    build = builders_parser().Build.open(ROOT)
     assert sorted(str(backend) for backend in build.general.backends) == ["cpu", "cuda"]
 
 
@@ -64,13 +68,11 @@ def test_build_toml_names_every_source():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_metadata(backend, build):
-    from kernels._rust import Backend, Metadata
-
-    folder = variant_of(backend, build)
-    metadata = Metadata.read_from_file(folder / "metadata.json")
+    folder, parser = variant_of(backend, build), builders_parser()
+    metadata = parser.Metadata.read_from_file(folder / "metadata.json")
     assert str(metadata.name) == "dcnv3" or metadata.name.python_name == "dcnv3"
     assert metadata.version == 1 and metadata.license == "Apache-2.0" and metadata.python_depends == []
-    assert metadata.backend.backend_type == Backend.from_str(backend)
+    assert metadata.backend.backend_type == parser.Backend.from_str(backend)
     if backend == "cuda":
         assert {"7.5", "8.0", "9.0"} < set(metadata.backend.archs)
         assert any(arch.endswith("+PTX") for arch in metadata.backend.archs)
@@ -88,11 +90,7 @@ def test_symbols(backend, build):
 
 def test_symbol_check_finds_something():
     """The check would fail for a library that needs more, as libtorch_python does."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        import local_build as builder
-    finally:
-        sys.path.remove(str(ROOT))
+    builder = load_module("local_build", ROOT / "local_build.py")
     library = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
     with pytest.raises(builder.BuildError, match="torch's stable C ABI"):
         builder.check_symbols(library)
@@ -114,8 +112,8 @@ def test_public_names(backend, build):
 def test_cpu_operators_of_both_variants(backend, dtype, build):
     """A torch that was built for CUDA gets the CUDA variant, also where there is no GPU."""
     kernel = load(backend, build)
-    check_against_definition(kernel.dcnv3, random_arguments(dtype, gate=True, group_channels=16))
-    check_against_definition(kernel.dcnv3, random_arguments(dtype, stride=2, height=9))
+    check_against_reference(kernel.dcnv3, random_arguments(dtype, gate=True, group_channels=16))
+    check_against_reference(kernel.dcnv3, random_arguments(dtype, stride=2, height=9))
 
 
 def test_both_variants_in_one_process(build):
@@ -153,34 +151,40 @@ def test_one_build_under_two_paths(build, monkeypatch):
     kernels = [get_local_kernel(path) for path in (folder.relative_to(ROOT), folder)]
     assert kernels[0] is not kernels[1]
     for kernel in kernels:
-        check_against_definition(kernel.dcnv3, random_arguments(gate=True))
+        check_against_reference(kernel.dcnv3, random_arguments(gate=True))
 
 
 @pytest.mark.parametrize("mode", ["INFERENCE", "TRAINING", "TRAINING | TORCH_COMPILE"])
 def test_kernelize(mode, build):
-    """`kernels` accepts the layer in the place of the definition, and it computes the same."""
+    """`kernels` accepts the layer in the place of one in PyTorch, and it computes the same."""
     import kernels
     from kernels import LocalLayerRepository, Mode
+
+    @kernels.use_kernel_forward_from_hub("DCNv3")
+    class Layer(torch.nn.Module):
+        def forward(
+            self, value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale,
+            remove_center, softmax,
+        ):  # fmt: skip
+            raise NotImplementedError
 
     if torch.version.cuda is not None and not shutil.which("nvcc"):
         pytest.skip("this torch takes the CUDA variant")
     variant_of("cpu" if torch.version.cuda is None else "cuda", build)
     mode = {"INFERENCE": Mode.INFERENCE, "TRAINING": Mode.TRAINING}.get(mode, Mode.TRAINING | Mode.TORCH_COMPILE)
-    model = torch.nn.ModuleDict({"layer": DCNv3()}).train(mode != Mode.INFERENCE)
-    plain = model["layer"].forward
+    model = torch.nn.ModuleDict({"layer": Layer()}).train(mode != Mode.INFERENCE)
     repository = LocalLayerRepository(ROOT, layer_name="DCNv3")
     with kernels.use_kernel_mapping({"DCNv3": {"cpu": repository}}, inherit_mapping=False):
         kernels.kernelize(model, mode=mode, device="cpu", use_fallback=False)
-    assert model["layer"].forward != plain
-    check_against_definition(model["layer"], random_arguments(gate=True))
+    check_against_reference(model["layer"], random_arguments(gate=True))
 
 
 @pytest.mark.parametrize("architecture", ["portable", "avx2"])
 def test_other_instruction_sets(architecture, build):
-    """The tests of this machine's instruction set cover one of the three: run the essential ones with the others."""
+    """The tests of this machine's instruction set cover one of the three. The essential ones run with the others."""
     variant_of("cpu", build)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_ops.py")]
-    command += ["-k", "parity or golden or wild or random_arguments or logits"]
+    command += ["-k", "parity or test_golden[ or wild or random_arguments or logits"]
     environment = os.environ | {"DCNV3_CPU_ARCH": architecture}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-3000:]
@@ -195,6 +199,19 @@ def test_nothing_to_do_is_quick(build):
     compiled = [line for line in result.stdout.splitlines() if line.startswith("  ") and "->" not in line]
     assert compiled and all(line.endswith("unchanged") for line in compiled)
     assert json.loads((folder / "metadata.json").read_text())["id"] == identifier
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles with g++")
+def test_changed_header_is_compiled_again(tmp_path):
+    builder = load_module("local_build", ROOT / "local_build.py")
+    source, header = tmp_path / "source.cpp", tmp_path / "header.h"
+    source.write_text('#include "header.h"\nint number = NUMBER;\n')
+    unit = builder.Unit(source, include=(), flags=())
+    compiled = []
+    for number in (1, 1, 2):
+        header.write_text(f"#define NUMBER {number}\n")
+        compiled.append(builder.compile_unit(unit, tmp_path / "source.o", [], tmp_path, "2.11.0", None) is not None)
+    assert compiled == [True, False, True]
 
 
 def test_clear_errors(tmp_path):

@@ -26,7 +26,17 @@ def test_sanitizers(tmp_path):
 
     def compile_source(source):
         target = tmp_path / (Path(source).stem + ".o")
-        command = ["g++", "-std=c++20", "-O1", "-g", "-Wno-psabi", *sanitize, *FLAGS[source], "-c", str(ROOT / source)]
+        command = [
+            "g++",
+            "-std=c++20",
+            "-O0",
+            "-g1",
+            "-Wno-psabi",
+            *sanitize,
+            *FLAGS[source],
+            "-c",
+            str(ROOT / source),
+        ]
         subprocess.run([*command, "-o", str(target)], check=True)
         return str(target)
 

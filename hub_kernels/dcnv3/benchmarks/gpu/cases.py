@@ -1,21 +1,16 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""What is computed: shapes and arguments, tensors, a float64 reference and the comparison with it."""
+"""What is computed: shapes and arguments, tensors, and the comparison with the reference in float64."""
 
 import math
 from dataclasses import dataclass, replace
 
 import torch
+from reference_dcnv3 import reference_dcnv3
 
 
 DTYPES = ("bfloat16", "float16", "float32")
-
-
 TENSORS = ("value", "offset", "mask", "center_scale")
-
-
 STAGES = {"56x56x64": (56, 4), "28x28x128": (28, 8), "14x14x256": (14, 16), "7x7x512": (7, 32)}
-
-
 BENCHMARKS = STAGES | {"56x56x112": (56, 7)}
 
 
@@ -165,53 +160,6 @@ def detached(tensors):
     return [None if tensor is None else tensor.detach() for tensor in tensors]
 
 
-def reference(value, offset, mask, center_scale, case, compute_dtype):
-    """
-    The definition, literally: per point, four pixels with bilinear weights; outside of the image everything is zero.
-    Computed in `compute_dtype`, returned in the dtype of `value`.
-    """
-    batch, height, width, _ = value.shape
-    out_height, out_width = offset.shape[1:3]
-    shape = (batch, out_height, out_width, case.groups)
-    dtype, device = value.dtype, value.device
-    images = value.to(compute_dtype).reshape(batch, height * width, case.groups, case.group_channels)
-    offset = offset.to(compute_dtype).reshape(*shape, case.points, 2)
-    weight = mask.to(compute_dtype).reshape(*shape, case.points)
-    if case.softmax:
-        weight = weight.softmax(dim=-1)
-    center = case.dilation * (case.kernel - 1) // 2
-    image_index = torch.arange(batch, device=device).view(-1, 1, 1, 1)
-    group_index = torch.arange(case.groups, device=device)
-    column = torch.arange(out_width, device=device, dtype=compute_dtype) * case.stride - case.pad + center
-    row = torch.arange(out_height, device=device, dtype=compute_dtype) * case.stride - case.pad + center
-    column, row = column.view(1, 1, -1, 1), row.view(1, -1, 1, 1)
-    output = torch.zeros(*shape, case.group_channels, device=device, dtype=compute_dtype)
-    point = 0
-    for i in range(case.kernel):
-        for j in range(case.kernel):
-            if case.remove_center and i == j == case.kernel // 2:
-                continue
-            x = column + case.offset_scale * (i * case.dilation - center + offset[..., point, 0])
-            y = row + case.offset_scale * (j * case.dilation - center + offset[..., point, 1])
-            x, y = x.clamp(-2, width + 1), y.clamp(-2, height + 1)  # there, farther makes no difference
-            left, top = x.detach().floor(), y.detach().floor()
-            a, b = x - left, y - top
-            sample = 0
-            for down, weight_y in ((0, 1 - b), (1, b)):
-                for right, weight_x in ((0, 1 - a), (1, a)):
-                    pixel_x, pixel_y = (left + right).long(), (top + down).long()
-                    inside = (pixel_x >= 0) & (pixel_x < width) & (pixel_y >= 0) & (pixel_y < height)
-                    index = pixel_y.clamp(0, height - 1) * width + pixel_x.clamp(0, width - 1)
-                    pixel = images[image_index, index, group_index]
-                    sample = sample + (weight_y * weight_x * inside).unsqueeze(-1) * pixel
-            output = output + weight[..., point : point + 1] * sample
-            point += 1
-    if center_scale is not None:
-        gate = center_scale.to(compute_dtype).sigmoid().unsqueeze(-1)
-        output = output * (1 - gate) + images.view(output.shape) * gate
-    return output.flatten(3).to(dtype)
-
-
 def results(function, tensors, cotangent):
     """The output and the gradients of the tensors, by name."""
     leaves = [tensor for tensor in tensors if tensor is not None]
@@ -221,18 +169,16 @@ def results(function, tensors, cotangent):
     return {"output": output.detach()} | named
 
 
-def reference_results(case, tensors, cotangent, storage_dtype, compute_dtype):
-    """`results` of the reference, a few images at a time: it needs much memory."""
+def reference_results(case, tensors, cotangent, dtype):
+    """`results` of the reference with tensors of this dtype, a few images at a time: it needs much memory."""
     per_image = max(1, math.prod(case.shapes()[4][1:]) * case.points * 4)
-    chunk = max(1, 2**28 // per_image)
+    chunk = max(1, 2**27 // per_image)
+    keywords = case.keywords()
     parts = []
     for start in range(0, max(1, case.batch), chunk):
-        part = [
-            None if t is None else t.detach()[start : start + chunk].to(storage_dtype).requires_grad_()
-            for t in tensors
-        ]
-        gradient = cotangent[start : start + chunk].to(storage_dtype)
-        parts.append(results(lambda *t: reference(*t, case, compute_dtype), part, gradient))
+        part = [None if t is None else t.detach()[start : start + chunk].to(dtype).requires_grad_() for t in tensors]
+        gradient = cotangent[start : start + chunk].to(dtype)
+        parts.append(results(lambda *t: reference_dcnv3(*t, **keywords), part, gradient))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -244,13 +190,13 @@ def largest_error(actual, exact):
 
 def compare(case, tensors, cotangent, actual):
     """
-    `actual` against float64: at most twice the error of the same arithmetic in plain PyTorch, with tensors of this
-    dtype and float32 inside; three times for gradients; and one rounding of the largest number (a few in float32)
-    where plain PyTorch happens to be exact.
+    Compares `actual` with the reference in float64. The allowed error is twice that of the reference with tensors of
+    this dtype, which computes in float32 inside, three times for gradients; where that happens to be exact, it is one
+    rounding of the largest number, a few in float32.
     """
     dtype = tensors[0].dtype
-    exact = reference_results(case, tensors, cotangent, torch.float64, torch.float64)
-    plain = reference_results(case, tensors, cotangent, dtype, torch.float32)
+    exact = reference_results(case, tensors, cotangent, torch.float64)
+    plain = reference_results(case, tensors, cotangent, dtype)
     report, ok = {}, True
     for name, expected in exact.items():
         result = actual[name]

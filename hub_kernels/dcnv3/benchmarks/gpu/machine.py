@@ -17,7 +17,6 @@ from .timing import Timer
 
 FOLDER = Path(__file__).resolve().parents[1]
 ROOT = FOLDER.parent
-CHECKOUT = ROOT.parents[1]
 
 
 def find_variant(device):
@@ -73,7 +72,7 @@ def nvidia_smi():
 
 def commit_of_checkout():
     try:
-        command = ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"]
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         return None

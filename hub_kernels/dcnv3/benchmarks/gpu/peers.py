@@ -296,7 +296,7 @@ def peer_benchmark(name, make, shape, dtype_name, worker):
             operands.append((value.detach(), peer.pack(variant, offset.detach(), mask.detach()), cotangent))
         tensors = [*sets[0][0][:3], None]
         tensors[1:3] = peer.unpack(variant, operands[0][1])
-        exact = reference_results(variant, tensors, sets[0][1], torch.float64, torch.float64)
+        exact = reference_results(variant, tensors, sets[0][1], torch.float64)
         measure = measure_dcnv4 if isinstance(peer, DCNv4) else measure_deformops
         report["variants"]["softmax" if softmax else "no softmax"] = measure(
             worker, peer, variant, operands, exact, dtype_name
