@@ -6,10 +6,10 @@ Checks the DCNv3 kernel on this machine's GPU, then measures it. Needs torch wit
     python hub_kernels/dcnv3/benchmarks/gpu_report.py --quick
     python hub_kernels/dcnv3/benchmarks/gpu_report.py --device cpu      # what can run without a GPU
 
-Results are compared with a float64 reference that is written here; no time is reported without such a comparison in
-the same run. Where they are installed, DCNv4 (PyPI) and deformops (PyPI, its Triton operator) are checked and timed
-beside it, and always the naive kernel of naive_dcnv3.cu (needs nvcc). The JSON file is written after every step. The
-exit code is 1 if a check failed.
+Results are compared with reference_dcnv3.py in float64; no time is reported without such a comparison in the same run.
+The whole model is measured where the package modeling_internimage is installed or on the PYTHONPATH. DCNv4 (PyPI) and
+deformops (PyPI, its Triton operator) are checked and timed where they are installed, and the naive kernel of
+naive_dcnv3.cu where nvcc is. The JSON file is written after every step. The exit code is 1 if a check failed.
 
 Every step is a task of a child process, which is replaced when an error leaves the GPU unusable for it.
 """

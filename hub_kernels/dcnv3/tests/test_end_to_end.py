@@ -1,14 +1,22 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""From the local build to a fine-tuned InternImage: what a user of the kernel does, offline and on the CPU."""
+"""From the local build to a fine-tuned InternImage: what a user of the kernel does, offline and on the CPU. Only these
+tests need the package modeling_internimage."""
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
 
-from modeling_internimage import (
+
+modeling_internimage = pytest.importorskip("modeling_internimage")
+
+from gpu.model import make_models  # noqa: E402
+from transformers import Trainer, TrainingArguments  # noqa: E402
+
+from modeling_internimage import (  # noqa: E402
+    DCNv3,
     InternImageConfig,
     InternImageForImageClassification,
     dcnv3_implementations,
@@ -71,11 +79,11 @@ def test_same_outputs_and_gradients(variant, model, training):
     assert all(variant in implementation for implementation in dcnv3_implementations(kernelized).values())
     images, labels = torch.randn(3, 3, 70, 90), torch.tensor([0, 3, 1])
     outputs = {}
-    for name, each in (("definition", model), ("kernel", kernelized)):
+    for name, each in (("reference", model), ("kernel", kernelized)):
         each.train(training)
         outputs[name] = each(images, labels=labels)
         outputs[name].loss.backward()
-    torch.testing.assert_close(outputs["kernel"].logits, outputs["definition"].logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs["kernel"].logits, outputs["reference"].logits, rtol=1e-4, atol=1e-5)
     gradients = dict(kernelized.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
@@ -97,7 +105,7 @@ def test_use_kernels(variant, model, tmp_path):
 
 
 def test_trainer(variant, model, tmp_path):
-    """Fine-tuning steps change every parameter just as with the definition."""
+    """Fine-tuning steps change every parameter just as with the PyTorch DCNv3."""
     generator = torch.Generator().manual_seed(0)
     data = [{"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": i % 4} for i in range(8)]
     arguments = TrainingArguments(
@@ -105,18 +113,18 @@ def test_trainer(variant, model, tmp_path):
         save_strategy="no", use_cpu=True, disable_tqdm=True, lr_scheduler_type="constant",
     )  # fmt: skip
     trained = {}
-    for name in ("definition", "kernel"):
+    for name in ("reference", "kernel"):
         each = copy.deepcopy(model)
         if name == "kernel":
             use_dcnv3_kernel(each, strict=True)
         result = Trainer(each, arguments, train_dataset=data).train()
         trained[name] = dict(each.named_parameters()), result.training_loss
-    assert trained["kernel"][1] == pytest.approx(trained["definition"][1], rel=1e-4)
-    for name, parameter in trained["definition"][0].items():
+    assert trained["kernel"][1] == pytest.approx(trained["reference"][1], rel=1e-4)
+    for name, parameter in trained["reference"][0].items():
         assert not torch.equal(parameter, dict(model.named_parameters())[name]) or "k_bias" in name, name
     # Adam turns the sign of a gradient of nearly zero into a whole step: compare all parameters together.
     difference, size = 0.0, 0.0
-    for name, parameter in trained["definition"][0].items():
+    for name, parameter in trained["reference"][0].items():
         difference += (trained["kernel"][0][name] - parameter).abs().sum().item()
         size += (parameter - dict(model.named_parameters())[name]).abs().sum().item()
     assert difference < 0.02 * size
@@ -124,10 +132,29 @@ def test_trainer(variant, model, tmp_path):
 
 @torch.no_grad()
 def test_compile(variant, model):
-    """One graph with the kernel in it."""
+    """One graph with the kernel in it, compiled once."""
     use_dcnv3_kernel(model, strict=True)
     images = torch.randn(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images).logits, model(images).logits)
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    with torch.compiler.set_stance("fail_on_recompile"):
         compiled(images + 1)
+
+
+@torch.no_grad()
+def test_models_of_the_gpu_report(variant):
+    """Both compute the same, and their samples are off the pixels, as in a trained model."""
+    from kernels import get_kernel
+
+    backend = "cuda" if variant == VARIANTS["cuda"] else "cpu"
+    worker = SimpleNamespace(device="cpu", kernel=get_kernel("kernels-community/dcnv3", version=1, backend=backend))
+    reference, kernelized, count = make_models(worker, embed_dim=16, depths=[1, 1], num_groups=[1, 2])
+    offsets = []
+    for layer in reference.modules():
+        if isinstance(layer, DCNv3):
+            layer.register_forward_pre_hook(lambda layer, args, kwargs: offsets.append((*args, *kwargs.values())[1]),
+                                            with_kwargs=True)  # fmt: skip
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(kernelized(images).logits, reference(images).logits, rtol=1e-4, atol=1e-4)
+    assert count == len(offsets) == 2
+    assert all((offset != offset.round()).all() for offset in offsets)

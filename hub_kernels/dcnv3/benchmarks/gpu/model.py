@@ -1,53 +1,59 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""InternImage-T as a whole, with its PyTorch definition and with the kernel."""
+"""InternImage-T as a whole, with its PyTorch DCNv3 and with the kernel. Needs the package modeling_internimage."""
 
 import os
 import statistics
-import sys
 import time
 import types
 
 import torch
 
-from .machine import CHECKOUT, one_line
+
+def randomize_offsets(model):
+    """Fresh offsets are zero, which puts every sample on a pixel. Trained ones are not."""
+    for suffix in ("offset_proj.weight", "mask_proj.weight"):
+        parameters = [parameter for name, parameter in model.named_parameters() if name.endswith(suffix)]
+        if not parameters:
+            raise RuntimeError(
+                f"No parameter of {type(model).__name__} has a name that ends with {suffix!r}: without random offsets "
+                "and masks the benchmark would sample the regular grid. Put the present names into gpu/model.py."
+            )
+        for parameter in parameters:
+            parameter.data.normal_(std=0.05)
 
 
-def make_models(worker):
-    """InternImage-T, once as its PyTorch definition and once with the kernel."""
+def make_models(worker, **config):
+    """The model (InternImage-T, but for what `config` changes) with its own DCNv3 and with the kernel's, in evaluation
+    mode and with the same weights; and how many layers have the kernel."""
     for name, setting in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")):
         os.environ.setdefault(name, setting)
-    sys.path.insert(0, str(CHECKOUT))
     from modeling_internimage import DCNv3, InternImageConfig, InternImageForImageClassification
 
     torch.manual_seed(0)
-    config = InternImageConfig(num_labels=1000)
-    models = [InternImageForImageClassification(config).eval().to(worker.device) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    # Fresh offsets are zero, which puts every sample on a pixel. Trained ones are not.
-    for name, parameter in models[0].named_parameters():
-        if name.endswith(("offset.weight", "mask.weight")):
-            parameter.data.normal_(std=0.05)
-    models[1].load_state_dict(models[0].state_dict())
-    layers = [module for module in models[1].modules() if isinstance(module, DCNv3)]
+    config = InternImageConfig(num_labels=1000, **config)
+    reference, kernelized = (InternImageForImageClassification(config).eval().to(worker.device) for _ in range(2))
+    randomize_offsets(reference)
+    kernelized.load_state_dict(reference.state_dict())
+    layers = [module for module in kernelized.modules() if isinstance(module, DCNv3)]
     for layer in layers:
         layer.forward = types.MethodType(worker.kernel.layers.DCNv3.forward, layer)
-    return *models, len(layers)
+    return reference, kernelized, len(layers)
 
 
 def model_benchmark(dtype_name, compiled, with_kernel, worker):
     try:
-        definition, kernelized, count = worker.get("models", lambda: make_models(worker))
-    except Exception as error:
-        return {"skipped": f"the model cannot be made here: {type(error).__name__}: {one_line(error)}"}
+        reference, kernelized, count = worker.get("models", lambda: make_models(worker))
+    except ImportError as error:
+        return {"skipped": f"modeling_internimage cannot be imported: {error}"}
     batch, size = (64, 224) if worker.device == "cuda" else (1, 64)
     dtype = getattr(torch, dtype_name)
     generator = torch.Generator(worker.device).manual_seed(0)
     images = torch.randn(batch, 3, size, size, device=worker.device, generator=generator)
-    model = kernelized if with_kernel else definition
+    model = kernelized if with_kernel else reference
     allow = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with torch.inference_mode():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        expected = definition.float()(images[:4]).logits.double()
+        expected = reference.float()(images[:4]).logits.double()
         logits = model.float()(images[:4]).logits.double()
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allow
         error = ((logits - expected).norm() / expected.norm()).item()

@@ -74,7 +74,7 @@ def make_tasks(arguments):
 
     def add_models(modes):
         for dtype, compiled, kernel in modes if not quick else []:
-            name = f"{dtype}, {'torch.compile' if compiled else 'eager'}, {'kernel' if kernel else 'definition'}"
+            name = f"{dtype}, {'torch.compile' if compiled else 'eager'}, {'kernel' if kernel else 'reference'}"
             tasks.append(
                 Task("model", name, partial(model_benchmark, dtype, compiled, kernel), 180 if compiled else 90)
             )
