@@ -139,8 +139,8 @@ inline bool is_empty(Geometry const& g) {
   return g.batch_size == 0 || g.height == 0 || g.width == 0;
 }
 
-// Runs what allocates memory on the device of `tensor`. Torch's reason for a failure does not pass its stable ABI, only
-// its log: the message has the words that users, and code that tries a smaller batch, know from torch.
+// Runs what allocates memory on the device of `tensor`. The stable ABI does not hand on torch's reason for a failure,
+// which is only logged. The message repeats torch's words: code that tries a smaller batch looks for them.
 template <typename Function>
 auto with_memory(Tensor const& tensor, Function const& run) {
   try {

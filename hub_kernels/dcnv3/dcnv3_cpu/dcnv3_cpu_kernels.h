@@ -275,7 +275,7 @@ void forward(Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output
   }
 }
 
-// Copies one group of `value`'s channels, as sums are taken of it, or back.
+// Copies the channels of one group of `value` and converts them to the type of the sums, or the other way round.
 template <typename Source, typename Target>
 inline void copy_group(
     Geometry const& g, Source const* source, int64_t source_row, int64_t source_column, Target* target,

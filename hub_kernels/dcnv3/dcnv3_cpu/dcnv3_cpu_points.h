@@ -54,7 +54,7 @@ struct Block {
   alignas(64) opmath_t scale[kUnits];       // of the weights: normalizer * (1 - gate)
 };
 
-// What the backward pass needs beside: factors of the chain rule, and the products of the incoming gradient with every
+// What the backward pass also needs: factors of the chain rule, and the products of the incoming gradient with every
 // pixel of the windows.
 template <typename opmath_t>
 struct BlockGradients {
@@ -69,8 +69,8 @@ struct BlockGradients {
   alignas(64) opmath_t mask[kMaxPoints];
 };
 
-// Copies `count` values, converting them. No loop over single values: compilers make a call of memcpy out of it, which
-// costs more than these few values.
+// Copies `count` values and converts them. Compilers would turn a loop over single values into a call of memcpy, which
+// costs more than copying these few.
 template <int N, typename Source, typename Target>
 inline __attribute__((always_inline)) void convert_up_to(Source const* source, Target* target, int64_t count) {
   if (count >= N) {
@@ -94,8 +94,8 @@ inline __attribute__((always_inline)) void convert(Source const* source, Target*
   convert_up_to<kLanes / 2>(source, target, count);
 }
 
-// Asks for `count` values, at most two lines of the cache at their ends, of the unit kUnits further on. One group's
-// values lie too far apart for the processor to foresee them.
+// Prefetches `count` values of the unit kUnits ahead: the cache lines of the first and of the last one. The values of
+// one group lie too far apart for the hardware to prefetch them.
 template <typename T>
 inline void prefetch_ahead(T const* values, int64_t stride, int64_t count) {
   __builtin_prefetch(values + kUnits * stride);
@@ -280,8 +280,8 @@ inline F at_most(F x, F high) {
   return x > high ? high : x;
 }
 
-// Interpolation between pixels -1, 0, ..., size, of which the outer two are zeros, as weights of two neighbours that
-// exist (of one if there is but one). A pixel's weight is 1 less its distance, and nothing from one pixel on.
+// Linear interpolation between pixels -1, 0, ..., size, where -1 and size are zeros, written as weights of two pixels
+// inside the image (of one if the image has only one). The weight of a pixel is max(0, 1 - distance).
 template <bool kSlopes, typename F, typename I>
 inline Axis<F, I> place_windows(F position, int64_t size) {
   using opmath_t = decltype(position[0] + 0);

@@ -49,8 +49,8 @@ __device__ inline void sum_dots(float (&dots)[kCount][4], Item const& item) {
 }
 
 // The step between the channels that a lane adds to the gradient of `value`. Where one instruction
-// adds four numbers, they are those that it reads; else every kLanes-th, so that an instruction of
-// the warp adds to neighbours.
+// adds four numbers, a lane adds the channels that it reads. Elsewhere it adds every kLanes-th
+// channel, so that the lanes of a warp add to neighbouring addresses.
 template <class Config>
 constexpr int kAddStep = Config::kGeneral || kArchitecture >= 900 ? 1 : Config::kLanes;
 

@@ -25,8 +25,8 @@ struct Patch {
   Vector<scalar_t, kVec> pixels[4];
 };
 
-// Offsets are multiplied by a size that the compiler does not know: that and the addition are one
-// instruction then, where a shift and an addition of 64 bits are several.
+// Offsets are multiplied by a size known at run time only: multiplication and addition are then one
+// instruction. A constant would become a shift and a 64-bit addition, which are several.
 template <int kVec, typename scalar_t, typename index_t>
 __device__ inline Patch<scalar_t, kVec> load_patch(
     Corners<scalar_t const> const& corners, index_t offset, uint32_t value_bytes) {
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kMaxForwardThreads, min_forward_blocks<Config>
   for (int channel = item.lane * kVec; channel < group_channels; channel += item.lanes * kVec) {
     Corners<scalar_t const> const corners = corners_of<Config>(params, image + channel);
     float sum[kVec] = {};
-    // A point's pixels are loaded while the one before is summed. Not unrolled: the compiler would
-    // put loads off until they are needed, to save registers.
+    // The pixels of a point are loaded while those of the previous one are summed. The loop is not
+    // unrolled: to save registers, the compiler would delay loads until they are needed.
     auto const patch_of = [&](int point) {
       return load_patch<kVec>(corners, slab.offsets[point], params.value_bytes);
     };

@@ -19,9 +19,9 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// How many groups a block takes: about 256 bytes of channels, which also makes the pieces of
-// `offset` and `mask` that it reads long enough; the nearest number that leaves the fewest idle in
-// the last block.
+// The number of groups per block: about 256 bytes of channels, so that the runs of `offset` and
+// `mask` that a block reads are long enough. Of the numbers near that, the one that leaves the
+// fewest threads of the last block idle.
 inline int choose_tile_groups(int groups, int group_bytes, int items_per_block) {
   int const target = group_bytes >= 128 ? 2 : group_bytes <= 32 ? 8 : 256 / group_bytes;
   int best = 1;

@@ -111,7 +111,7 @@ __device__ inline Vector<scalar_t, kVec> load(scalar_t const* address) {
   return vector;
 }
 
-// One store. An assignment of structures the compiler may turn into one for every member.
+// One store. The compiler may split an assignment of structures into one store per member.
 template <typename word_t>
 __device__ inline void store_word(word_t* address, word_t word) {
 #if defined(__CUDA_ARCH__)
@@ -135,9 +135,9 @@ template <int kVec, typename scalar_t>
 __device__ inline void to_floats(
     float (&to)[kVec], Vector<scalar_t, kVec> const& vector, [[maybe_unused]] uint32_t shift) {
   if constexpr (std::is_same_v<scalar_t, __nv_bfloat16> && kVec % 2 == 0) {
-    // A bfloat16 is the upper half of a float. Taken from words of two, each costs one instruction;
-    // alone, two. One of them multiplies by a number that the compiler does not know: it would make
-    // a shift of it, for which the other one's unit is needed.
+    // A bfloat16 is the upper half of a float. Read in words of two, each conversion takes one
+    // instruction instead of two. The lower half is multiplied by a run-time 2^16: the compiler
+    // would turn a constant into a shift, and shifts run on the unit that serves the upper half.
     uint32_t words[kVec / 2];
     memcpy(words, &vector, sizeof(words));
 #pragma unroll

@@ -259,9 +259,9 @@ __device__ inline float read_gate(typename Config::params_t const& params, Item 
 
 // ---- Phase 1: points ----
 
-// Linear interpolation between pixels -1, 0, ..., size (-1 and size are zeros) as weights of two
-// neighbours that exist, `first` and `first` + 1; of one if there is but one. That moves weights at
-// the border instead of addresses.
+// Linear interpolation between pixels -1, 0, ..., size, where -1 and size are zeros, written as
+// weights of two pixels inside the image, `first` and `first` + 1 (of one if the image has only
+// one). At the border the weights change, not the addresses.
 __device__ inline int first_neighbor(float position, int size) {
   // Converts NaN to 0 and saturates: every position leads into the image.
   return max(min(__float2int_rd(position), size - 2), 0);

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 
-modeling_internimage = pytest.importorskip("modeling_internimage")
+pytest.importorskip("modeling_internimage")
 
 from gpu.model import make_models  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402

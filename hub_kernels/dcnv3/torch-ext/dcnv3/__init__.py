@@ -217,7 +217,7 @@ def _alert_not_deterministic():
     message = (
         "The gradient of `value` of dcnv3 on CUDA does not have a deterministic implementation, but you set "
         "`torch.use_deterministic_algorithms(True)`. Turn determinism off for this operation, or use the PyTorch "
-        "definition instead of the kernel."
+        "reference instead of the kernel."
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
@@ -231,7 +231,7 @@ def _no_second_derivative(ctx, *gradients):
 def _no_forward_mode(ctx=None, *tangents):
     raise NotImplementedError(
         "dcnv3 has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, torch.autograd.forward_ad). Use "
-        "reverse mode (torch.func.vjp, grad, jacrev), or the PyTorch definition instead of the kernel."
+        "reverse mode (torch.func.vjp, grad, jacrev), or the PyTorch reference instead of the kernel."
     )
 
 
