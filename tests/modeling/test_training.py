@@ -13,22 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from testing_utils import REPOSITORY
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.utils import is_torchvision_available
+from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
 from modeling_internimage.training import InternImageTrainer, Recipe
 from modeling_internimage.training.augmentation import MixupCutmix
-from modeling_internimage.training.ema import WeightAverage
-from modeling_internimage.training.run_folder import (
-    FolderLock,
+from modeling_internimage.training.checkpoints import (
     check_same_architecture,
     find_checkpoint,
     last_complete_checkpoint,
 )
+from modeling_internimage.training.ema import WeightAverage
+from modeling_internimage.training.folder_lock import FolderLock
 
 
 class Images(torch.utils.data.Dataset):
@@ -88,16 +89,23 @@ def test_weight_average_follows_its_formula(tiny_config):
 
 
 def test_recipes_schedule_is_the_trainer_s(train, tmp_path):
-    """Layers with different rates start and end at the same, also after resuming."""
+    """Layers with different rates start and end at the same, also after resuming and in a second `train`."""
     arguments = {"warmup_steps": 1, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
-    for resume in (None, str(tmp_path / "output" / "checkpoint-2")):
-        trainer = train(Recipe(layer_decay=0.5, lr_cosine=[0.2, 0.1]), resume, **arguments)
+    recipe = Recipe(layer_decay=0.5, lr_cosine=[0.2, 0.1])
+
+    def check(trainer):
         logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
         groups = trainer.optimizer.param_groups
         assert len({group["initial_lr"] for group in groups}) > 3
         assert [group["lr"] for group in groups] == pytest.approx([1e-4] * len(groups))
         difference = groups[0]["initial_lr"] - 1e-4
         assert logged == pytest.approx([2e-4, 1e-4 + 0.75 * difference, 1e-4 + 0.25 * difference])
+
+    trainer = train(recipe, **arguments)
+    check(trainer)
+    check(train(recipe, str(tmp_path / "output" / "checkpoint-2"), **arguments))
+    trainer.train()
+    check(trainer)
 
 
 def test_average_of_a_bfloat16_model_moves():
@@ -155,7 +163,7 @@ def test_augmentation_changes_between_epochs(persistent, train, monkeypatch):
     assert len(sums) == 3 and min(abs(a - b) for a, b in ((sums[0], sums[1]), (sums[1], sums[2]))) > 1
 
 
-def test_best_checkpoint_s_average_is_saved(train, tmp_path):
+def test_best_checkpoint_s_average_is_saved(train, tmp_path, monkeypatch):
     """`load_best_model_at_end`: evaluated, saved and pushed is the average in that checkpoint, here not the last."""
     trainer = train(
         Recipe(ema_decay=0.5), max_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
@@ -168,12 +176,17 @@ def test_best_checkpoint_s_average_is_saved(train, tmp_path):
 
     raw, averaged = (load_file(folder / "model.safetensors") for folder in (best, best / "ema"))
     assert not torch.equal(raw["classifier.weight"], averaged["classifier.weight"])
-    trainer.push_to_hub = lambda **kwargs: trainer.save_model(_internal_call=True)  # what it does before it uploads
-    trainer.args.push_to_hub = True
+    uploaded = []
+
+    def upload_folder(self, folder_path, **kwargs):
+        uploaded.append(load_file(Path(folder_path) / SAFE_WEIGHTS_NAME))
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    trainer.args.push_to_hub, trainer.hub_model_id, trainer.push_in_progress = True, "me/model", None
     for push in (trainer.save_model, trainer.push_to_hub):
-        (tmp_path / "output" / "model.safetensors").unlink(missing_ok=True)
+        (tmp_path / "output" / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
         push()
-        saved = load_file(tmp_path / "output" / "model.safetensors")
+        saved = uploaded.pop()
         assert saved.keys() == averaged.keys() and all(torch.equal(saved[key], averaged[key]) for key in saved)
     assert all(torch.equal(tensor, raw[key]) for key, tensor in trainer.model.state_dict().items())
 
