@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 AVERAGED_WEIGHTS_FOLDER = "ema"
 STATE_NAME = "trainer_state.json"  # the Trainer writes it last
 
-# Files or folders of a checkpoint, of which one must be there. DeepSpeed has all in folders of its own.
+# A checkpoint must have at least one file or folder of each kind. DeepSpeed has folders of its own.
 _WEIGHTS = ("*.safetensors", "*/adapter_model.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
 _PARTS = {
     "the optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
@@ -50,7 +50,7 @@ def name_of_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | Non
 
 
 def nested_tensors(value, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in dictionaries and lists, with the names of the path to them."""
+    """The tensors in nested dictionaries and lists, with their paths, such as `state.0.exp_avg`."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, (dict, list, tuple)):
@@ -80,12 +80,12 @@ def _fault_of_file(file: Path) -> str | None:
 @dataclass
 class CheckpointFolder:
     """
-    A folder of the Trainer and what is wrong with it.
+    A checkpoint folder of the Trainer, and its faults.
 
     Attributes:
-        unusable: Why training cannot go on from it, or `None`.
-        unreadable: Of the files that it could go on without, those that cannot be read, and why.
-        missing: What would start anew because there is no file of it.
+        unusable: Why training cannot resume from it, or `None`.
+        unreadable: The files that training can do without and that cannot be read, with the reasons.
+        missing: The parts without a file, which would start anew.
     """
 
     path: Path
@@ -95,7 +95,7 @@ class CheckpointFolder:
 
     @classmethod
     def examine(cls, folder: str | os.PathLike) -> "CheckpointFolder":
-        """Reads all of it once."""
+        """Read every file once, and look for faults."""
         checkpoint = cls(Path(folder))
         checkpoint.unusable = checkpoint._find_unusable()
         if checkpoint.unusable is None:
@@ -131,7 +131,7 @@ class CheckpointFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Also without optimizer, schedule and random numbers, if all of them were left out (`save_only_model`)."""
+        """Whether nothing is missing, or only all that `save_only_model` leaves out."""
         return self.unusable is None and not self.unreadable and len(self.missing) in (0, len(_PARTS))
 
     @property
@@ -142,11 +142,11 @@ class CheckpointFolder:
 
     def prepare(self):
         """
-        Make the Trainer able to go on from it: files that cannot be read get the ending `.unreadable`. A warning says
-        what starts anew.
+        Rename files that cannot be read to `*.unreadable`, so that the Trainer can resume from this folder. Warnings
+        name what starts anew.
 
         Raises:
-            ValueError: If it cannot go on from this folder.
+            ValueError: If training cannot resume from this folder.
         """
         if self.unusable is not None:
             raise ValueError(f"Training cannot go on from {self.path}: {self.unusable}. Name another, or delete it.")
@@ -174,7 +174,7 @@ def has_state(folder: str | os.PathLike) -> bool:
 
 
 def _find(output_dir: str | os.PathLike) -> tuple[CheckpointFolder | None, list[CheckpointFolder]]:
-    """The checkpoint to resume from, and the newer ones that are worse."""
+    """The checkpoint to resume from, and the newer ones that are damaged more than it."""
     numbers = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and folder.is_dir():
@@ -193,8 +193,8 @@ def _find(output_dir: str | os.PathLike) -> tuple[CheckpointFolder | None, list[
 
 def find_checkpoint(output_dir: str | os.PathLike) -> CheckpointFolder | None:
     """
-    The newest complete checkpoint of a run or else the newest that has at least weights and state. Newer ones that
-    are passed over are named in a warning.
+    The newest complete checkpoint of a run or, without one, the newest that has at least weights and state. Warnings
+    name the newer ones that are skipped.
     """
     chosen, newer = _find(output_dir)
     way_on = "there is none before it to resume from"

@@ -20,8 +20,9 @@ logger = logging.get_logger(__name__)
 
 class FolderLock:
     """
-    A folder is one process's inside the `with` block, which can be nested. The operating system ends the lock with
-    the process, however that ends; worker processes do not share it. The file `_lock` stays in the folder.
+    Inside the `with` block, which can be nested, no other process can lock the folder. The operating system releases
+    the lock when the process ends, even if it is killed; worker processes do not inherit it. The file `_lock` stays
+    in the folder.
 
     Raises:
         RuntimeError: If another process has the lock.
@@ -63,7 +64,7 @@ class FolderLock:
             ) from error
         except OSError as error:
             logger.warning(
-                f"{self.folder} is on a file system without locks ({error}): a second run in it would not be noticed."
+                f"{self.folder} is on a file system without locks ({error}): a second run in it would not be detected."
             )
         if fcntl is not None:
             file.truncate(0)

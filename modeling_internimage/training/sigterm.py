@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 class SigtermGuard:
     """
-    SIGTERM, with which Slurm, Kubernetes and others announce the end, does not end the process inside the `with`
-    block, which can be nested; it sets `received`. Another one, a second or more later (launchers repeat it at once),
-    ends it. The outermost block ends the process if there was one: `SystemExit` with the status 143. Does nothing in
-    other threads than the main one and if the program has a handler of its own.
+    Inside the `with` block, which can be nested, SIGTERM (sent by Slurm, Kubernetes and others before they kill a
+    job) sets `received` instead of ending the process. At the end of the outermost block the process then exits with
+    the status 143 (`SystemExit`). A second SIGTERM ends the process at once, unless it comes within a second of the
+    first, as launchers send it. Outside the main thread, or if the program handles SIGTERM itself, nothing changes.
     """
 
     STATUS = 128 + signal.SIGTERM
@@ -56,10 +56,10 @@ class SigtermGuard:
 
 def leave_sigterm_to_parent(dataloader):
     """
-    Workers of `dataloader` end only when their parent says so. Slurm and `timeout` send SIGTERM to all processes, and
-    the parent needs its workers until the step is done.
+    Workers of `dataloader` obey SIGTERM only if it comes from their parent process. Slurm and `timeout` send it to all
+    processes, and the parent needs its workers until the current step is complete.
     """
-    dataloader = getattr(dataloader, "base_dataloader", dataloader)  # accelerate's are around one
+    dataloader = getattr(dataloader, "base_dataloader", dataloader)  # accelerate wraps data loaders
     if getattr(dataloader, "num_workers", 0) > 0 and hasattr(signal, "sigwaitinfo"):
         if not isinstance(dataloader.worker_init_fn, _StartWorker):
             dataloader.worker_init_fn = _StartWorker(dataloader.worker_init_fn)

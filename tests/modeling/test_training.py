@@ -6,16 +6,16 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from testing_utils import REPOSITORY
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available
@@ -678,16 +678,41 @@ def test_files_of_a_run_hold_neither_token_nor_path(train, tmp_path):
     assert arguments.hub_token is None and arguments.output_dir == "output"
 
 
-SCRIPT = Path(__file__).parent / "train_in_processes.py"
+def start_processes(count: int, output: Path, **options) -> list[multiprocessing.Process]:
+    """A run of `train_in_processes.py` (gloo, on the CPU), in forks of a process that has imported everything."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch.distributed.tensor", "torchvision", "accelerate", "transformers.trainer"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    environments = [environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    started = [
+        processes.Process(target=train_main, args=(environment, output), kwargs=options, daemon=True)
+        for environment in environments
+    ]
+    for process in started:
+        process.start()
+    return started
 
 
-def run_processes(count: int, output: Path, *options: str) -> dict:
-    """Losses and the folder of the final model of a short run in `count` processes (gloo, on the CPU)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command += [SCRIPT, output, *options]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr[-3000:]
+def train_main(*args, **kwargs):
+    import train_in_processes  # which imports this file
+
+    train_in_processes.main(*args, **kwargs)
+    PartialState().destroy_process_group()
+
+
+def run_processes(count: int, output: Path, **options) -> list[float]:
+    """The losses of a run. The final model is in the folder `final` of `output`."""
+    processes = start_processes(count, output, **options)
+    try:
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     return json.loads((output / "losses.json").read_text())
 
 
@@ -695,7 +720,7 @@ def run_processes(count: int, output: Path, *options: str) -> dict:
 def ddp(tmp_path_factory):
     """The folder and the losses of a run in two processes."""
     folder = tmp_path_factory.mktemp("ddp")
-    return folder, run_processes(2, folder, "--batch_size", "4")
+    return folder, run_processes(2, folder, batch_size=4)
 
 
 def assert_same_model(folders, **tolerance):
@@ -704,34 +729,38 @@ def assert_same_model(folders, **tolerance):
         torch.testing.assert_close(weights[1][key], tensor, **tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
-    one = run_processes(1, tmp_path, "--batch_size", "8")
+    one = run_processes(1, tmp_path, batch_size=8)
     assert len(one) == 7 and one == pytest.approx(ddp[1], rel=1e-4)
     assert_same_model([tmp_path, ddp[0]], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_all_processes(tmp_path):
     with pytest.raises(FileNotFoundError, match="losses.json"):
-        run_processes(2, tmp_path, "--batch_size", "4", "--save_steps", "1", "--nan_rank", "1")
+        run_processes(2, tmp_path, batch_size=4, save_steps=1, nan_rank=1)
     errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
     assert errors[0] == errors[1] and "The loss at step 2 is nan; the last good checkpoint is" in errors[0]
     assert str(tmp_path / "checkpoint-1") in errors[0] and not (tmp_path / "checkpoint-2").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(ddp, tmp_path):
     """At the same step, from which the run continues to the same result. Both processes are one run to the lock."""
     with pytest.raises(FileNotFoundError, match="losses.json"):
-        run_processes(2, tmp_path, "--batch_size", "4", "--sigterm_rank", "1")
+        run_processes(2, tmp_path, batch_size=4, sigterm_rank=1)
     assert [int((tmp_path / f"status_{rank}").read_text()) for rank in range(2)] == [143, 143]
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert run_processes(2, tmp_path, "--batch_size", "4") == pytest.approx(ddp[1], rel=1e-6)
+    assert run_processes(2, tmp_path, batch_size=4) == pytest.approx(ddp[1], rel=1e-6)
     assert_same_model([ddp[0], tmp_path], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
     """FSDP2 in two processes: sharded parameters and averages; what is saved loads without it and resumes with it."""
-    options = ["--batch_size", "4", "--fsdp", "--save_steps", "2"]
-    losses = run_processes(2, tmp_path, *options)
+    options = {"batch_size": 4, "fsdp": True, "save_steps": 2}
+    losses = run_processes(2, tmp_path, **options)
     assert losses == pytest.approx(ddp[1], rel=1e-3)
     model, info = InternImageForImageClassification.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(info.values()) and model.dtype == torch.float32
@@ -739,23 +768,22 @@ def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-6")
     (tmp_path / "whole").mkdir()
     shutil.move(tmp_path / "final", tmp_path / "whole" / "final")
-    assert run_processes(2, tmp_path, *options) == losses
+    assert run_processes(2, tmp_path, **options) == losses
     assert_same_model([tmp_path / "whole", tmp_path], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_killed_run_continues_to_the_same_result(tmp_path):
     """kill -9 between checkpoints; the same command again ends with the weights of a run that was not interrupted."""
-    options = ["--batch_size", "4", "--steps", "14", "--save_steps", "5", "--slow"]  # 8 steps are an epoch
-    whole = run_processes(1, tmp_path / "whole", *options)
-    command = [sys.executable, SCRIPT, tmp_path / "killed", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = {"batch_size": 4, "steps": 14, "save_steps": 5, "slow": True}  # 8 steps are an epoch
+    whole = run_processes(1, tmp_path / "whole", **options)
+    (process,) = start_processes(1, tmp_path / "killed", **options)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoint-10" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "killed" / "final").exists()
-    assert run_processes(1, tmp_path / "killed", *options) == whole
+    assert run_processes(1, tmp_path / "killed", **options) == whole
     assert_same_model([tmp_path / "whole", tmp_path / "killed"], rtol=0, atol=0)
