@@ -542,9 +542,9 @@ def test_full_disk_leaves_the_checkpoint_before(name, train, tmp_path, monkeypat
         with pytest.raises(
             OSError, match="checkpoint-2 could not be written .*No space left.*checkpoint-1. Make space"
         ):
-            train(Recipe(ema_decay=0.5), save_total_limit=1, **EVERY_STEP)
+            train(Recipe(ema_decay=0.5), max_steps=3, save_total_limit=1, **EVERY_STEP)
     assert not second.exists() and last_complete_checkpoint(tmp_path / "output").endswith("checkpoint-1")
-    assert len(losses(train(Recipe(ema_decay=0.5), resume=True))) == 4
+    assert len(losses(train(Recipe(ema_decay=0.5), max_steps=3, resume=True))) == 3
 
 
 def test_second_run_in_a_folder_is_refused(train, tmp_path):
@@ -600,15 +600,15 @@ def terminate_all(**kwargs):
         ("on_prediction_step", 2, {"eval_strategy": "steps", "eval_steps": 1}),
         ("on_save", 2, {"save_strategy": "steps", "save_steps": 2}),
         ("on_step_begin", 1, {"dataloader_num_workers": 2, "action": terminate_all}),
-        ("on_step_begin", 1, {"save_total_limit": 1, "load_best_model_at_end": True, "save_strategy": "steps",
-                              "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
+        ("on_step_begin", 1, {"max_steps": 3, "save_total_limit": 1, "load_best_model_at_end": True,
+                              "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
     ],
     ids=["step", "first", "epoch", "evaluation", "saved", "workers", "best"],
 )  # fmt: skip
 def test_sigterm_ends_with_a_checkpoint(event, step, options, train, tmp_path, caplog):
     """From which the same command continues exactly."""
     recipe = Recipe(ema_decay=0.5)
-    options = {"max_steps": 6} | options
+    options = {"max_steps": 5} | options
     action = options.pop("action", terminate)
     whole = train(recipe, **options)
     shutil.rmtree(tmp_path / "output")
