@@ -4,17 +4,18 @@
 from typing import TYPE_CHECKING
 
 from .optimization import create_parameter_groups
+from .recipe import Recipe
 
 
 if TYPE_CHECKING:
-    from .trainer import InternImageTrainer, Recipe
+    from .trainer import InternImageTrainer
 
 __all__ = ["InternImageTrainer", "Recipe", "create_parameter_groups"]
 
 
 def __getattr__(name: str):
-    if name in ("InternImageTrainer", "Recipe"):  # imported on demand: they need accelerate
-        from . import trainer
+    if name == "InternImageTrainer":  # imported on demand: it needs accelerate
+        from .trainer import InternImageTrainer
 
-        return getattr(trainer, name)
+        return InternImageTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,7 +34,8 @@ class MixupCutmix:
 
     def __call__(self, examples: list) -> dict[str, torch.Tensor]:
         batch = self.collate(examples)
-        # The same images are mixed in the same way whenever they come together: see `SeededImages`.
+        # Seeded by the batch itself, since the Trainer's collator removes indices: the same images are always mixed in
+        # the same way, see `SeededImages`.
         pixels = batch["pixel_values"][..., ::8, ::8].double().numpy().tobytes()
         with _random_numbers_of(zlib.crc32(batch["labels"].numpy().tobytes(), zlib.crc32(pixels))):
             batch["pixel_values"], batch["labels"] = self.mix(batch["pixel_values"], batch["labels"])
@@ -43,9 +44,10 @@ class MixupCutmix:
 
 class SeededImages(torch.utils.data.Dataset):
     """
-    The images of `dataset`, with random augmentation that depends on nothing but seed, epoch and index: not on what
-    was drawn before, by whom, or how far ahead. So an interrupted run continues as if it had not been. `epoch` is a
-    tensor in shared memory, which workers that live longer than an epoch see change.
+    The images of `dataset`, with random augmentation that depends only on the seed, the epoch and the index, not on
+    the number of processes and workers or on earlier random numbers. So a resumed run repeats it exactly. (The Trainer
+    does not save the state of accelerate's stateful data loaders.) `epoch` is a tensor in shared memory, so that
+    persistent workers see it change.
     """
 
     def __init__(self, dataset, seed: int, epoch: torch.Tensor):
@@ -64,7 +66,7 @@ class SeededImages(torch.utils.data.Dataset):
 
 @contextlib.contextmanager
 def _random_numbers_of(seed: int):
-    """All generators of the CPU start from `seed` inside the block, and go on as before after it."""
+    """Seed the CPU's random number generators inside the block, and restore their states after it."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)

@@ -13,7 +13,18 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 class WeightAverage:
     """
     Exponential moving average of a model's parameters and buffers (timm's `ModelEma` in the original). Sharded
-    parameters (`DTensor`, FSDP2) have sharded averages.
+    parameters (`DTensor`, FSDP2) have sharded averages. Torch's `AveragedModel` and timm's `ModelEmaV3` copy the
+    model, which FSDP2 refuses, and average bfloat16 weights in bfloat16.
+
+    Args:
+        model: Sharded or not, but not compiled. Its parameters and buffers are read at each `update`.
+        decay: Weight of the old average at each `update`.
+
+    Attributes:
+        average: The averaged parameters and buffers by name; floating-point ones in float32 or float64.
+
+    Raises:
+        ValueError: If DeepSpeed ZeRO-3 has partitioned the parameters.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -24,7 +35,7 @@ class WeightAverage:
             )
         self.model = model
         self.decay = decay
-        # In float32 at least: DeepSpeed's bfloat16 weights would never move by a ten thousandth.
+        # At least float32: bfloat16 rounds a step of a ten-thousandth away. (DeepSpeed's weights can be bfloat16.)
         self.average = {
             name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
             if tensor.is_floating_point()
@@ -34,7 +45,7 @@ class WeightAverage:
 
     def _tensors(self):
         for module in self.model.modules():
-            if hasattr(module, "reshard"):  # FSDP2: the outermost keeps whole parameters after a forward pass
+            if hasattr(module, "reshard"):  # FSDP2: after a forward pass, the outermost module is not sharded
                 module.reshard()
         yield from self.model.named_parameters()
         yield from self.model.named_buffers()
@@ -51,15 +62,15 @@ class WeightAverage:
     @contextlib.contextmanager
     def applied(self):
         """
-        The model has the averaged weights inside the `with` block, also if it is inside another one. Its own wait in
-        memory, about where the gradients were.
+        The model has the averaged weights inside the `with` block, which can be nested. A copy of its current weights
+        is kept in memory meanwhile.
         """
-        own = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        current = {name: tensor.detach().clone() for name, tensor in self._tensors()}
         self._set(self.average)
         try:
             yield
         finally:
-            self._set(own)
+            self._set(current)
 
     @torch.no_grad()
     def _set(self, values: dict[str, torch.Tensor]):
@@ -68,11 +79,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, folder: str):
-        """The average that a checkpoint holds, from a file of whole tensors."""
+        """Read the average from `model.safetensors` in `folder`, which holds whole tensors, not shards."""
         state_dict = load_file(os.path.join(folder, SAFE_WEIGHTS_NAME))
         for name, tensor in self.average.items():
-            whole = state_dict[name.replace("_orig_mod.", "").removeprefix("module.")]
-            tensor.copy_(_like(whole, tensor))
+            tensor.copy_(_like(state_dict[name], tensor))
 
 
 def _like(whole: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ def create_cosine_schedule(
         progress = min(step / num_training_steps, 1)
         return (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2) / lr
 
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]  # of an earlier schedule
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step, lr=lr: factor(step, lr) for lr in rates])
 
 

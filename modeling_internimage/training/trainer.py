@@ -1,12 +1,11 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""What the authors' training has beyond the Trainer: parameter groups, averaged weights, mixup and cutmix."""
+"""A `Trainer` with the authors' recipe, and with runs that can be interrupted at any time."""
 
 import contextlib
 import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,81 +13,47 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .augmentation import MixupCutmix, SeededImages
-from .ema import WeightAverage
-from .optimization import LAYER_COUNTINGS, create_cosine_schedule, create_parameter_groups, create_step_schedule
-from .run_folder import (
+from .checkpoints import (
     AVERAGED_WEIGHTS_FOLDER,
     CheckpointFolder,
-    FolderLock,
-    Published,
-    SigtermGuard,
     check_same_architecture,
     find_checkpoint,
     has_state,
     last_complete_checkpoint,
-    leave_sigterm_to_parent,
     name_of_not_finite,
     nested_tensors,
 )
+from .ema import WeightAverage
+from .folder_lock import FolderLock
+from .optimization import create_cosine_schedule, create_parameter_groups, create_step_schedule
+from .recipe import Recipe
+from .sigterm import SigtermGuard, leave_sigterm_to_parent
 
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class Recipe:
-    """What distinguishes a training run of the authors from the Trainer's defaults."""
+class _Published(str):
+    """A string that is pickled as another one, or as `None`: for files that are uploaded or passed on."""
 
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Ratio of the learning rates of neighbouring layers; 1: all equal."}
-    )
-    deformable_multiplier: float = field(
-        default=1.0, metadata={"help": "Factor on the learning rate of DCNv3's offsets and gates."}
-    )
-    layer_counting: str = field(
-        default="classification",
-        metadata={
-            "help": "How `layer_decay` counts layers: as the authors do in classification, or in segmentation and "
-            "detection ('downstream').",
-            "choices": list(LAYER_COUNTINGS),
-        },
-    )
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Average the weights with this decay per step, 0.9999 for the authors."}
-    )
-    mixup: float = field(default=0.0, metadata={"help": "Parameter of mixup, 0.8 for the authors; 0: none."})
-    cutmix: float = field(
-        default=0.0, metadata={"help": "Parameter of cutmix, 1.0 for the authors; 0: none. With both, each at random."}
-    )
-    lr_milestones: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Parts of the training from which on the learning rate is a tenth of what it was: 8/12 and 11/12 "
-            "for the authors' detectors, 0.66667 0.91667. In place of `lr_scheduler_type`."
-        },
-    )
-    lr_cosine: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "The authors' cosine schedule of classifiers: its first and its lowest learning rate, the same "
-            "for all parameters, as parts of `learning_rate`, 0.001 0.01. In place of `lr_scheduler_type`."
-        },
-    )
+    def __new__(cls, value: str, published: str | None):
+        string = super().__new__(cls, value)
+        string.published = published
+        return string
 
-    def __post_init__(self):
-        if self.lr_cosine is not None and (self.lr_milestones is not None or len(self.lr_cosine) != 2):
-            raise ValueError(
-                "`lr_cosine` must be two numbers, the first and the lowest rate, and excludes `lr_milestones`; got "
-                f"{self.lr_cosine} and lr_milestones={self.lr_milestones}."
-            )
+    def __reduce__(self):
+        return (type(None), ()) if self.published is None else (str, (self.published,))
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 class _SetEpoch(TrainerCallback):
-    """Not left to accelerate: it tells samplers the epoch, and the dataset only where it finds no sampler."""
+    """Accelerate tells the samplers the epoch, and the dataset only if there is no sampler: this one always does."""
 
     def __init__(self, epoch: torch.Tensor):
         self.epoch = epoch
@@ -102,14 +67,18 @@ class _UpdateAverage(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.start_average()
+        self.trainer.start_average(self.trainer.resumed_from)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.average.update()
 
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.trainer.start_average(state.best_model_checkpoint)
+
 
 class _SaveAndStop(TrainerCallback):
-    """After SIGTERM: a checkpoint of the step that is being made, then the end of the process."""
+    """After SIGTERM: completes the current step, saves a checkpoint and ends the process."""
 
     def __init__(self, trainer: "InternImageTrainer"):
         self.trainer = trainer
@@ -118,7 +87,9 @@ class _SaveAndStop(TrainerCallback):
         leave_sigterm_to_parent(train_dataloader)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.is_stopping and state.epoch != int(state.epoch):  # an epoch has its own evaluation first
+        if self.trainer.is_stopping and state.epoch != int(
+            state.epoch
+        ):  # at the end of an epoch: after its evaluation
             control.should_save = control.should_log = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -134,7 +105,7 @@ class _SaveAndStop(TrainerCallback):
         if self.trainer.agree_to_stop():
             logger.warning(
                 f"SIGTERM: the checkpoint of step {state.global_step} in {args.output_dir} is complete. The same "
-                "command goes on from it."
+                "command resumes from it."
             )
             self.trainer.callback_handler.on_train_end(args, state, control)  # closes logs
             raise SystemExit(SigtermGuard.STATUS)
@@ -144,24 +115,27 @@ class InternImageTrainer(Trainer):
     """
     A `Trainer` for image classifiers, segmentation models and detectors with the authors' recipe. The loss is the
     model's own or that of `compute_loss_func`. Mixup, cutmix and label smoothing (`label_smoothing_factor`, here in
-    training only) take cross-entropy instead and are for classifiers with one label per image. Evaluation and what
-    `save_model` writes use the averaged weights if there are any; checkpoints hold both, the averaged ones in the
-    folder `ema`, as a model of its own. A run that is resumed from a checkpoint continues exactly as it would have
-    without the interruption; with a streamed dataset (`IterableDataset`), its random augmentation differs.
+    training only) use cross-entropy instead and are for classifiers with one label per image.
 
-    - A loss that is not finite in one process ends the training in all, and weights with NaN or Inf are not saved
-      (`FloatingPointError`).
+    With `ema_decay`, evaluation and `save_model` use the averaged weights. Checkpoints hold the current weights and,
+    as a model in the folder `ema`, the averaged ones.
+
+    - A resumed run gives exactly the numbers of an uninterrupted one. Only the random augmentation of a streamed
+      dataset (`IterableDataset`) differs.
+    - If the loss of one process is NaN or Inf, training ends in all of them, and weights with NaN or Inf are not
+      saved (`FloatingPointError`).
     - Two runs cannot write to one `output_dir` (`RuntimeError`).
-    - SIGTERM ends `train` with a checkpoint of the present step and `SystemExit(143)`, another SIGTERM at once.
-    - `resume_from_checkpoint=True` passes over checkpoints that are damaged, with a warning.
-    - No file of the run holds `hub_token`; `training_args.bin` has only the last folder's name of `output_dir`.
+    - On SIGTERM, `train` saves a checkpoint of the current step and ends the process with the status 143; a second
+      SIGTERM ends it at once.
+    - `resume_from_checkpoint=True` skips damaged checkpoints with a warning.
+    - No file of the run contains `hub_token` or the path of `output_dir`, only the name of its last folder.
 
     Args:
         recipe ([`Recipe`], *optional*):
-            Nothing beyond the Trainer by default.
+            Without one, training is that of `Trainer`.
     """
 
-    loss_is_scaled_for_ga = False  # it is the mean of a batch: the Trainer divides it
+    loss_is_scaled_for_ga = False  # the loss is the mean of a batch, which the Trainer divides
 
     def __init__(self, *args, recipe: Recipe | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -176,15 +150,16 @@ class InternImageTrainer(Trainer):
                     f"`problem_type={problem_type!r}`: leave them out, or give a `compute_loss_func`."
                 )
             self.compute_loss_func = self._classification_loss
-        self.average = None
-        self._resumed_from = None
-        self.unfinished_checkpoint = None
+        self.average: WeightAverage | None = None
+        self.resumed_from: str | None = None
+        self.unfinished_checkpoint: str | None = None
+        self._recipe_scheduler = None
         self._has_agreed_to_stop = False
         self._lock = FolderLock(self.args.output_dir)
         self._sigterm = SigtermGuard()
         if self.args.hub_token is not None:
-            self.args.hub_token = Published(self.args.hub_token, None)
-        self.args.output_dir = Published(self.args.output_dir, Path(self.args.output_dir).resolve().name)
+            self.args.hub_token = _Published(self.args.hub_token, None)
+        self.args.output_dir = _Published(self.args.output_dir, Path(self.args.output_dir).resolve().name)
         self.add_callback(_SaveAndStop(self))
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.add_callback(_SetEpoch(self._epoch))
@@ -216,9 +191,10 @@ class InternImageTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """That of `lr_milestones` or `lr_cosine` of the recipe, else the Trainer's."""
+        """The schedule of the recipe's `lr_milestones` or `lr_cosine`, otherwise that of the Trainer."""
         recipe = self.recipe
-        if self.lr_scheduler is not None or (recipe.lr_milestones is None and recipe.lr_cosine is None):
+        is_given = self.lr_scheduler is not None and self.lr_scheduler is not self._recipe_scheduler
+        if is_given or (recipe.lr_milestones is None and recipe.lr_cosine is None):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
         num_warmup_steps = self.args.get_warmup_steps(num_training_steps)
@@ -228,7 +204,7 @@ class InternImageTrainer(Trainer):
         else:
             warmup_lr, min_lr = (factor * self.args.learning_rate for factor in recipe.lr_cosine)
             schedule = create_cosine_schedule(optimizer, num_warmup_steps, num_training_steps, min_lr, warmup_lr)
-        self.lr_scheduler, self._created_lr_scheduler = schedule, True
+        self.lr_scheduler = self._recipe_scheduler = schedule  # a second `train` starts a new one
         return schedule
 
     def get_train_dataloader(self):
@@ -244,8 +220,8 @@ class InternImageTrainer(Trainer):
             self.train_dataset, self.data_collator = dataset, collate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As a `Trainer` does. Without a `compute_loss_func` of the user, the loss is the mean of the batch."""
-        if self.loss_is_scaled_for_ga is False:  # else models that know this argument would return a sum
+        """The Trainer's. Without a `compute_loss_func` of the user, the loss is the mean of the batch."""
+        if self.loss_is_scaled_for_ga is False:  # with this argument, some models return a sum
             num_items_in_batch = None
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -260,14 +236,14 @@ class InternImageTrainer(Trainer):
         return nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
 
     def get_batch_samples(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would go one step beyond when resumed there
+        if self.state.global_step >= self.state.max_steps:  # a Trainer that resumes a finished run makes one more step
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        # Of all processes, or else one stops and the others wait for it.
+        # Summed over all processes: if one of them stopped alone, the others would wait for it forever.
         both = torch.stack((loss, loss.new_full((), float(self._sigterm.received))))
         loss_of_all, signals = self.accelerator.reduce(both, "sum").tolist()
         self._has_agreed_to_stop = self._has_agreed_to_stop or signals > 0
@@ -280,11 +256,11 @@ class InternImageTrainer(Trainer):
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a process has got SIGTERM during `train`, the same in all processes."""
+        """Whether a process has received SIGTERM during `train`. The answer is the same in all processes."""
         return self._has_agreed_to_stop or (self.args.world_size == 1 and self._sigterm.received)
 
     def agree_to_stop(self) -> bool:
-        """The same, asked anew. For all processes at the same time."""
+        """`is_stopping` after the processes have exchanged their signals: to be called in all of them."""
         if self._sigterm.is_active and not self.is_stopping and self.args.world_size > 1:
             received = torch.tensor(float(self._sigterm.received), device=self.args.device)
             self._has_agreed_to_stop = self.accelerator.reduce(received, "sum").item() > 0
@@ -294,7 +270,7 @@ class InternImageTrainer(Trainer):
         return f"the last good checkpoint is {last_complete_checkpoint(self.args.output_dir)}"
 
     def _by_main_process(self, function: Callable):
-        """What `function` returns or raises in the main process is returned or raised in all."""
+        """Call `function` in the main process; return or raise its result in all processes."""
         answer = [None, None]
         if self.is_world_process_zero():
             try:
@@ -309,10 +285,10 @@ class InternImageTrainer(Trainer):
     @contextlib.contextmanager
     def locked_output(self):
         """
-        `args.output_dir` is this run's, in all its processes, inside the `with` block, which can be nested.
+        Inside the `with` block, which can be nested, no other run can write to `args.output_dir`.
 
         Raises:
-            RuntimeError: If another run has it.
+            RuntimeError: If another run is writing to it.
             OSError: If it cannot be written.
         """
         with contextlib.ExitStack() as stack:
@@ -323,7 +299,7 @@ class InternImageTrainer(Trainer):
         asked = resume_from_checkpoint
         with self.locked_output(), self._sigterm:
             resume_from_checkpoint = self._by_main_process(lambda: self._checkpoint_to_resume(asked))
-            self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+            self.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
             self._has_agreed_to_stop = False
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -338,34 +314,35 @@ class InternImageTrainer(Trainer):
     def _not_written(self, folder: str, error: Exception) -> OSError:
         return OSError(
             f"{folder} could not be written ({error}); {self._last_good_checkpoint()}. Make space, and run the same "
-            "again: it goes on from there."
+            "again: it resumes from there."
         )
 
     def _checkpoint_to_resume(self, asked: str | os.PathLike | bool | None) -> str | bool | None:
-        """The folder, ready for the Trainer; `True` if there is none, which the Trainer says."""
+        """The folder, prepared for the Trainer. `True` if there is no checkpoint, so that the Trainer reports it."""
         if not asked:
             return None
         if asked is True:
             checkpoint = find_checkpoint(self.args.output_dir)
-            if checkpoint is None:  # damaged ones have been named
+            if checkpoint is None:  # warnings have named the damaged ones
                 return True if get_last_checkpoint(self.args.output_dir) is None else None
         else:
             checkpoint = CheckpointFolder.examine(asked)
         checkpoint.prepare()
-        check_same_architecture(self.model, checkpoint.path)
+        check_same_architecture(self._unwrapped_model(), checkpoint.path)
         return str(checkpoint.path)
 
-    def start_average(self):
-        """Called when the model is as training has it, sharded or not, and a checkpoint has been loaded."""
-        self.average = WeightAverage(self.model, self.recipe.ema_decay)
-        if self._resumed_from is not None:
-            folder = os.path.join(self._resumed_from, AVERAGED_WEIGHTS_FOLDER)
+    def _unwrapped_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def start_average(self, checkpoint: str | None):
+        """Start from the average in `checkpoint` or, without one, from the model's weights, which may be sharded."""
+        self.average = WeightAverage(self._unwrapped_model(), self.recipe.ema_decay)
+        if checkpoint is not None:
+            folder = os.path.join(checkpoint, AVERAGED_WEIGHTS_FOLDER)
             if os.path.isfile(os.path.join(folder, SAFE_WEIGHTS_NAME)):
                 self.average.load(folder)
             else:
-                logger.warning(
-                    f"{self._resumed_from} has no averaged weights: the average starts anew from its weights."
-                )
+                logger.warning(f"{checkpoint} has no averaged weights: the average starts anew from its weights.")
 
     def _averaged(self):
         return contextlib.nullcontext() if self.average is None else self.average.applied()
@@ -376,33 +353,46 @@ class InternImageTrainer(Trainer):
         with self._averaged():
             return super().evaluation_loop(dataloader, *args, **kwargs)
 
-    def save_model(self, output_dir=None, _internal_call=False):
-        is_checkpoint = output_dir is not None and _internal_call
-        if is_checkpoint and self.args.should_save and os.path.isdir(output_dir):
-            shutil.rmtree(output_dir)  # an older, damaged one: whatever is killed now must not be mixed with it
-        self._check_finite(is_checkpoint)
-        if not is_checkpoint:  # a call without a folder is that of `push_to_hub`
-            with self._sigterm:
-                try:
-                    with self._averaged():
-                        return super().save_model(output_dir, _internal_call=_internal_call)
-                except (OSError, SafetensorError) as error:
-                    raise self._not_written(output_dir or self.args.output_dir, error) from error
+    def save_model(self, output_dir=None, *args, **kwargs):
+        """
+        Save the averaged weights if there are any, otherwise the model's. For the Trainer's checkpoints, save the
+        model's, and the averaged ones in the folder `ema` of the checkpoint.
+
+        Raises:
+            FloatingPointError: If weights have NaN or Inf.
+            OSError: If the files cannot be written.
+        """
+        is_in_train = self._sigterm.is_active
+        name_of_checkpoint = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if is_in_train and output_dir is not None and Path(output_dir).name == name_of_checkpoint:
+            return self._save_checkpoint_model(output_dir, *args, **kwargs)
+        self._check_finite(is_checkpoint=False)
+        with self._sigterm:
+            try:
+                with self._averaged():
+                    super().save_model(output_dir, *args, **kwargs)
+            except (OSError, SafetensorError) as error:
+                raise self._not_written(output_dir or self.args.output_dir, error) from error
+
+    def _save_checkpoint_model(self, output_dir: str, *args, **kwargs):
+        if self.args.should_save and os.path.isdir(output_dir):
+            shutil.rmtree(output_dir)  # an older, damaged one, whose files must not be mixed with the new ones
+        self._check_finite(is_checkpoint=True)
         self.unfinished_checkpoint = output_dir
-        super().save_model(output_dir, _internal_call=True)  # from which training goes on
+        super().save_model(output_dir, *args, **kwargs)
         if self.average is not None:
             with self._averaged():
-                super().save_model(os.path.join(output_dir, AVERAGED_WEIGHTS_FOLDER), _internal_call=True)
+                super().save_model(os.path.join(output_dir, AVERAGED_WEIGHTS_FOLDER), *args, **kwargs)
 
     def _check_finite(self, is_checkpoint: bool):
-        """`FloatingPointError` if weights, their average or, for a checkpoint, the optimizer have NaN or Inf."""
+        """Raise if the weights, their average or, for a checkpoint, the optimizer's state have NaN or Inf."""
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         if self.average is not None:
             tensors += [(f"the average of {name}", tensor) for name, tensor in self.average.average.items()]
         if is_checkpoint and self.optimizer is not None:
             tensors += nested_tensors(list(self.optimizer.state.values()), "the optimizer's state")
         name = name_of_not_finite(tensors)
-        if is_checkpoint or self.is_fsdp_enabled:  # called in all processes, which hold different tensors
+        if is_checkpoint or self.is_fsdp_enabled:  # all processes are here, with different tensors
             found = torch.tensor(float(name is not None), device=self.args.device)
             if self.accelerator.reduce(found, "sum").item() > 0:
                 name = name or "a tensor of another process"
@@ -420,8 +410,3 @@ class InternImageTrainer(Trainer):
             super().save_state()
         finally:
             self.state.best_model_checkpoint = best
-
-    def _load_best_model(self):
-        super()._load_best_model()
-        if self.average is not None:
-            self.average.load(os.path.join(self.state.best_model_checkpoint, AVERAGED_WEIGHTS_FOLDER))

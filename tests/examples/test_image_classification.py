@@ -25,7 +25,8 @@ from examples import image_datasets, training
 from examples.image_classification import digits, photographs
 from examples.image_classification import run_image_classification as script
 from modeling_internimage import InternImageConfig
-from modeling_internimage.training.run_folder import FolderLock, last_complete_checkpoint
+from modeling_internimage.training.checkpoints import last_complete_checkpoint
+from modeling_internimage.training.folder_lock import FolderLock
 
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8], "image_size": 32}'

@@ -6,29 +6,30 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from testing_utils import REPOSITORY
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.utils import is_torchvision_available
+from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available
 
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
 from modeling_internimage.training import InternImageTrainer, Recipe
 from modeling_internimage.training.augmentation import MixupCutmix
-from modeling_internimage.training.ema import WeightAverage
-from modeling_internimage.training.run_folder import (
-    FolderLock,
+from modeling_internimage.training.checkpoints import (
     check_same_architecture,
     find_checkpoint,
     last_complete_checkpoint,
 )
+from modeling_internimage.training.ema import WeightAverage
+from modeling_internimage.training.folder_lock import FolderLock
 
 
 class Images(torch.utils.data.Dataset):
@@ -88,16 +89,23 @@ def test_weight_average_follows_its_formula(tiny_config):
 
 
 def test_recipes_schedule_is_the_trainer_s(train, tmp_path):
-    """Layers with different rates start and end at the same, also after resuming."""
+    """Layers with different rates start and end at the same, also after resuming and in a second `train`."""
     arguments = {"warmup_steps": 1, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
-    for resume in (None, str(tmp_path / "output" / "checkpoint-2")):
-        trainer = train(Recipe(layer_decay=0.5, lr_cosine=[0.2, 0.1]), resume, **arguments)
+    recipe = Recipe(layer_decay=0.5, lr_cosine=[0.2, 0.1])
+
+    def check(trainer):
         logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
         groups = trainer.optimizer.param_groups
         assert len({group["initial_lr"] for group in groups}) > 3
         assert [group["lr"] for group in groups] == pytest.approx([1e-4] * len(groups))
         difference = groups[0]["initial_lr"] - 1e-4
         assert logged == pytest.approx([2e-4, 1e-4 + 0.75 * difference, 1e-4 + 0.25 * difference])
+
+    trainer = train(recipe, **arguments)
+    check(trainer)
+    check(train(recipe, str(tmp_path / "output" / "checkpoint-2"), **arguments))
+    trainer.train()
+    check(trainer)
 
 
 def test_average_of_a_bfloat16_model_moves():
@@ -155,7 +163,7 @@ def test_augmentation_changes_between_epochs(persistent, train, monkeypatch):
     assert len(sums) == 3 and min(abs(a - b) for a, b in ((sums[0], sums[1]), (sums[1], sums[2]))) > 1
 
 
-def test_best_checkpoint_s_average_is_saved(train, tmp_path):
+def test_best_checkpoint_s_average_is_saved(train, tmp_path, monkeypatch):
     """`load_best_model_at_end`: evaluated, saved and pushed is the average in that checkpoint, here not the last."""
     trainer = train(
         Recipe(ema_decay=0.5), max_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
@@ -168,12 +176,17 @@ def test_best_checkpoint_s_average_is_saved(train, tmp_path):
 
     raw, averaged = (load_file(folder / "model.safetensors") for folder in (best, best / "ema"))
     assert not torch.equal(raw["classifier.weight"], averaged["classifier.weight"])
-    trainer.push_to_hub = lambda **kwargs: trainer.save_model(_internal_call=True)  # what it does before it uploads
-    trainer.args.push_to_hub = True
+    uploaded = []
+
+    def upload_folder(self, folder_path, **kwargs):
+        uploaded.append(load_file(Path(folder_path) / SAFE_WEIGHTS_NAME))
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    trainer.args.push_to_hub, trainer.hub_model_id, trainer.push_in_progress = True, "me/model", None
     for push in (trainer.save_model, trainer.push_to_hub):
-        (tmp_path / "output" / "model.safetensors").unlink(missing_ok=True)
+        (tmp_path / "output" / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
         push()
-        saved = load_file(tmp_path / "output" / "model.safetensors")
+        saved = uploaded.pop()
         assert saved.keys() == averaged.keys() and all(torch.equal(saved[key], averaged[key]) for key in saved)
     assert all(torch.equal(tensor, raw[key]) for key, tensor in trainer.model.state_dict().items())
 
@@ -529,9 +542,9 @@ def test_full_disk_leaves_the_checkpoint_before(name, train, tmp_path, monkeypat
         with pytest.raises(
             OSError, match="checkpoint-2 could not be written .*No space left.*checkpoint-1. Make space"
         ):
-            train(Recipe(ema_decay=0.5), save_total_limit=1, **EVERY_STEP)
+            train(Recipe(ema_decay=0.5), max_steps=3, save_total_limit=1, **EVERY_STEP)
     assert not second.exists() and last_complete_checkpoint(tmp_path / "output").endswith("checkpoint-1")
-    assert len(losses(train(Recipe(ema_decay=0.5), resume=True))) == 4
+    assert len(losses(train(Recipe(ema_decay=0.5), max_steps=3, resume=True))) == 3
 
 
 def test_second_run_in_a_folder_is_refused(train, tmp_path):
@@ -587,15 +600,15 @@ def terminate_all(**kwargs):
         ("on_prediction_step", 2, {"eval_strategy": "steps", "eval_steps": 1}),
         ("on_save", 2, {"save_strategy": "steps", "save_steps": 2}),
         ("on_step_begin", 1, {"dataloader_num_workers": 2, "action": terminate_all}),
-        ("on_step_begin", 1, {"save_total_limit": 1, "load_best_model_at_end": True, "save_strategy": "steps",
-                              "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
+        ("on_step_begin", 1, {"max_steps": 3, "save_total_limit": 1, "load_best_model_at_end": True,
+                              "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
     ],
     ids=["step", "first", "epoch", "evaluation", "saved", "workers", "best"],
 )  # fmt: skip
 def test_sigterm_ends_with_a_checkpoint(event, step, options, train, tmp_path, caplog):
     """From which the same command continues exactly."""
     recipe = Recipe(ema_decay=0.5)
-    options = {"max_steps": 6} | options
+    options = {"max_steps": 5} | options
     action = options.pop("action", terminate)
     whole = train(recipe, **options)
     shutil.rmtree(tmp_path / "output")
@@ -665,16 +678,41 @@ def test_files_of_a_run_hold_neither_token_nor_path(train, tmp_path):
     assert arguments.hub_token is None and arguments.output_dir == "output"
 
 
-SCRIPT = Path(__file__).parent / "train_in_processes.py"
+def start_processes(count: int, output: Path, **options) -> list[multiprocessing.Process]:
+    """A run of `train_in_processes.py` (gloo, on the CPU), in forks of a process that has imported everything."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch.distributed.tensor", "torchvision", "accelerate", "transformers.trainer"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    environments = [environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    started = [
+        processes.Process(target=train_main, args=(environment, output), kwargs=options, daemon=True)
+        for environment in environments
+    ]
+    for process in started:
+        process.start()
+    return started
 
 
-def run_processes(count: int, output: Path, *options: str) -> dict:
-    """Losses and the folder of the final model of a short run in `count` processes (gloo, on the CPU)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command += [SCRIPT, output, *options]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr[-3000:]
+def train_main(*args, **kwargs):
+    import train_in_processes  # which imports this file
+
+    train_in_processes.main(*args, **kwargs)
+    PartialState().destroy_process_group()
+
+
+def run_processes(count: int, output: Path, **options) -> list[float]:
+    """The losses of a run. The final model is in the folder `final` of `output`."""
+    processes = start_processes(count, output, **options)
+    try:
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     return json.loads((output / "losses.json").read_text())
 
 
@@ -682,7 +720,7 @@ def run_processes(count: int, output: Path, *options: str) -> dict:
 def ddp(tmp_path_factory):
     """The folder and the losses of a run in two processes."""
     folder = tmp_path_factory.mktemp("ddp")
-    return folder, run_processes(2, folder, "--batch_size", "4")
+    return folder, run_processes(2, folder, batch_size=4)
 
 
 def assert_same_model(folders, **tolerance):
@@ -691,34 +729,38 @@ def assert_same_model(folders, **tolerance):
         torch.testing.assert_close(weights[1][key], tensor, **tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
-    one = run_processes(1, tmp_path, "--batch_size", "8")
+    one = run_processes(1, tmp_path, batch_size=8)
     assert len(one) == 7 and one == pytest.approx(ddp[1], rel=1e-4)
     assert_same_model([tmp_path, ddp[0]], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_all_processes(tmp_path):
     with pytest.raises(FileNotFoundError, match="losses.json"):
-        run_processes(2, tmp_path, "--batch_size", "4", "--save_steps", "1", "--nan_rank", "1")
+        run_processes(2, tmp_path, batch_size=4, save_steps=1, nan_rank=1)
     errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
     assert errors[0] == errors[1] and "The loss at step 2 is nan; the last good checkpoint is" in errors[0]
     assert str(tmp_path / "checkpoint-1") in errors[0] and not (tmp_path / "checkpoint-2").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(ddp, tmp_path):
     """At the same step, from which the run continues to the same result. Both processes are one run to the lock."""
     with pytest.raises(FileNotFoundError, match="losses.json"):
-        run_processes(2, tmp_path, "--batch_size", "4", "--sigterm_rank", "1")
+        run_processes(2, tmp_path, batch_size=4, sigterm_rank=1)
     assert [int((tmp_path / f"status_{rank}").read_text()) for rank in range(2)] == [143, 143]
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert run_processes(2, tmp_path, "--batch_size", "4") == pytest.approx(ddp[1], rel=1e-6)
+    assert run_processes(2, tmp_path, batch_size=4) == pytest.approx(ddp[1], rel=1e-6)
     assert_same_model([ddp[0], tmp_path], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
     """FSDP2 in two processes: sharded parameters and averages; what is saved loads without it and resumes with it."""
-    options = ["--batch_size", "4", "--fsdp", "--save_steps", "2"]
-    losses = run_processes(2, tmp_path, *options)
+    options = {"batch_size": 4, "fsdp": True, "save_steps": 2}
+    losses = run_processes(2, tmp_path, **options)
     assert losses == pytest.approx(ddp[1], rel=1e-3)
     model, info = InternImageForImageClassification.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(info.values()) and model.dtype == torch.float32
@@ -726,23 +768,22 @@ def test_fsdp_saves_a_whole_checkpoint(ddp, tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-6")
     (tmp_path / "whole").mkdir()
     shutil.move(tmp_path / "final", tmp_path / "whole" / "final")
-    assert run_processes(2, tmp_path, *options) == losses
+    assert run_processes(2, tmp_path, **options) == losses
     assert_same_model([tmp_path / "whole", tmp_path], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_killed_run_continues_to_the_same_result(tmp_path):
     """kill -9 between checkpoints; the same command again ends with the weights of a run that was not interrupted."""
-    options = ["--batch_size", "4", "--steps", "14", "--save_steps", "5", "--slow"]  # 8 steps are an epoch
-    whole = run_processes(1, tmp_path / "whole", *options)
-    command = [sys.executable, SCRIPT, tmp_path / "killed", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = {"batch_size": 4, "steps": 14, "save_steps": 5, "slow": True}  # 8 steps are an epoch
+    whole = run_processes(1, tmp_path / "whole", **options)
+    (process,) = start_processes(1, tmp_path / "killed", **options)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoint-10" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "killed" / "final").exists()
-    assert run_processes(1, tmp_path / "killed", *options) == whole
+    assert run_processes(1, tmp_path / "killed", **options) == whole
     assert_same_model([tmp_path / "whole", tmp_path / "killed"], rtol=0, atol=0)

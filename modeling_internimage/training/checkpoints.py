@@ -1,14 +1,10 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""What a training run leaves on disk: whole checkpoints, one run in a folder, an orderly end on SIGTERM."""
+"""Checkpoint folders: which of them are complete, and from which one training can resume."""
 
 import json
 import os
 import re
-import signal
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,19 +16,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
-
-
 logger = logging.get_logger(__name__)
 
 AVERAGED_WEIGHTS_FOLDER = "ema"
 STATE_NAME = "trainer_state.json"  # the Trainer writes it last
 
-# Files or folders of a checkpoint, of which one must be there. DeepSpeed has all in folders of its own.
+# A checkpoint must have at least one file or folder of each kind. DeepSpeed has folders of its own.
 _WEIGHTS = ("*.safetensors", "*/adapter_model.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
 _PARTS = {
     "the optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
@@ -61,7 +50,7 @@ def name_of_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | Non
 
 
 def nested_tensors(value, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in dictionaries and lists, with the names of the path to them."""
+    """The tensors in nested dictionaries and lists, with their paths, such as `state.0.exp_avg`."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, (dict, list, tuple)):
@@ -91,12 +80,12 @@ def _fault_of_file(file: Path) -> str | None:
 @dataclass
 class CheckpointFolder:
     """
-    A folder of the Trainer and what is wrong with it.
+    A checkpoint folder of the Trainer, and its faults.
 
     Attributes:
-        unusable: Why training cannot go on from it, or `None`.
-        unreadable: Of the files that it could go on without, those that cannot be read, and why.
-        missing: What would start anew because there is no file of it.
+        unusable: Why training cannot resume from it, or `None`.
+        unreadable: The files that training can do without and that cannot be read, with the reasons.
+        missing: The parts without a file, which would start anew.
     """
 
     path: Path
@@ -106,7 +95,7 @@ class CheckpointFolder:
 
     @classmethod
     def examine(cls, folder: str | os.PathLike) -> "CheckpointFolder":
-        """Reads all of it once."""
+        """Read every file once, and look for faults."""
         checkpoint = cls(Path(folder))
         checkpoint.unusable = checkpoint._find_unusable()
         if checkpoint.unusable is None:
@@ -142,7 +131,7 @@ class CheckpointFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Also without optimizer, schedule and random numbers, if all of them were left out (`save_only_model`)."""
+        """Whether nothing is missing, or only all that `save_only_model` leaves out."""
         return self.unusable is None and not self.unreadable and len(self.missing) in (0, len(_PARTS))
 
     @property
@@ -153,11 +142,11 @@ class CheckpointFolder:
 
     def prepare(self):
         """
-        Make the Trainer able to go on from it: files that cannot be read get the ending `.unreadable`. A warning says
-        what starts anew.
+        Rename files that cannot be read to `*.unreadable`, so that the Trainer can resume from this folder. Warnings
+        name what starts anew.
 
         Raises:
-            ValueError: If it cannot go on from this folder.
+            ValueError: If training cannot resume from this folder.
         """
         if self.unusable is not None:
             raise ValueError(f"Training cannot go on from {self.path}: {self.unusable}. Name another, or delete it.")
@@ -185,7 +174,7 @@ def has_state(folder: str | os.PathLike) -> bool:
 
 
 def _find(output_dir: str | os.PathLike) -> tuple[CheckpointFolder | None, list[CheckpointFolder]]:
-    """The checkpoint to resume from, and the newer ones that are worse."""
+    """The checkpoint to resume from, and the newer ones that are damaged more than it."""
     numbers = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and folder.is_dir():
@@ -204,8 +193,8 @@ def _find(output_dir: str | os.PathLike) -> tuple[CheckpointFolder | None, list[
 
 def find_checkpoint(output_dir: str | os.PathLike) -> CheckpointFolder | None:
     """
-    The newest complete checkpoint of a run or else the newest that has at least weights and state. Newer ones that
-    are passed over are named in a warning.
+    The newest complete checkpoint of a run or, without one, the newest that has at least weights and state. Warnings
+    name the newer ones that are skipped.
     """
     chosen, newer = _find(output_dir)
     way_on = "there is none before it to resume from"
@@ -235,160 +224,9 @@ def check_same_architecture(model: nn.Module, checkpoint: str | os.PathLike):
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} cannot be read ({error}). Name another checkpoint, or delete that one.") from error
     for name, parameter in model.named_parameters():
-        name = name.replace("_orig_mod.", "").removeprefix("module.")
         shape = list(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed ZeRO-3 keeps them elsewhere
         if shapes.get(name) != shape:
             raise ValueError(
                 f"{checkpoint} is of another model: {name} has the shape {shapes.get(name)} there and {shape} here. "
                 "Name another `--output_dir`, or delete that one."
             )
-
-
-class FolderLock:
-    """
-    A folder is one process's inside the `with` block, which can be nested. The operating system ends the lock with
-    the process, however that ends; worker processes do not share it. The file `_lock` stays in the folder.
-
-    Raises:
-        RuntimeError: If another process has the lock.
-        OSError: If the folder cannot be written.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self._depth = 0
-        self._file = None
-
-    def __enter__(self):
-        if self._depth == 0:
-            self._file = self._acquire()
-        self._depth += 1
-
-    def __exit__(self, *_):
-        self._depth -= 1
-        if self._depth == 0:
-            self._file.close()
-            self._file = None
-
-    def _acquire(self):
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(self.folder / "_lock", "a+", encoding="utf-8")  # (`push_to_hub` leaves `_*` out)
-        except OSError as error:
-            raise OSError(f"The output folder {self.folder} cannot be written ({error}).") from error
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `flock` would be shared with forked workers
-            else:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except (BlockingIOError, PermissionError) as error:
-            file.close()
-            raise RuntimeError(
-                f"Another run is writing to {self.folder}{_holder(self.folder)}. Name another output folder, or wait."
-            ) from error
-        except OSError as error:
-            logger.warning(
-                f"{self.folder} is on a file system without locks ({error}): a second run in it would not be noticed."
-            )
-        if fcntl is not None:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        return file
-
-
-def _holder(folder: Path) -> str:
-    try:
-        name = (folder / "_lock").read_text(encoding="utf-8")
-    except OSError:  # Windows locks reading too
-        name = ""
-    return f" ({name})" if name else ""
-
-
-class SigtermGuard:
-    """
-    SIGTERM, with which Slurm, Kubernetes and others announce the end, does not end the process inside the `with`
-    block, which can be nested; it sets `received`. Another one, a second or more later (launchers repeat it at once),
-    ends it. The outermost block ends the process if there was one: `SystemExit` with the status 143. Does nothing in
-    other threads than the main one and if the program has a handler of its own.
-    """
-
-    STATUS = 128 + signal.SIGTERM
-    SECONDS = 1.0
-
-    def __init__(self):
-        self.received = False
-        self._time = 0.0
-        self._depth = 0
-        self._is_installed = False
-
-    def __enter__(self):
-        self._depth += 1
-        if self._depth > 1 or threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self.received, self._is_installed = False, True
-            signal.signal(signal.SIGTERM, self._handle)
-
-    def __exit__(self, exception_type, *_):
-        self._depth -= 1
-        if self._depth == 0 and self._is_installed:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            self._is_installed = False
-            if self.received and exception_type is None:
-                raise SystemExit(self.STATUS)
-
-    @property
-    def is_active(self) -> bool:
-        return self._depth > 0
-
-    def _handle(self, *_):
-        if not self.received:
-            self.received, self._time = True, time.monotonic()
-        elif time.monotonic() - self._time > self.SECONDS:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-
-
-def leave_sigterm_to_parent(dataloader):
-    """
-    Workers of `dataloader` end only when their parent says so. Slurm and `timeout` send SIGTERM to all processes, and
-    the parent needs its workers until the step is done.
-    """
-    dataloader = getattr(dataloader, "base_dataloader", dataloader)  # accelerate's are around one
-    if getattr(dataloader, "num_workers", 0) > 0 and hasattr(signal, "sigwaitinfo"):
-        if not isinstance(dataloader.worker_init_fn, _StartWorker):
-            dataloader.worker_init_fn = _StartWorker(dataloader.worker_init_fn)
-
-
-@dataclass
-class _StartWorker:
-    start: Callable[[int], None] | None
-
-    def __call__(self, worker_id: int):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
-        if self.start is not None:
-            self.start(worker_id)
-
-
-def _wait_for_parent():
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-class Published(str):
-    """A string that pickles as another one, or as `None`: what is in a file that leaves this machine."""
-
-    def __new__(cls, value: str, published: str | None):
-        string = super().__new__(cls, value)
-        string.published = published
-        return string
-
-    def __reduce__(self):
-        return (type(None), ()) if self.published is None else (str, (self.published,))
-
-    def __deepcopy__(self, memo):
-        return self
