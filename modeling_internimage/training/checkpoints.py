@@ -179,7 +179,7 @@ def _find(output_dir: str | os.PathLike) -> tuple[CheckpointFolder | None, list[
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and folder.is_dir():
             numbers[folder] = int(match[1])
-    examined = []
+    examined: list[CheckpointFolder] = []
     for folder in sorted(numbers, key=numbers.get, reverse=True):
         checkpoint = CheckpointFolder.examine(folder)
         if checkpoint.is_complete:

@@ -87,8 +87,9 @@ class WeightAverage:
 
 def _like(whole: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """`whole`, or this process's shard of it if `tensor` is sharded."""
-    if hasattr(tensor, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
+    if not hasattr(tensor, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor  # which not every build of torch has
 
-        return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-    return whole
+    assert isinstance(tensor, DTensor)
+    return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)

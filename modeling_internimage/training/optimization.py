@@ -75,7 +75,7 @@ def create_parameter_groups(
             raise ValueError(f"`{name}` must be above 0 and at most 1, got {factor}.")
     if layer_counting not in LAYER_COUNTINGS:
         raise ValueError(f"`layer_counting` must be one of {list(LAYER_COUNTINGS)}, got {layer_counting!r}.")
-    groups = {}
+    groups: dict[tuple[float, float], dict] = {}
     scales = _learning_rate_scales(model, layer_decay, LAYER_COUNTINGS[layer_counting])
     if scales is None and (layer_decay, deformable_multiplier) != (1, 1):
         raise ValueError(
@@ -90,8 +90,9 @@ def create_parameter_groups(
             scale *= deformable_multiplier
         shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed ZeRO-3 leaves them empty, (0,)
         decay = 0.0 if len(shape) == 1 or name.endswith(".bias") else weight_decay
-        group = {"params": [], "lr": learning_rate * scale, "weight_decay": decay}
-        groups.setdefault((group["lr"], decay), group)["params"].append(parameter)
+        lr = learning_rate * scale
+        group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
+        group["params"].append(parameter)
     return list(groups.values())
 
 

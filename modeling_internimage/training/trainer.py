@@ -40,6 +40,8 @@ logger = logging.get_logger(__name__)
 class _Published(str):
     """A string that is pickled as another one, or as `None`: for files that are uploaded or passed on."""
 
+    published: str | None
+
     def __new__(cls, value: str, published: str | None):
         string = super().__new__(cls, value)
         string.published = published
@@ -271,7 +273,7 @@ class InternImageTrainer(Trainer):
 
     def _by_main_process(self, function: Callable):
         """Call `function` in the main process; return or raise its result in all processes."""
-        answer = [None, None]
+        answer: list = [None, None]
         if self.is_world_process_zero():
             try:
                 answer[0] = function()
