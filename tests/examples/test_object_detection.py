@@ -518,6 +518,7 @@ def mutate(value, random: np.random.Generator):
     return [value] if random.random() < 0.1 else VALUES[random.integers(len(VALUES))]
 
 
+@pytest.mark.slow
 def test_mutated_files(scenes, first=0, number=200):
     """Labels and metrics are right, or a `ValueError` names the file or the annotation."""
     good = json.loads((scenes / "annotations.json").read_text())

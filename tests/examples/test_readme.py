@@ -50,6 +50,7 @@ READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
+REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
 SHORT_RUN = {
     "max_steps": 1, "max_train_samples": 4, "max_eval_samples": 2, "report_to": "none",
@@ -147,9 +148,9 @@ HOW = {
 
 
 def blocks(language: str) -> list:
-    """(README, block) of every fenced code block in a language."""
+    """Every fenced code block in a language, called after its README. What needs its own process is slow."""
     return [
-        pytest.param(block, id=f"{readme}-{idx}")
+        pytest.param(block, id=f"{readme}-{idx}", marks=[pytest.mark.slow] if REGISTERS in block else [])
         for readme in READMES
         for idx, block in enumerate(re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / readme).read_text(), re.S))
     ]
@@ -293,7 +294,7 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_blocks(block, workplace):
     code = block.replace(OFFICIAL_REPOSITORY, "official")
-    if "register_for_auto_class" in code:  # for good: in a process of its own
+    if REGISTERS in code:  # for good: in a process of its own
         subprocess.run([sys.executable, "-c", code], check=True)
         assert (workplace / "my-internimage" / "modeling_internimage.py").is_file()
     else:
