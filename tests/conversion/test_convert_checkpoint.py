@@ -23,7 +23,6 @@ from testing_utils import (
     MANIFESTS,
     REDUCED_MODELS,
     REPOSITORY,
-    first_quick,
     original_state_dict,
     write_without_data,
 )
@@ -72,7 +71,8 @@ def test_reduced_models(name, write_original, tmp_path):
     assert_reduced_model(model, name)
 
 
-@pytest.mark.parametrize("name", first_quick(FULLSIZE_MODELS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULLSIZE_MODELS)
 def test_full_size_models(name, tmp_path):
     """Golden numbers, class names, preprocessing, and for the largest memory: at most 1.3 times the checkpoint."""
     source = tmp_path / f"{name}.pth"
