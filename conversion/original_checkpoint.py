@@ -152,7 +152,7 @@ def _load(file: Path):
         )
     with torch.serialization.safe_globals(INERT_CLASSES):
         try:
-            # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+            # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
             return torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)
         except Exception as error:  # as can what they contain
             raise _damaged(file, error) from error
@@ -181,7 +181,7 @@ def _names_in(file: Path) -> set[str]:
             return _names_in_pickle(archive.read(_pickle_member(file, archive.infolist())))
     with open(file, "rb") as opened:
         if file.stat().st_size and opened.read(15)[2:] != _MAGIC_NUMBER:
-            raise ConversionError(f"{file} is not a PyTorch checkpoint: it is no file that `torch.save` wrote.")
+            raise ConversionError(f"{file} is not a PyTorch checkpoint: `torch.save` did not write it.")
         opened.seek(0)
         # Magic number, version, system, what was saved, keys of its storages.
         return set().union(*(_names_in_pickle(opened) for _ in range(5)))

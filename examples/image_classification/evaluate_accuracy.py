@@ -189,8 +189,10 @@ def collate(examples: list[dict]) -> dict:
 
 
 def places_of_labels(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    """(batch_size, num_labels) and (batch_size,) -> (batch_size,): place of the label, from 0; `k` if it is not among
-    the best `k`."""
+    """
+    Rank of the label among the best `k` logits, from 0, or `k` if it is not among them, (batch_size,), for logits
+    (batch_size, num_labels) and labels (batch_size,).
+    """
     hits = logits.topk(k).indices == labels[:, None]
     return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), k)
 

@@ -60,7 +60,7 @@ def _read_json(file: str) -> dict:
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"))  # (Windows marks UTF-8.)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"This is no complete JSON file ({error}).") from error
+        raise ValueError(f"This is not a complete JSON file ({error}).") from error
     for name in ("images", "annotations", "categories"):
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -88,7 +88,7 @@ def _read_json(file: str) -> dict:
 
 
 def _read_categories(content: dict) -> dict[int, str]:
-    """Names by id. Of several categories with a name the one with annotations counts, or the last one."""
+    """Names by id. If several categories share a name, the one with annotations counts, else the last one."""
     used = {
         entry["category_id"] for entry in content["annotations"] if isinstance(entry.get("category_id"), int | float)
     }
@@ -174,14 +174,14 @@ def annotations_of(objects: str | dict | list) -> list[dict]:
 
 
 def without_images(rows: datasets.Dataset, label_column: str) -> datasets.Dataset:
-    """The column of objects, and those that say which images they are on: quick to go through."""
+    """The columns of objects, image ids and sizes. (Without the images, they are quick to go through.)"""
     return rows.select_columns([name for name in (label_column, *FEATURES) if name in rows.column_names])
 
 
 def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
     """
-    Raise a `ValueError` now, not after hours, for annotations that are none, ids of images that are not unique and, if
-    masks are needed, missing and impossible ones.
+    Raise a `ValueError` for invalid annotations, repeated ids of images and, if masks are needed, missing or invalid
+    masks: before the training, not hours later.
     """
     image_ids = set()
     number = crowds = fragments = 0
@@ -206,7 +206,7 @@ def check_objects(rows: datasets.Dataset, label_column: str, with_masks: bool):
                 if isinstance(segmentation, list) and isinstance(segmentation[0], list):
                     fragments += len(segmentation) - len(used)
     if fragments:
-        logger.warning(f"{fragments} polygons with less than three corners are left out of the masks.")
+        logger.warning(f"{fragments} polygons with fewer than three corners are left out of the masks.")
     if number and crowds == number:
         raise ValueError(
             f"All {number} objects are marked `iscrowd`, as masks of CVAT's brush are: none would be trained or "

@@ -17,7 +17,7 @@ from examples.object_detection.detection_data import annotations_of, without_ima
 from modeling_internimage.coco_annotations import check_annotation, check_segmentation, encode_mask
 
 
-# Of `COCOeval.stats`, in its order, with the names that torchmetrics has for them.
+# Names, as in torchmetrics, of the values in `COCOeval.stats`.
 METRICS = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
 METRICS += ["mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"]
 

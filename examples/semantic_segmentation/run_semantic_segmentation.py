@@ -146,7 +146,7 @@ def load_images(data_args: DataArguments, model_args: ModelArguments, seed: int)
 
 
 class RandomRatioResize(v2.Transform):
-    """To `size` of an image processor times a random factor, keeping the proportions."""
+    """Resize to `size` of an image processor times a random factor, keeping the proportions."""
 
     def __init__(self, size: dict[str, int], min_ratio: float, max_ratio: float):
         super().__init__()
@@ -163,8 +163,8 @@ class RandomRatioResize(v2.Transform):
 
 class RandomCropOfSeveralClasses(v2.Transform):
     """
-    A crop of at most `size` x `size` pixels in which no class has more than `max_class_fraction` of the pixels that
-    have a label; the last of ten if there is none.
+    Crop to at most `size` x `size` pixels in which no class has more than `max_class_fraction` of the labelled pixels.
+    If ten random crops do not satisfy this, the last one is taken.
     """
 
     def __init__(self, size: int, max_class_fraction: float, ignore_index: int):
@@ -201,7 +201,7 @@ def training_augmentation(image_processor, data_args: DataArguments) -> v2.Trans
     steps += [
         v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
         v2.Normalize(image_processor.image_mean, image_processor.image_std),
-        # Only for images that are smaller than the crop: puts them somewhere in it.
+        # Pads images that are smaller than the crop, at a random place in it.
         v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 0.0, tv_tensors.Mask: data_args.ignore_index}),
     ]
     return v2.Compose(steps)
@@ -317,8 +317,8 @@ def new_model(model_args: ModelArguments, fields: dict, hub: dict):
 
 class SegmentationTrainer(InternImageTrainer):
     """
-    Evaluation returns a confusion matrix for each image in place of its logits, which it enlarges to the size of the
-    label map if the model (transformers' SegFormer) has not.
+    Evaluation returns a confusion matrix for each image instead of its logits. Logits that are smaller than the label
+    map (transformers' SegFormer) are resized first.
     """
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -332,7 +332,7 @@ class SegmentationTrainer(InternImageTrainer):
                 scores = torch.nn.functional.interpolate(scores[None], size=label.shape, mode="bilinear")[0]
             predictions = scores.argmax(dim=0)
             matrices.append(confusion_matrix(predictions, label, config.num_labels, config.loss_ignore_index))
-        # Label maps of other processes may have other sizes; nobody needs them any more.
+        # The label maps are not needed any more, and those of other processes may have other sizes.
         return loss, torch.stack(matrices), labels[:, 0, 0]
 
     def get_train_dataloader(self):
@@ -348,7 +348,7 @@ class SegmentationTrainer(InternImageTrainer):
 
 
 def prepare_training(model, training_args: TrainingArguments, num_images: int):
-    """What the heads of transformers need for training. Returns the model."""
+    """Check that batch norm gets two images. Set up checkpointing and synchronised batch norm."""
     is_synchronised = training_args.world_size > 1 and training_args.device.type == "cuda"
     images_per_step = training_args.per_device_train_batch_size * (training_args.world_size if is_synchronised else 1)
     if min(images_per_step, num_images) < 2:

@@ -49,8 +49,8 @@ def list_folder(folder: str, argument: str, image_column: str = "image", label_c
 
 def read_label_map(row: dict, num_labels: int, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
     """
-    Class index of every pixel, int64 (height, width), in `[0, num_labels)` or `ignore_index`. Grey values are the
-    indices, or those into the palette, whatever its colours.
+    Class index of every pixel, int64 (height, width), in `[0, num_labels)` or `ignore_index`. In the file it is the
+    grey value, or the index into the palette, whose colours do not matter.
 
     Args:
         row: {"bytes", "path"} of the file.
@@ -95,8 +95,8 @@ def read_pair(image_row: dict | None, map_row: dict | None, **kwargs) -> tuple[I
 def check_ignored_pixels(rows: datasets.Dataset, column: str, id2label: dict[int, str], **kwargs):
     """
     Raise a `ValueError` if label maps have a single class and pixels that are ignored, such as masks of 0 and 255: the
-    object would be what is ignored. Looks at as few maps as it takes to see two classes; of more than `MAPS_TO_CHECK`
-    without them it warns. `kwargs` as for [`read_label_map`].
+    object would be ignored. Maps are read until two classes are found. If there are more than `MAPS_TO_CHECK`, it only
+    warns. `kwargs` as for [`read_label_map`].
     """
     seen, ignore_index = set(), kwargs["ignore_index"]
     maps = rows.select_columns([column]).select(range(min(len(rows), MAPS_TO_CHECK)))
@@ -117,14 +117,14 @@ def check_ignored_pixels(rows: datasets.Dataset, column: str, id2label: dict[int
 
 
 def check_ignore_index(ignore_index: int, num_labels: int, do_reduce_labels: bool):
-    """It must be no class, neither in the files, where classes may start at 1, nor in what is made of them."""
+    """Raise a `ValueError` for the index of a class, in the files (where classes may start at 1) or after reading."""
     end = num_labels + do_reduce_labels
     if 0 <= ignore_index < end:
         raise ValueError(f"`--ignore_index {ignore_index}` is the index of a class: it must be outside of [0, {end}).")
 
 
 def read_classes(file: str) -> tuple[list[str], list[list[int]] | None]:
-    """Names, in the order of their indices, and colours, if there are any: of a JSON file with a list or an object."""
+    """Names of the classes in a JSON file, in the order of their indices, and their colours if it has any."""
     if not os.path.isfile(file):
         raise ValueError(f"`--classes_file {file}` is not a file.")
     content = json.loads(Path(file).read_text(encoding="utf-8"))

@@ -57,7 +57,7 @@ def segmentation_metrics(matrix: torch.Tensor) -> dict:
 
 
 def listing(values: list) -> str:
-    """The first ones, for a message."""
+    """The first values, for a message."""
     return ", ".join(map(str, values[:NAMED])) + (", ..." if len(values) > NAMED else "")
 
 

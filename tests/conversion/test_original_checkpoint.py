@@ -205,7 +205,7 @@ def tar(content: bytes) -> bytes:
         (lambda content: rewritten(content, add=["file/constants.pkl"]), "TorchScript"),
         (lambda content: content + content, "several archives"),
         (lambda content: rewritten(content).replace(b"PK\x05\x06", b"PK\x05\x07"), "damaged"),
-        (tar, "no file that `torch.save` wrote"),
+        (tar, "`torch.save` did not write it"),
     ],
     ids=["compressed", "no-pickle", "same-name", "script", "two", "no-end", "tar"],
 )

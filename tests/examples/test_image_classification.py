@@ -120,6 +120,7 @@ def test_embedded_digits():
     assert sum(held_out) <= 1  # no test image is a training image
 
 
+@pytest.mark.slow
 def test_digits_learn(tmp_path):
     """A few steps on the digits lower the loss well below that of guessing, 2.3."""
     output = tmp_path / "digits"

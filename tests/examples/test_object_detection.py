@@ -471,7 +471,7 @@ def test_unusual_annotations(scenes, caplog):
         file["images"][0].update(width=None)
 
     rows, categories = read(scenes, change)
-    assert caplog.messages == ["2 polygons with less than three corners are left out of the masks."]
+    assert caplog.messages == ["2 polygons with fewer than three corners are left out of the masks."]
     assert categories == {3: "left", 70: "right"}
     actual = data.DetectionImages(rows, ("image", "objects"), image_processor, True)[0]["labels"]
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
@@ -518,6 +518,7 @@ def mutate(value, random: np.random.Generator):
     return [value] if random.random() < 0.1 else VALUES[random.integers(len(VALUES))]
 
 
+@pytest.mark.slow
 def test_mutated_files(scenes, first=0, number=200):
     """Labels and metrics are right, or a `ValueError` names the file or the annotation."""
     good = json.loads((scenes / "annotations.json").read_text())
@@ -580,7 +581,7 @@ def test_image_ids_are_unique():
 
 
 def test_other_bad_input(scenes, detector, tmp_path, tiny_config):
-    with pytest.raises(ValueError, match="is no complete JSON file"):
+    with pytest.raises(ValueError, match="is not a complete JSON file"):
         (tmp_path / "half.json").write_text((scenes / "annotations.json").read_text()[:200])
         data.read_coco(str(scenes / "images"), str(tmp_path / "half.json"), "--annotations")
     content = json.loads((scenes / "annotations.json").read_text())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import create_autospec
 
+import datasets
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -49,6 +50,7 @@ READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
+REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
 SHORT_RUN = {
     "max_steps": 1, "max_train_samples": 4, "max_eval_samples": 2, "report_to": "none",
@@ -146,9 +148,9 @@ HOW = {
 
 
 def blocks(language: str) -> list:
-    """(README, block) of every fenced code block in a language."""
+    """Every fenced code block in a language, called after its README. What needs its own process is slow."""
     return [
-        pytest.param(block, id=f"{readme}-{idx}")
+        pytest.param(block, id=f"{readme}-{idx}", marks=[pytest.mark.slow] if REGISTERS in block else [])
         for readme in READMES
         for idx, block in enumerate(re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / readme).read_text(), re.S))
     ]
@@ -175,9 +177,6 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 @pytest.fixture(scope="module")
 def stock(photographs, tmp_path_factory):
     """A folder with everything the commands name: images, data sets, models."""
-    from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as ImageFeature
-
     folder = tmp_path_factory.mktemp("stock")
     Image.fromarray(photographs[0]).save(folder / "photo.jpg")
     images = []
@@ -187,16 +186,10 @@ def stock(photographs, tmp_path_factory):
             for idx in range(4):
                 images.append(Image.fromarray(photograph[idx * 60 : idx * 60 + 200, :300]))
                 images[-1].save(folder / "images" / split / name / f"{idx}.jpg")
-    (folder / "beans").mkdir()
-    features = Features({"image": ImageFeature(), "labels": ClassLabel(names=["healthy", "rust"])})
-    data = Dataset.from_dict({"image": images, "labels": [idx % 2 for idx in range(len(images))]}, features=features)
-    data.to_parquet(folder / "beans" / "train.parquet")
-    digits = {idx: str(idx) for idx in range(10)}
-    for name, labels in (("digits", digits), ("my_model", {0: "astronaut", 1: "coffee"})):
-        label2id = {label: idx for idx, label in labels.items()}
-        model = InternImageForImageClassification(
-            InternImageConfig(**TINY, image_size=32, id2label=labels, label2id=label2id)
-        )
+    features = {"image": datasets.Image(), "labels": datasets.ClassLabel(names=["healthy", "rust"])}
+    write_table(folder / "beans", features, {"image": images, "labels": [idx % 2 for idx in range(len(images))]})
+    for name, labels in (("digits", list("0123456789")), ("my_model", ["astronaut", "coffee"])):
+        model = InternImageForImageClassification(InternImageConfig(**TINY, image_size=32, **named(labels)))
         randomize(model).save_pretrained(folder / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(folder / "outputs" / name)
     write_official_checkpoint(folder / "official", REDUCED["config"], REDUCED["keys"], seed=0)
@@ -223,10 +216,19 @@ def workplace(stock, tmp_path, monkeypatch):
     return tmp_path
 
 
+def named(labels: list[str]) -> dict:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: idx for idx, label in enumerate(labels)}}
+
+
+def write_table(folder: Path, features: dict, rows: dict):
+    """A dataset that `load_dataset` finds in `folder`."""
+    folder.mkdir()
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    table.to_parquet(folder / "train.parquet")
+
+
 def add_detection(folder: Path, images: list[Image.Image]):
     """What the commands for detection name: eight photographs, files in COCO's format, a data set, three models."""
-    import datasets
-
     photographs_with_objects.write_data_set(folder / "outputs" / "objects")
     (folder / "scenes" / "images").mkdir()
     objects = {"bbox": [[10, 20, 100, 90], [60, 70, 200, 110]], "category": [0, 1]}
@@ -242,14 +244,12 @@ def add_detection(folder: Path, images: list[Image.Image]):
                 entry |= {"bbox": [left, top, width, height], "area": width * height, "segmentation": [corners]}
                 content["annotations"].append(entry)
         (folder / "scenes" / f"{split}.json").write_text(json.dumps(content))
-    (folder / "medical").mkdir()
     features = {
         "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
         "category": datasets.List(datasets.ClassLabel(names=["mask", "glove"])),
     }
-    features = datasets.Features({"image": datasets.Image(), "objects": features})
     rows = {"image": images[:8], "objects": [objects] * 8}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "medical" / "train.parquet")
+    write_table(folder / "medical", {"image": datasets.Image(), "objects": features}, rows)
     for name, classes in (
         ("outputs/objects_model", list(photographs_with_objects.CATEGORIES)),
         ("outputs/my_detector", ["cup", "cat"]),
@@ -257,22 +257,15 @@ def add_detection(folder: Path, images: list[Image.Image]):
     ):
         config = MaskRCNNConfig(
             backbone_config=InternImageConfig(**TINY, out_features=STAGES),
-            hidden_size=16,
-            box_head_hidden_size=16,
-            max_detections=10,
-            id2label=dict(enumerate(classes)),
-            label2id={name: idx for idx, name in enumerate(classes)},
-        )
+            hidden_size=16, box_head_hidden_size=16, max_detections=10, **named(classes),
+        )  # fmt: skip
         randomize(MaskRCNNForObjectDetection(config)).save_pretrained(folder / name)
         size = {"shortest_edge": 64, "longest_edge": 128}
         modeling_internimage.MaskRCNNImageProcessor(size=size).save_pretrained(folder / name)
 
 
 def add_segmentation(folder: Path, images: list[Image.Image]):
-    """What the commands for segmentation name: images with maps in folders and as a data set, coins, two models."""
-    from datasets import Dataset, Features
-    from datasets import Image as ImageFeature
-
+    """What the commands for segmentation name: images with maps in folders and as a data set, coins, models."""
     coins.write_folders(folder / "outputs" / "coins")
     (folder / "classes.json").write_text('{"dark": [0, 0, 90], "bright": [255, 200, 0]}')
     for split in ("train", "validation"):
@@ -282,16 +275,13 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
             image.save(folder / "scenes" / split / "images" / f"{idx}.jpg")
             labels = image.convert("L").point(lambda value: int(value > 100))
             labels.save(folder / "scenes" / split / "maps" / f"{idx}.png")
-    (folder / "streets").mkdir()
-    files = {column: [str(folder / "scenes" / "train" / name) for name in names]
-             for column, names in (("image", [f"images/{idx}.jpg" for idx in range(4)]),
-                                   ("annotation", [f"maps/{idx}.png" for idx in range(4)]))}  # fmt: skip
-    features = Features(dict.fromkeys(files, ImageFeature()))
-    Dataset.from_dict(files, features=features).to_parquet(folder / "streets" / "train.parquet")
+    files = {"image": (folder / "scenes" / "train" / "images").iterdir(),
+             "annotation": (folder / "scenes" / "train" / "maps").iterdir()}  # fmt: skip
+    rows = {column: sorted(map(str, paths)) for column, paths in files.items()}
+    write_table(folder / "streets", dict.fromkeys(files, datasets.Image()), rows)
     config = UperNetConfig(
         backbone_config=InternImageConfig(**TINY, out_features=STAGES),
-        hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=64, id2label={0: "dark", 1: "bright"},
-        label2id={"dark": 0, "bright": 1},
+        hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=64, **named(["dark", "bright"]),
     )  # fmt: skip
     image_processor = modeling_internimage.InternImageSegmentationImageProcessor(
         size={"shortest_edge": 64, "longest_edge": 256}, size_divisor=32
@@ -304,7 +294,7 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_blocks(block, workplace):
     code = block.replace(OFFICIAL_REPOSITORY, "official")
-    if "register_for_auto_class" in code:  # for good: in a process of its own
+    if REGISTERS in code:  # for good: in a process of its own
         subprocess.run([sys.executable, "-c", code], check=True)
         assert (workplace / "my-internimage" / "modeling_internimage.py").is_file()
     else:
@@ -312,7 +302,9 @@ def test_python_blocks(block, workplace):
 
 
 @pytest.mark.parametrize(
-    "command", first_quick(commands(), lambda command: (how_to_test(command), *command.split()[:3]))
+    "command",
+    first_quick(commands(), lambda command: (how_to_test(command), *command.split()[:3])),
+    ids=lambda command: command[:100],
 )
 def test_commands(command, workplace):
     how_to_test(command)(["official" if word == OFFICIAL_REPOSITORY else word for word in shlex.split(command)])
