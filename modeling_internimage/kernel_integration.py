@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""DCNv3 as a compiled kernel from the Kernel Hub, through the `kernels` library, instead of its PyTorch definition.
+"""DCNv3 as a compiled kernel from the Kernel Hub, through the `kernels` library, instead of its PyTorch reference.
 
 A kernel is loaded only when one is asked for: by `use_kernels=True` of `from_pretrained` or by `use_dcnv3_kernel`. It
 replaces the `forward` of single layers, never a parameter or a class.
@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 KERNEL_REPOSITORY = "kernels-community/dcnv3"
 KERNEL_REPOSITORY_VARIABLE = "INTERNIMAGE_KERNEL_REPOSITORY"
-PYTORCH_DEFINITION = "PyTorch definition"
+PYTORCH_REFERENCE = "PyTorch reference"
 _REQUIREMENT = "kernels>=0.17.2"  # as in setup.cfg
 _SECONDS_BETWEEN_ATTEMPTS = 60
 
@@ -79,7 +79,7 @@ class DCNv3KernelRepository:
             return self.load_now()
         except KernelNotAvailableError as error:
             object.__setattr__(self, "_failure", (time.monotonic(), str(error)))
-            logger.warning_once(f"{error} DCNv3 runs as its PyTorch definition: the same results, more slowly.")
+            logger.warning_once(f"{error} DCNv3 runs as its PyTorch reference: the same results, more slowly.")
             raise
 
     def load_now(self) -> type[nn.Module]:
@@ -142,17 +142,17 @@ def use_dcnv3_kernel(
     strict: bool = False,
 ) -> nn.Module:
     """
-    Run the DCNv3 layers of a model as a compiled kernel, or as the PyTorch definition again: `use_kernels=True` for
+    Run the DCNv3 layers of a model as a compiled kernel, or as the PyTorch reference again: `use_kernels=True` for
     models that exist already, any version of transformers and any repository.
 
     One call serves training, inference and `torch.compile`. `copy.deepcopy` keeps the kernel. Checkpoints do not know
-    about it, and a model that went through `pickle` runs the definition until this is called again.
+    about it, and a model that went through `pickle` runs the reference until this is called again.
 
     Args:
         model (`torch.nn.Module`):
             Any model with an InternImage in it, on the device where it will run. It is changed in place.
         enabled (`bool`, *optional*, defaults to `True`):
-            `False` goes back to the PyTorch definition.
+            `False` goes back to the PyTorch reference.
         repository (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
             Which kernel to load, see [`DCNv3KernelRepository`].
         strict (`bool`, *optional*, defaults to `False`):
@@ -175,7 +175,7 @@ def use_dcnv3_kernel(
         except KernelNotAvailableError as error:
             if strict:
                 raise
-            logger.warning(f"{error} The model stays as it is; the PyTorch definition has the same results.")
+            logger.warning(f"{error} The model stays as it is; the PyTorch reference has the same results.")
             return model
     for layer in layers:
         if enabled:  # as `kernelize` does, which also resets every layer that its mapping does not name
@@ -193,7 +193,7 @@ def dcnv3_implementations(model: nn.Module) -> dict[str, str]:
     What the DCNv3 layers of a model run now.
 
     Returns:
-        `dict[str, str]`: for the name of each DCNv3 layer, `"PyTorch definition"` or repository, version and build of
+        `dict[str, str]`: for the name of each DCNv3 layer, `"PyTorch reference"` or repository, version and build of
         a kernel, such as `"kernels-community/dcnv3@1 (torch-stable-abi211-cu130-x86_64-linux)"`; with `LOCAL_KERNELS`
         or `HF_HUB_OFFLINE`, the kernel's name, version and folder.
     """
@@ -204,7 +204,7 @@ def _implementation(layer: nn.Module) -> str:
     forward = inspect.unwrap(layer.forward)  # hooks of accelerate wrap it
     function = getattr(forward, "__func__", forward)
     if function is type(layer).forward:
-        return PYTORCH_DEFINITION
+        return PYTORCH_REFERENCE
     kernels = sys.modules.get("kernels")  # imported, if a kernel runs
     for kernel in kernels.get_loaded_kernels() if kernels else ():
         build = Path(kernel.module.__file__).parent

@@ -140,7 +140,7 @@ class DCNv3(nn.Module):
         device, dtype = value.device, torch.promote_types(value.dtype, torch.float32)
         if device.type == "cuda" and not torch.compiler.is_compiling():
             logger.warning_once(
-                "DCNv3 runs as its PyTorch definition on the GPU. A compiled kernel can replace it: "
+                "DCNv3 runs as its PyTorch reference on the GPU. A compiled kernel can replace it: "
                 "`from_pretrained(..., use_kernels=True)`, or `modeling_internimage.use_dcnv3_kernel(model)` for a "
                 "model that is loaded."
             )

@@ -108,7 +108,7 @@ def test_accuracy(checkpoint, image_folder, tmp_path, capsys, caplog):
     assert result["model"] == Path(checkpoint).name and result["dataset"]["name"] == image_folder.name
     assert str(tmp_path) not in (tmp_path / "results" / "accuracy.json").read_text()
     assert (result["dtype"], result["processes"], result["batch_size"]) == ("float32", 1, 4)
-    assert result["dcnv3"] == ["PyTorch definition"] and result["device"]
+    assert result["dcnv3"] == ["PyTorch reference"] and result["device"]
     preprocessing = result["preprocessing"]
     assert preprocessing["size"] == {"shortest_edge": 32} and preprocessing["resample"] == "bicubic"
     assert preprocessing["crop_size"] == {"height": 32, "width": 32}

@@ -93,7 +93,7 @@ def install(words):
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(Path("site").absolute())]
     subprocess.run([sys.executable, "-m", "pip", *words[1:], *options], check=True, cwd=REPOSITORY)
     installed = {path.name for path in Path("site", "modeling_internimage").iterdir()}
-    assert {"__init__.py", "py.typed", "modeling_internimage.py"} <= installed
+    assert {"__init__.py", "py.typed", "modeling_internimage.py", "mask_rcnn"} <= installed
 
 
 def train(words):
@@ -329,4 +329,7 @@ def test_digits_table(workplace, capsys):
 @pytest.mark.parametrize("name", ["benchmark_cpu", "benchmark_cpu_kernel", "benchmark_cpu_kernel_epyc"])
 def test_benchmark_tables_are_the_recorded_ones(name):
     result = json.loads((REPOSITORY / "examples" / "results" / f"{name}.json").read_text())
-    assert benchmark.markdown_table(result) in (REPOSITORY / "README.md").read_text()
+    table = benchmark.markdown_table(result)
+    assert table in (REPOSITORY / "examples" / "results" / "README.md").read_text()
+    if name == "benchmark_cpu_kernel_epyc":  # whose first part is in the main README
+        assert table.split("\n\n")[0] in (REPOSITORY / "README.md").read_text()

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""The DCNv3 definition, against the original's numbers and against float64."""
+"""The DCNv3 reference, against the original's numbers and against float64."""
 
 import json
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""How a model gets a DCNv3 kernel and loses it again, with a stand-in kernel that calls the definition and counts."""
+"""How a model gets a DCNv3 kernel and loses it again, with a stand-in kernel that calls the reference and counts."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from modeling_internimage import DCNv3, InternImageForImageClassification, Inter
 from modeling_internimage.kernel_integration import (
     KERNEL_REPOSITORY,
     KERNEL_REPOSITORY_VARIABLE,
-    PYTORCH_DEFINITION,
+    PYTORCH_REFERENCE,
     DCNv3KernelRepository,
     KernelNotAvailableError,
     dcnv3_implementations,
@@ -114,7 +114,7 @@ def output_and_gradients(model, pixel_values):
 
 def test_same_outputs_and_gradients(stand_in, model, pixel_values, caplog):
     expected = output_and_gradients(model.train(), pixel_values)
-    assert implementation(model) == PYTORCH_DEFINITION
+    assert implementation(model) == PYTORCH_REFERENCE
 
     assert use_dcnv3_kernel(model, strict=True) is model
     assert implementation(model) == stand_in.implementation and len(dcnv3_implementations(model)) == NUM_LAYERS
@@ -124,7 +124,7 @@ def test_same_outputs_and_gradients(stand_in, model, pixel_values, caplog):
     assert stand_in.calls == [True] * NUM_LAYERS + [False] * NUM_LAYERS
 
     assert use_dcnv3_kernel(model, enabled=False) is model
-    assert implementation(model) == PYTORCH_DEFINITION
+    assert implementation(model) == PYTORCH_REFERENCE
     torch.testing.assert_close(output_and_gradients(model.train(), pixel_values), expected, rtol=0, atol=0)
     assert len(stand_in.calls) == 2 * NUM_LAYERS and not warnings_of(caplog)
 
@@ -134,7 +134,7 @@ def test_class_from_published_source(stand_in):
     copied = type("DCNv3", (nn.Module,), {"forward": DCNv3.forward})
     original = type("DCNv3", (nn.Module,), {"forward": lambda self, input: input})
     model = nn.Sequential(copied(), original(), nn.Linear(1, 1))
-    assert dcnv3_implementations(model) == {"0": PYTORCH_DEFINITION}
+    assert dcnv3_implementations(model) == {"0": PYTORCH_REFERENCE}
     assert dcnv3_implementations(use_dcnv3_kernel(model, strict=True)) == {"0": stand_in.implementation}
 
 
@@ -226,7 +226,7 @@ NOT_AVAILABLE = {
 
 @pytest.mark.parametrize("case", NOT_AVAILABLE)
 def test_kernel_not_available(case, tmp_path, monkeypatch, caplog):
-    """Strict: one sentence with the first line of the original error. Else: a warning, and the definition."""
+    """Strict: one sentence with the first line of the original error. Else: a warning, and the reference."""
     prepare, cause, message = NOT_AVAILABLE[case]
     prepare(monkeypatch, tmp_path)
     layer = DCNv3()
@@ -237,9 +237,9 @@ def test_kernel_not_available(case, tmp_path, monkeypatch, caplog):
     assert sentence.startswith("The DCNv3 kernel ") and "\n" not in sentence and sentence.endswith(".")
     assert not warnings_of(caplog)
 
-    assert use_dcnv3_kernel(layer) is layer and implementation(layer) == PYTORCH_DEFINITION
+    assert use_dcnv3_kernel(layer) is layer and implementation(layer) == PYTORCH_REFERENCE
     (warning,) = warnings_of(caplog)
-    assert warning == f"{sentence} The model stays as it is; the PyTorch definition has the same results."
+    assert warning == f"{sentence} The model stays as it is; the PyTorch reference has the same results."
 
 
 @needs_transformers_kernels
@@ -257,7 +257,7 @@ def test_kernel_not_available_to_transformers(variable, model, monkeypatch, capl
     assert len(attempts) == 1
     monkeypatch.setattr(kernel_integration, "_SECONDS_BETWEEN_ATTEMPTS", 0)
     model.train()
-    assert len(attempts) == 1 + NUM_LAYERS and implementation(model) == PYTORCH_DEFINITION
+    assert len(attempts) == 1 + NUM_LAYERS and implementation(model) == PYTORCH_REFERENCE
     (warning,) = warnings_of(caplog)
     assert "cannot be used" in warning and warning.endswith("the same results, more slowly.")
 
@@ -267,7 +267,7 @@ def test_other_devices_with_transformers(caplog):
     register_dcnv3_kernel()
     fallback = kernels.KernelizeFallback.ALL
     layer = kernels.kernelize(DCNv3(), mode=kernels.Mode.INFERENCE, device="xpu", use_fallback=fallback)
-    assert implementation(layer) == PYTORCH_DEFINITION
+    assert implementation(layer) == PYTORCH_REFERENCE
     (warning,) = warnings_of(caplog)
     assert "it runs on cpu and cuda, the model is on xpu" in warning
 
@@ -312,8 +312,8 @@ def test_use_kernels(stand_in, model, pixel_values, tmp_path, monkeypatch, caplo
     assert "use_kernels" not in loaded.config.to_diff_dict()
 
     use_dcnv3_kernel(loaded, enabled=False).eval()  # transformers would choose again here
-    assert implementation(loaded) == PYTORCH_DEFINITION
-    assert implementation(AutoModelForImageClassification.from_pretrained(tmp_path / "model")) == PYTORCH_DEFINITION
+    assert implementation(loaded) == PYTORCH_REFERENCE
+    assert implementation(AutoModelForImageClassification.from_pretrained(tmp_path / "model")) == PYTORCH_REFERENCE
 
     other = StandIn(tmp_path / "other")
     monkeypatch.setenv("LOCAL_KERNELS", f"{KERNEL_REPOSITORY}={other.folder}:org/own={stand_in.folder}")
@@ -363,7 +363,7 @@ def test_copies(stand_in, model, pixel_values, tmp_path):
 
     torch.save(model, tmp_path / "model.pt")
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
-    assert implementation(loaded) == PYTORCH_DEFINITION
+    assert implementation(loaded) == PYTORCH_REFERENCE
     torch.testing.assert_close(loaded(pixel_values).logits, expected, rtol=1e-4, atol=1e-6)
     assert implementation(use_dcnv3_kernel(loaded, strict=True)) == stand_in.implementation
 
@@ -406,7 +406,7 @@ import sys
 sys.modules["kernels"] = None
 from modeling_internimage import DCNv3, dcnv3_implementations, register_dcnv3_kernel, use_dcnv3_kernel
 register_dcnv3_kernel()
-assert dcnv3_implementations(use_dcnv3_kernel(DCNv3())) == {"": "PyTorch definition"}
+assert dcnv3_implementations(use_dcnv3_kernel(DCNv3())) == {"": "PyTorch reference"}
 use_dcnv3_kernel(DCNv3(), enabled=False)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
