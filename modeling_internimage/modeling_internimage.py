@@ -717,7 +717,7 @@ class InternImageModel(InternImagePreTrainedModel):
             Whether to build the pooler. Without it `pooler_output` is `None`.
     """
 
-    # Most checkpoints are classifiers: their head is no surprise.
+    # Most checkpoints are classifiers, whose head this model does not need.
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
     def __init__(self, config: InternImageConfig, add_pooling_layer: bool = True):

@@ -281,7 +281,9 @@ def test_compile_inductor(tiny_config, pixel_values):
     torch.testing.assert_close(compiled(pixel_values)[0], model(pixel_values)[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_class", [InternImageForImageClassification, InternImageBackbone])
+@pytest.mark.parametrize(
+    "model_class", [InternImageForImageClassification, pytest.param(InternImageBackbone, marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_export_with_dynamic_batch(model_class, clip_config, pixel_values):
     model = randomize(model_class(clip_config))
