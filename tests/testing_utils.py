@@ -57,9 +57,12 @@ def run_short_training(script, file: Path, **arguments):
 
 def first_quick(values: Iterable, kind: Callable = lambda value: None) -> list:
     """Parameters of a test, of which all but the first of each `kind` are slow tests."""
-    values = list(values)
-    first = {kind(value): value for value in reversed(values)}
-    return [value if first[kind(value)] == value else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    seen, parameters = set(), []
+    for value in values:
+        marks = [pytest.mark.slow] * (kind(value) in seen)
+        seen.add(kind(value))
+        parameters.append(pytest.param(*(value if isinstance(value, tuple) else [value]), marks=marks))
+    return parameters
 
 
 def run_module(name: str, *arguments: str):

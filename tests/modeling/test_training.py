@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
+from testing_utils import first_quick
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME, is_torchvision_available
@@ -265,27 +266,30 @@ class Streamed(torch.utils.data.IterableDataset):
 
 @pytest.mark.parametrize(
     "problem_type, changes, arguments",
-    [
-        ("single_label_classification", {}, {}),
-        (
-            "multi_label_classification",
-            {"train_dataset": with_labels((torch.arange(96) % 7 > 3).view(32, 3).float())},
-            {},
-        ),
-        ("regression", {"train_dataset": with_labels(torch.linspace(-1, 1, 96).view(32, 3))}, {}),
-        (None, {"train_dataset": Streamed()}, {}),
-        (None, {"compute_loss_func": half}, {"gradient_accumulation_steps": 2}),
-        (None, {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.02, "momentum": 0.9})}, {}),
-        (
-            None,
-            {},
-            {
-                "lr_scheduler_type": "cosine_warmup_with_min_lr",
-                "lr_scheduler_kwargs": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2},
-                "warmup_steps": 2,
-            },
-        ),
-    ],
+    first_quick(
+        [
+            ("single_label_classification", {}, {}),
+            (
+                "multi_label_classification",
+                {"train_dataset": with_labels((torch.arange(96) % 7 > 3).view(32, 3).float())},
+                {},
+            ),
+            ("regression", {"train_dataset": with_labels(torch.linspace(-1, 1, 96).view(32, 3))}, {}),
+            (None, {"train_dataset": Streamed()}, {}),
+            (None, {"compute_loss_func": half}, {"gradient_accumulation_steps": 2}),
+            (None, {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.02, "momentum": 0.9})}, {}),
+            (
+                None,
+                {},
+                {
+                    "lr_scheduler_type": "cosine_warmup_with_min_lr",
+                    "lr_scheduler_kwargs": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2},
+                    "warmup_steps": 2,
+                },
+            ),
+        ],
+        kind=lambda value: value[0],
+    ),
     ids=["classes", "multi-label", "regression", "streamed", "loss", "optimizer", "schedule"],
 )
 def test_without_a_recipe_it_is_the_trainer(problem_type, changes, arguments, tiny_config, tmp_path):
@@ -476,14 +480,16 @@ def test_damaged_checkpoint_is_passed_over(name, damage, three_checkpoints, tmp_
 
 @pytest.mark.parametrize(
     "name, damage, anew",
-    [
-        ("optimizer.pt", truncate, "the optimizer, the learning rate's schedule start anew"),
-        ("scheduler.pt", os.remove, "the optimizer, the learning rate's schedule start anew"),
-        ("rng_state.pth", truncate, "the random numbers start anew"),
-        ("ema/model.safetensors", truncate, "has no averaged weights: the average starts anew"),
-        ("trainer_state.json", empty, "there is none before it to resume from"),
-        (None, None, "the optimizer, the learning rate's schedule, the random numbers start anew"),
-    ],
+    first_quick(
+        [
+            ("optimizer.pt", truncate, "the optimizer, the learning rate's schedule start anew"),
+            ("scheduler.pt", os.remove, "the optimizer, the learning rate's schedule start anew"),
+            ("rng_state.pth", truncate, "the random numbers start anew"),
+            ("ema/model.safetensors", truncate, "has no averaged weights: the average starts anew"),
+            ("trainer_state.json", empty, "there is none before it to resume from"),
+            (None, None, "the optimizer, the learning rate's schedule, the random numbers start anew"),
+        ]
+    ),
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_what_starts_anew_is_said(name, damage, anew, train, tmp_path, caplog):
@@ -517,7 +523,9 @@ FULL = OSError(28, "No space left on device")
 
 @pytest.mark.parametrize(
     "name",
-    ["model", "ema", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"],
+    first_quick(
+        ["ema", "model", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    ),
 )
 def test_full_disk_leaves_the_checkpoint_before(name, train, tmp_path, monkeypatch):
     """At any file of a checkpoint, also with a limit of one checkpoint. The reason and the way on are said."""
@@ -593,7 +601,7 @@ def terminate_all(**kwargs):
 
 @pytest.mark.parametrize(
     "event, step, options",
-    [
+    first_quick([
         ("on_step_begin", 1, {}),
         ("on_step_begin", 0, {"gradient_accumulation_steps": 2}),
         ("on_step_begin", 3, {"eval_strategy": "epoch"}),  # the last step of the epoch
@@ -602,7 +610,7 @@ def terminate_all(**kwargs):
         ("on_step_begin", 1, {"dataloader_num_workers": 2, "action": terminate_all}),
         ("on_step_begin", 1, {"max_steps": 3, "save_total_limit": 1, "load_best_model_at_end": True,
                               "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
-    ],
+    ], kind=lambda value: "dataloader_num_workers" in value[2]),
     ids=["step", "first", "epoch", "evaluation", "saved", "workers", "best"],
 )  # fmt: skip
 def test_sigterm_ends_with_a_checkpoint(event, step, options, train, tmp_path, caplog):
