@@ -168,8 +168,6 @@ class MaskRCNNConfig(PreTrainedConfig):
     stage_loss_weights: Numbers = field(default_factory=lambda: [1.0])
 
     def __post_init__(self, **kwargs):
-        for earlier_name in self.attribute_map.keys() & kwargs.keys():
-            setattr(self, earlier_name, kwargs.pop(earlier_name))
         for name in ("feature_strides", "anchor_ratios", "stage_positive_ious", "stage_loss_weights"):
             setattr(self, name, list(getattr(self, name)))
         self.bbox_reg_stds = list(map(list, self.bbox_reg_stds))
