@@ -195,8 +195,8 @@ def _check_runs(entry: dict, segmentation: dict, image_id, height: int | None, w
 
 def _decompress(counts: str | bytes) -> list[int] | None:
     """
-    Run lengths of a compressed string, or `None` if it is none: five bits a character, the lowest first; from the
-    fourth number on differences to the last but one.
+    Run lengths of a compressed string, or `None` if it is malformed. A character holds five bits, the lowest first;
+    from the fourth number on, the string has differences to the number two before.
     """
     try:
         codes = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48

@@ -84,14 +84,14 @@ def evaluate_model(model, images: DetectionImages, evaluator: CocoEvaluator, ind
 
 
 def percent(fraction: float) -> float | None:
-    """-1 stands for what is not defined, as there are no objects."""
+    """-1 stands for an undefined metric, when there are no objects."""
     return None if fraction < 0 else round(100 * fraction, 4)
 
 
 def describe_results(
     args: argparse.Namespace, accelerator: Accelerator, model, image_processor, results, num_images: int, seconds
 ) -> dict:
-    """All that is known about a run, for the JSON file. Percent, or `null` for what is not defined."""
+    """The facts about a run for the JSON file. Metrics are percentages, or `null` if they are undefined."""
     metrics, per_category = results
     metrics = {name: percent(value) for name, value in metrics.items()}
     reported = [("bbox_map", "box AP"), ("segm_map", "mask AP")]

@@ -107,7 +107,7 @@ def evaluate_model(model, image_processor, pairs, args: argparse.Namespace, acce
 def describe_results(
     args: argparse.Namespace, accelerator: Accelerator, model, image_processor, matrix, num_images: int, seconds: float
 ) -> dict:
-    """All that is known about a run, for the JSON file. Percent, or `null` for what is not defined."""
+    """The facts about a run for the JSON file. Metrics are percentages, or `null` if they are undefined."""
 
     def percent(fraction: float) -> float | None:
         return None if math.isnan(fraction) else round(100 * fraction, 4)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Files of the original code and of its users, and files that are none."""
+"""Checkpoints of the original code and of its users, and damaged or hostile files."""
 
 import argparse
 import collections

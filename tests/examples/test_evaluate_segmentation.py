@@ -293,7 +293,7 @@ def test_nothing_to_evaluate(checkpoint, tmp_path):
 
 
 def test_models_that_cannot_be_evaluated(checkpoint, scenes, tmp_path):
-    """A head without trained weights, numbers that are none, with an image processor of transformers."""
+    """A head without trained weights; outputs that are not finite; a model for another task."""
     InternImageForImageClassification(InternImageConfig(**BACKBONE, num_labels=3)).save_pretrained(tmp_path / "model")
     with pytest.raises(
         ValueError, match="`--model_name_or_path .*model` is a model of type internimage, which is not for"
