@@ -117,9 +117,9 @@ def with_kernel(model):
 
 # What can be compared with the literal transcription: steps that turn a fresh float32 model into it.
 IMPLEMENTATIONS = {
-    "definition": [],
-    "definition-bfloat16": [to_bfloat16],
-    "definition-compiled": [compiled],
+    "reference": [],
+    "reference-bfloat16": [to_bfloat16],
+    "reference-compiled": [compiled],
     "kernel": [with_kernel],
     "kernel-bfloat16": [to_bfloat16, with_kernel],
     "kernel-compiled": [with_kernel, compiled],
@@ -331,7 +331,7 @@ def operator_table(cases: list[dict] | None) -> list[str]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="T")
-    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["definition"])
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["reference"])
     parser.add_argument("--sizes", nargs="+", default=["224x224", "384x384", "512x512", "800x1216"], metavar="HxW")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

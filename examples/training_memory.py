@@ -29,8 +29,8 @@ MARK = mark_of(__file__)
 IMAGE_SIZES = {"T": 224, "S": 224, "B": 224, "L": 384, "XL": 384, "H": 640, "G": 512}  # of the authors' recipes
 MEASURED_SIZE = 128
 SETTINGS = {  # how DCNv3 is computed, gradient checkpointing
-    "definition": (False, False),
-    "definition, checkpointing": (False, True),
+    "reference": (False, False),
+    "reference, checkpointing": (False, True),
     "kernel": (True, False),
     "kernel, checkpointing": (True, True),
 }

@@ -22,7 +22,7 @@ def test_checkpointing_halves_the_activations_of_b():
     activations = {name: measure("B", False, name) for name in (False, True)}
     assert activations[True] <= activations[False] / 2
     recorded = RESULT["models"]["B"]["activations"]
-    assert [recorded["definition"], recorded["definition, checkpointing"]] == list(activations.values())
+    assert [recorded["reference"], recorded["reference, checkpointing"]] == list(activations.values())
 
 
 def test_readme_table():
