@@ -93,6 +93,7 @@ def test_pipeline_on_an_official_repository(official_repository, image_files):
     assert all(entry["label"] in labels for prediction in predictions for entry in prediction)
 
 
+@pytest.mark.slow
 def test_import_is_silent():
     """No output, no network, no compiler, and the Auto classes know the model afterwards."""
     code = (

@@ -786,6 +786,7 @@ class Exported(nn.Module):
         return self.head(self.neck(self.backbone(pixel_values).feature_maps))
 
 
+@pytest.mark.slow
 def test_export(build):
     """Backbone, pyramid and region proposal network."""
     model = build()

@@ -378,6 +378,7 @@ def test_gradient_checkpointing(use_reentrant, stand_in, model, pixel_values):
     assert stand_in.calls == [True] * (2 * NUM_LAYERS)  # forward, and once more for the backward pass
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile(stand_in, tiny_config, pixel_values):
     """Compiled before or after: what runs is what the report says."""

@@ -610,7 +610,7 @@ def terminate_all(**kwargs):
         ("on_step_begin", 1, {"dataloader_num_workers": 2, "action": terminate_all}),
         ("on_step_begin", 1, {"max_steps": 3, "save_total_limit": 1, "load_best_model_at_end": True,
                               "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}),
-    ], kind=lambda value: "dataloader_num_workers" in value[2]),
+    ]),
     ids=["step", "first", "epoch", "evaluation", "saved", "workers", "best"],
 )  # fmt: skip
 def test_sigterm_ends_with_a_checkpoint(event, step, options, train, tmp_path, caplog):
@@ -653,6 +653,7 @@ def test_sigterm_while_the_model_is_saved(train, tmp_path, monkeypatch):
     InternImageForImageClassification.from_pretrained(tmp_path / "final")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause, status, step", [(0, 143, 2), (1.2, -signal.SIGTERM, 1)])
 def test_second_sigterm_ends_at_once(pause, status, step, train, tmp_path):
     """Not one that comes with the first, as `timeout` and torchrun send them."""
