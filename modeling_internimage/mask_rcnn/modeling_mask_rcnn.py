@@ -398,7 +398,7 @@ class MaskRCNNRoIHeads(nn.Module):
 
     def detect(self, feature_maps, image_sizes, proposals) -> dict[str, torch.Tensor]:
         config, dtype = self.config, feature_maps[0].dtype
-        rois = _concatenate(proposals, image_sizes)
+        rois = _concatenate(proposals, feature_maps[0])
         stages: list[tuple[torch.Tensor, torch.Tensor]] = []  # logits and deltas of each
         for stage, box_head in enumerate(self.box_heads):
             if stage > 0:
@@ -640,10 +640,10 @@ def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
         )
 
 
-def _concatenate(boxes: list[torch.Tensor], image_sizes: torch.Tensor) -> torch.Tensor:
+def _concatenate(boxes: list[torch.Tensor], feature_map: torch.Tensor) -> torch.Tensor:
     """Boxes (n, 4) of each image -> regions (n of all, 5), the index of the image first."""
     regions = [nn.functional.pad(own, (1, 0), value=idx) for idx, own in enumerate(boxes)]
-    return torch.cat(regions) if regions else image_sizes.new_zeros((0, 5), dtype=torch.float32)
+    return torch.cat(regions) if regions else feature_map.new_zeros((0, 5), dtype=_box_dtype(feature_map))
 
 
 def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float | torch.Tensor = 0) -> torch.Tensor:

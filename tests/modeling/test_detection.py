@@ -465,13 +465,14 @@ def test_compute_metrics_of_a_trainer(detector, tmp_path):
         torch.testing.assert_close(result["scores"], own["scores"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_images(kind, build):
+def test_no_images(kind, dtype, build):
     """An empty batch has empty outputs, with and without a mask; but no loss."""
-    model = build(kind)
-    pixel_values = torch.zeros(0, 3, 64, 96)
+    model = build(kind).to(dtype)
+    pixel_values = torch.zeros(0, 3, 64, 96, dtype=dtype)
     with torch.no_grad():
-        expected = model(torch.zeros(1, 3, 64, 96))
+        expected = model(torch.zeros(1, 3, 64, 96, dtype=dtype))
         for pixel_mask in (None, torch.ones(0, 64, 96)):
             outputs = model(pixel_values, pixel_mask)
             assert {name: (tensor.shape, tensor.dtype) for name, tensor in outputs.items()} == {
