@@ -89,9 +89,8 @@ class _SaveAndStop(TrainerCallback):
         leave_sigterm_to_parent(train_dataloader)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.is_stopping and state.epoch != int(
-            state.epoch
-        ):  # at the end of an epoch: after its evaluation
+        # At the end of an epoch, the checkpoint comes after the evaluation.
+        if self.trainer.is_stopping and state.epoch != int(state.epoch):
             control.should_save = control.should_log = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
