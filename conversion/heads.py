@@ -93,6 +93,37 @@ MASK_RCNN_KEY_MAPPING = {
     r"\.conv_logits\.": ".classifier.",
 }
 
+DINO_KEY_MAPPING = {
+    r"^cb_modules\.1\.gamma(\d)$": r"backbone.gammas.\1",
+    r"^cb_linears\.": "backbone.composite_connections.",
+    r"^neck\.(?:0\.)?convs\.": "neck.projections.",
+    r"^neck\.(?:0\.)?extra_convs\.": "neck.extra_projections.",
+    r"^(neck\.\w+\.\d\.)conv\.": r"\1convolution.",
+    r"^(neck\.\w+\.\d\.)gn\.": r"\1norm.",
+    r"^bbox_head\.transformer\.level_embeds$": "level_embed",
+    r"^bbox_head\.transformer\.": "",
+    r"^(encoder\.layers\.\d\.)attentions\.0\.": r"\1self_attn.",
+    r"^(encoder\.layers\.\d\.)norms\.0\.": r"\1self_attn_layer_norm.",
+    r"^(encoder\.layers\.\d\.)norms\.1\.": r"\1final_layer_norm.",
+    r"\.attentions\.0\.attn\.": ".self_attn.",
+    r"\.attentions\.1\.": ".encoder_attn.",
+    r"\.norms\.0\.": ".self_attn_layer_norm.",
+    r"\.norms\.1\.": ".encoder_attn_layer_norm.",
+    r"\.norms\.2\.": ".final_layer_norm.",
+    r"\.self_attn\.out_proj\.": ".self_attn.o_proj.",
+    r"\.ffns\.0\.layers\.0\.0\.": ".mlp.fc1.",
+    r"\.ffns\.0\.layers\.1\.": ".mlp.fc2.",
+    r"\.ffns\.0\.fc2_bias$": ".mlp.fc2.bias",
+    r"\.ffns\.0\.": ".mlp.",  # in G: fc1_0, ... fc1_3, fc2_0, ..., see `joined`
+    r"\.ref_point_head\.0\.": ".ref_point_head.layers.0.",
+    r"\.ref_point_head\.2\.": ".ref_point_head.layers.1.",
+    r"^bbox_head\.cls_branches\.": "class_embed.",
+    r"^bbox_head\.reg_branches\.(\d)\.0\.": r"bbox_embed.\1.layers.0.",
+    r"^bbox_head\.reg_branches\.(\d)\.2\.": r"bbox_embed.\1.layers.1.",
+    r"^bbox_head\.reg_branches\.(\d)\.4\.": r"bbox_embed.\1.layers.2.",
+    r"^bbox_head\.label_embedding\.": "denoising_class_embed.",
+}
+
 
 def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """The logits of a classifier or of semantic segmentation; for Mask2Former the scores of the classes."""
