@@ -52,8 +52,8 @@ class Recipe:
         default=None,
         metadata={
             "help": "Parts of the training from which on the learning rate is a tenth of what it was: 8/12 and 11/12 "
-            "for the authors' detectors, 0.66667 0.91667. An empty list in a JSON file: constant after the warm-up. In "
-            "place of `lr_scheduler_type`."
+            "for the authors' detectors, 0.66667 0.91667. An empty list in a JSON file: constant after the warm-up. "
+            "In place of `lr_scheduler_type`."
         },
     )
     lr_cosine: list[float] | None = field(

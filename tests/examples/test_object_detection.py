@@ -16,11 +16,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from testing_utils import REPOSITORY, randomize, run_in_two_processes, run_short_training
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from transformers import AutoModelForObjectDetection, pipeline
 
 from conversion.checkpoints import CHECKPOINTS, find_checkpoint
 from examples import evaluation
 from examples.object_detection import detect
+from examples.object_detection import detection_augmentation as augmentation
 from examples.object_detection import detection_data as data
 from examples.object_detection import detection_metrics as metrics
 from examples.object_detection import evaluate_detection as evaluate
@@ -368,12 +370,60 @@ def test_augmentation_keeps_image_and_objects_together(random_crop):
     assert len(sizes) > 3 and (numbers == {2} if not random_crop else len(numbers) > 1)
 
 
+def augmented_sizes(image_size: tuple[int, int], number: int = 60, **arguments) -> list[tuple[int, int]]:
+    """Sizes of an image with an object everywhere after random augmentations of the training script."""
+    image_processor = MaskRCNNImageProcessor(size={"shortest_edge": 100, "longest_edge": 200})
+    augment = script.training_augmentation(
+        image_processor, script.DataArguments(train_dir="x", train_annotations="y", **arguments)
+    )
+    height, width = image_size
+    boxes = tv_tensors.BoundingBoxes([[0.0, 0, width, height]], format="XYXY", canvas_size=image_size)
+    image = tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8))
+    torch.manual_seed(0)
+    return [tuple(augment(image, {"boxes": boxes, "labels": torch.tensor([0])})[0].shape[1:]) for _ in range(number)]
+
+
+def test_scales_of_the_training_alone():
+    """Beyond those of the image processor, in steps of a pixel, with both ends; a fixed one."""
+    ends = augmented_sizes(
+        (60, 90), min_shortest_edge=60, max_shortest_edge=64, step_of_scales=1, train_longest_edge=96
+    )
+    assert {min(size) for size in ends} == {60, 61, 62, 63, 64}
+    assert {size for size in ends if min(size) == 64} == {(64, 96)}
+    fixed = augmented_sizes((60, 90), number=3, min_shortest_edge=30, max_shortest_edge=30, train_longest_edge=40)
+    assert set(fixed) == {(26, 40)}
+
+
+def test_long_images_are_cut_at_full_size():
+    """The longer side has no limit before the authors' crops for DINO, so that a panorama keeps its 400 pixels."""
+    recipe = {"random_crop": True, "min_shortest_edge": 64, "max_shortest_edge": 64, "train_longest_edge": 500}
+    both = [augmented_sizes((64, 640), crop_with_objects=flag, **recipe) for flag in (False, True)]
+    # Limited to 500 pixels, the image has a shorter side of 50, and so has what is cut from it.
+    assert [max(size[1] / size[0] for size in sizes if size != (50, 500)) > 2 for sizes in both] == [True, False]
+
+
+def test_a_crop_without_objects_is_replaced(scenes):
+    """By another image; data where no crop has an object end with a sentence."""
+    rows, _ = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    image_processor = MaskRCNNImageProcessor(category_ids=[3, 70], size={"shortest_edge": 64, "longest_edge": 106})
+    crop = augmentation.RandomSizedCrop(with_objects=True)
+    images = data.DetectionImages(rows, ("image", "objects"), image_processor, False, crop)
+    empty = rows.map(lambda row: {"objects": "[]"})
+    none = data.DetectionImages(empty, ("image", "objects"), image_processor, False, crop)
+    first_empty = datasets.concatenate_datasets([empty.select([0]), rows.select([0])])
+    replaced = data.DetectionImages(first_empty, ("image", "objects"), image_processor, False, crop)[0]
+    assert torch.equal(replaced["labels"]["image_id"], images[0]["labels"]["image_id"])
+    assert len(replaced["labels"]["boxes"]) > 0
+    with pytest.raises(ValueError, match="crops of 1000 images had no object: leave out `--crop_with_objects`"):
+        none[0]
+
+
 def test_labels_after_augmentation(scenes):
     """Mirrored and nothing else: relative boxes and masks are mirrored, and the image processor normalises."""
     rows, _ = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
     image_processor = MaskRCNNImageProcessor(category_ids=[3, 70], size={"shortest_edge": 64, "longest_edge": 106})
-    mirror = script.v2.RandomHorizontalFlip(1.0)
-    plain = data.DetectionImages(rows, ("image", "objects"), image_processor, True, script.v2.Identity())[0]
+    mirror = v2.RandomHorizontalFlip(1.0)
+    plain = data.DetectionImages(rows, ("image", "objects"), image_processor, True, v2.Identity())[0]
     mirrored = data.DetectionImages(rows, ("image", "objects"), image_processor, True, mirror)[0]
     assert len(plain["labels"]["boxes"]) == 3  # of six
     expected = plain["labels"]["boxes"].clone()
@@ -558,6 +608,8 @@ def test_mutated_files(scenes, first=0, number=200):
         ({"model_name_or_path": "somewhere"}, "describe a new model: leave out `--model_name_or_path`"),
         ({"label_smoothing_factor": 0.1}, "`--label_smoothing_factor` is for classification"),
         ({"freeze_stages": 9}, "must be between 0 and 4"),
+        ({"crop_with_objects": True}, "`--crop_with_objects` belongs to `--random_crop`"),
+        ({"step_of_scales": 0}, "`--step_of_scales 0` must be at least 1"),
         ({"min_shortest_edge": 65}, "`--min_shortest_edge 65` must be above 0 and at most .* 64"),
     ],
 )
