@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-The registry of the official checkpoints: a typed record for each of the 60 that the authors list, read from
-`checkpoints.csv` beside this file. READMEs, `--list`, model cards and tests are made from it.
+The registry of the official checkpoints: a typed record for each of the 60 that the authors list, and for two starts
+for fine-tuning that they publish without listing them, read from `checkpoints.csv` beside this file. READMEs, `--list`,
+model cards and tests are made from it.
 
 Its sources are the README files and configurations of `SOURCE_CODE`; the weights are in `SOURCE_REPOSITORY`.
 """
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from conversion.errors import ConversionError
-from conversion.heads import ALL_STAGES, HEADS
+from conversion.heads import HEADS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
 from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
@@ -54,6 +55,7 @@ METRICS = {
     "box_mAP_tta": ("box AP with test-time augmentation", "mean_average_precision"),
     "box_mAP50": ("box AP50", "mean_average_precision"),
     "mask_mAP": ("mask AP", "mean_average_precision"),
+    "openimages_mAP50": ("Open Images mAP at IoU 0.5, not COCO AP", "mean_average_precision"),
 }
 
 # Where each task's metrics are reported.
@@ -97,6 +99,8 @@ _DETECTORS = {
     | {"box_head_num_conv_layers": 4, "box_head_num_fc_layers": 1, "box_loss": "giou", "box_loss_weight": 10.0},
     "Cascade R-CNN": _CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"},
 }
+# Detections in an image, of every DINO detector but that on T; denoising queries in the training of H and G.
+_MANY_DETECTIONS, _MANY_DENOISING = {"max_detections": 300}, {"num_denoising": 1000}
 # Class names of the detection data sets.
 DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json").read_text(encoding="utf-8"))
 
@@ -128,7 +132,7 @@ class Checkpoint:
     Args:
         name: Name in the original's model tables: that of the file without `.pth`, unless two share a file.
         task: Pipeline tag on the Hub.
-        head: Name of the head on top of the backbone, a key of `HEADS` if it can be converted.
+        head: Name of the head on top of the backbone, a key of `HEADS`.
         backbone: Letter of the architecture.
         architecture: Arguments of `InternImageConfig`.
         image_size: Height and width in pixels: of the input (classification), of training crops (segmentation), of the
@@ -181,12 +185,11 @@ class Checkpoint:
 
     @property
     def status(self) -> str:
-        if self.file is None:
-            return "no weights published"
-        return "convertible" if self.head in HEADS else "not yet convertible"
+        return "no weights published" if self.file is None else "convertible"
 
     def backbone_config(self, **kwargs) -> InternImageConfig:
-        return InternImageConfig(**self.architecture, image_size=self.image_size[0], **kwargs)
+        config_class = HEADS[self.head].backbone_config_class
+        return config_class(**self.architecture, image_size=self.image_size[0], **kwargs)
 
     def config(self) -> PreTrainedConfig:
         """Configuration of the model. (Dropout and stochastic depth are 0, as in the official repositories.)"""
@@ -197,8 +200,9 @@ class Checkpoint:
         if self.task == "image-classification":
             return self.backbone_config(**labels)
         palette = {"palette": self.palette} if self.palette else {}
-        backbone_config = self.backbone_config(out_features=ALL_STAGES)
-        return HEADS[self.head].config_class(backbone_config=backbone_config, **self.head_config, **labels, **palette)
+        head = HEADS[self.head]
+        backbone_config = self.backbone_config(out_features=list(head.out_features))
+        return head.config_class(backbone_config=backbone_config, **self.head_config, **labels, **palette)
 
     def image_processor(self):
         """The official preprocessing."""
@@ -285,6 +289,10 @@ def _head_config(row: dict[str, str], architecture: dict[str, Any]) -> dict[str,
     if row["head"] == "Mask2Former":
         wide = row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K")
         return _MASK2FORMER | (_WIDE_MASK2FORMER if wide else _NARROW_MASK2FORMER)
+    if row["head"] in ("DINO", "CB-DINO"):
+        return (_MANY_DETECTIONS if row["backbone"] != "T" else {}) | (
+            _MANY_DENOISING if row["backbone"] in ("H", "G") else {}
+        )
     return _DETECTORS.get(row["head"], {})
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """For each head on top of the backbone: the classes of the converted model and the new names of its parameters."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from transformers import (
 )
 
 from modeling_internimage import (
+    CBInternImageConfig,
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
@@ -32,7 +36,7 @@ from modeling_internimage import (
 from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
 
-ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 UPERNET_KEY_MAPPING = {
     r"\.bn\.": ".batch_norm.",
@@ -100,7 +104,7 @@ DINO_KEY_MAPPING = {
     r"^neck\.(?:0\.)?extra_convs\.": "neck.extra_projections.",
     r"^(neck\.\w+\.\d\.)conv\.": r"\1convolution.",
     r"^(neck\.\w+\.\d\.)gn\.": r"\1norm.",
-    r"^bbox_head\.transformer\.level_embeds$": "level_embed",
+    r"^bbox_head\.transformer\.level_embeds$": "encoder.level_embed.weight",
     r"^bbox_head\.transformer\.": "",
     r"^(encoder\.layers\.\d\.)attentions\.0\.": r"\1self_attn.",
     r"^(encoder\.layers\.\d\.)norms\.0\.": r"\1self_attn_layer_norm.",
@@ -160,6 +164,12 @@ class Head:
         prefixes: Prefixes of the head's original keys. All other keys are the backbone's.
         key_mapping: Regular expressions from the head's original keys to those of `model_class`, applied in order.
         split: Regular expression for a renamed parameter -> names of the equal parts that its rows are split into.
+        joined: Regular expression for renamed parts of a parameter, with three groups: before the number of the part,
+            the number, after it -> dimension along which the parts are joined.
+        backbone_config_class: Class of the backbone's configuration.
+        out_features: Stages of the backbone that the head uses.
+        networks: For a composite backbone, prefixes of the original keys of its networks -> what comes before
+            `encoder.` in the new ones.
         computed: Buffers of `model_class` that the original does not have -> function of the configuration.
         outputs: Function of a model and normalised images that returns what is compared after the conversion,
             (batch_size, ...).
@@ -174,6 +184,10 @@ class Head:
     prefixes: tuple[str, ...] = ()
     key_mapping: dict[str, str] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
+    joined: dict[str, int] = field(default_factory=dict)
+    backbone_config_class: type[InternImageConfig] = InternImageConfig
+    out_features: tuple[str, ...] = ALL_STAGES
+    networks: dict[str, str] = field(default_factory=dict)
     computed: dict[str, Callable[[Any], torch.Tensor]] = field(default_factory=dict)
     outputs: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = logits_of
 
@@ -183,8 +197,12 @@ class Head:
         split into equal parts.
         """
         if not key.startswith(self.prefixes):
+            network = next((prefix for prefix in self.networks if key.startswith(prefix)), "")
+            key = key.removeprefix(network)
             for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
                 key = re.sub(pattern, replacement, key)
+            if network:
+                key = re.sub("^encoder", f"{self.networks[network]}encoder", key)
             return [key if key.startswith("classifier.") else self.backbone_prefix + key]
         for pattern, replacement in self.key_mapping.items():
             key = re.sub(pattern, replacement, key)
@@ -193,6 +211,13 @@ class Head:
                 return [re.sub(pattern, part, key) for part in parts]
         return [key]
 
+    def whole(self, name: str) -> tuple[str, int, int] | None:
+        """For a renamed part: name of the whole parameter, number of the part, dimension along which it is joined."""
+        for pattern, dim in self.joined.items():
+            if match := re.search(pattern, name):
+                return re.sub(pattern, r"\1\3", name), int(match[2]), dim
+        return None
+
 
 def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
     weights = torch.ones(config.num_labels + 1)
@@ -200,6 +225,12 @@ def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
     return weights
 
 
+# The query, key and value projections that `nn.MultiheadAttention` keeps in one tensor.
+_SPLIT_ATTENTION = {
+    r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [
+        rf"\1{projection}_proj.\2" for projection in "qkv"
+    ]
+}
 _MASK_RCNN = Head(
     model_class=MaskRCNNForObjectDetection,
     auto_class=AutoModelForObjectDetection,
@@ -210,6 +241,19 @@ _MASK_RCNN = Head(
     prefixes=("neck.", "rpn_head.", "roi_head."),
     key_mapping=MASK_RCNN_KEY_MAPPING,
     outputs=detection_outputs,
+)
+_DINO = Head(
+    model_class=DinoDetrForObjectDetection,
+    auto_class=AutoModelForObjectDetection,
+    config_class=DinoDetrConfig,
+    backbone_prefix="backbone.",
+    classifier_keys=("bbox_head.cls_branches.0.bias",),
+    prefixes=("neck.", "bbox_head.", "cb_linears.", "cb_modules.1.gamma"),
+    key_mapping=DINO_KEY_MAPPING,
+    split=_SPLIT_ATTENTION,
+    joined={r"(\.mlp\.fc1)_(\d)(\.weight|\.bias)$": 0, r"(\.mlp\.fc2)_(\d)(\.weight)$": 1},
+    out_features=ALL_STAGES[1:],
+    outputs=dino_outputs,
 )
 
 HEADS: dict[str, Head] = {
@@ -247,14 +291,16 @@ HEADS: dict[str, Head] = {
         num_rows_without_class=1,
         prefixes=("decode_head.",),
         key_mapping=MASK2FORMER_KEY_MAPPING,
-        split={
-            r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [
-                rf"\1{projection}_proj.\2" for projection in "qkv"
-            ]
-        },
+        split=_SPLIT_ATTENTION,
         computed={"criterion.empty_weight": _no_object_weights},
     ),
     "Mask R-CNN": _MASK_RCNN,
     "Cascade Mask R-CNN": _MASK_RCNN,
     "Cascade R-CNN": _MASK_RCNN,
+    "DINO": _DINO,
+    "CB-DINO": dataclasses.replace(
+        _DINO,
+        backbone_config_class=CBInternImageConfig,
+        networks={"cb_modules.0.": "assisting_", "cb_modules.1.": "lead_"},
+    ),
 }

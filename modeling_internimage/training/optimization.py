@@ -193,7 +193,7 @@ def _num_layers_after(
     for prefix, config in backbones.items():
         if name.startswith(prefix):
             return 0 if config.model_type == COMPOSITE else exponent(name.removeprefix(prefix), config.depths)
-    if is_dino and name.split(".")[-1] == "level_embed":
+    if is_dino and ".level_embed." in name:
         return max(sum(config.depths) + 1 for config in backbones.values())
     return 0
 
