@@ -20,6 +20,8 @@ from conversion.errors import ConversionError
 from conversion.heads import HEADS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.detection.labels import detection_labels
+from modeling_internimage.dino_detr import DINO_DETR_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
@@ -101,8 +103,6 @@ _DETECTORS = {
 }
 # Detections in an image, of every DINO detector but that on T; denoising queries in the training of H and G.
 _MANY_DETECTIONS, _MANY_DENOISING = {"max_detections": 300}, {"num_denoising": 1000}
-# Class names of the detection data sets.
-DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json").read_text(encoding="utf-8"))
 
 # Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
 SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
@@ -111,14 +111,20 @@ _CLASSES_OF = {
     "Mapillary Vistas": "Cityscapes",
     "COCO-Stuff-164K": "COCO-Stuff",
     "COCO-Stuff-10K": "COCO-Stuff",
+    "LVIS v1 minival": "LVIS v1",
+    "LVIS v1 val": "LVIS v1",
+    "VOC 2007": "VOC",
+    "VOC 2012": "VOC",
 }
 # Rows in the classifiers of some checkpoints for the 19 classes of Cityscapes. The other rows are left out.
 _CITYSCAPES_CLASSIFIER = 150
 
 
 # Ids of the categories in annotation files, in the order of the classes. COCO leaves out ten of 1 to 90. In those of
-# CrowdHuman (`detection/tools/create_crowd_anno.py` of the original), persons are 1 and all else is `iscrowd`.
+# CrowdHuman (`detection/tools/create_crowd_anno.py` of the original), persons are 1 and all else is `iscrowd`. Open
+# Images and VOC have no files in this format.
 CATEGORY_IDS = {
+    "LVIS v1": list(range(1, 1204)),
     "COCO": [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)],
     "CrowdHuman": [1],
 }
@@ -211,8 +217,11 @@ class Checkpoint:
         longest_edge, shortest_edge = self.test_scale
         size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
         if self.task == "object-detection":
-            category_ids = CATEGORY_IDS.get(self.dataset)
-            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(size=size, category_ids=category_ids)
+            arguments = {"size": size, "category_ids": CATEGORY_IDS.get(_CLASSES_OF.get(self.dataset, self.dataset))}
+            if "DINO" not in self.head:
+                return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(**arguments)
+            max_detections = self.config().max_detections
+            return _preferred(DINO_DETR_IMAGE_PROCESSOR_CLASSES)(**arguments, max_detections=max_detections)
         windows = {}
         if self.window:
             windows = {
@@ -243,13 +252,14 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     if row["dataset"] == "iNaturalist 2018":
         dropped = {"meta_": "the branch that takes date and place, no part of an image classifier"}
     num_labels = int(row["num_labels"])
-    classes = SEGMENTATION_CLASSES.get(_CLASSES_OF.get(row["dataset"], row["dataset"]))
+    data_set_of_classes = _CLASSES_OF.get(row["dataset"], row["dataset"])
+    classes = SEGMENTATION_CLASSES.get(data_set_of_classes)
     if classes is not None:
         labels = [name for name, *_ in classes["classes"]]
     elif row["dataset"].startswith("ImageNet"):
         labels = list(imagenet_labels(num_labels).values())
     else:
-        labels = DETECTION_CLASSES.get(row["dataset"])
+        labels = detection_labels(data_set_of_classes)
     reported = (metric.split("=") for metric in row["reported"].split())
     return Checkpoint(
         name=row["name"],
