@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
 The registry of the official checkpoints: a typed record for each of the 60 that the authors list, and for two starts
-for fine-tuning that they publish without listing them, read from `checkpoints.csv` beside this file. READMEs, `--list`,
-model cards and tests are made from it.
+for fine-tuning that they publish without listing them, read from `checkpoints.csv` beside this file. READMEs,
+`--list`, model cards and tests are made from it.
 
 Its sources are the README files and configurations of `SOURCE_CODE`; the weights are in `SOURCE_REPOSITORY`.
 """

@@ -33,6 +33,7 @@ from modeling_internimage import (
     SegformerHeadForSemanticSegmentation,
     semantic_scores,
 )
+from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels
 from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
 
@@ -99,7 +100,9 @@ MASK_RCNN_KEY_MAPPING = {
 
 DINO_KEY_MAPPING = {
     r"^cb_modules\.1\.gamma(\d)$": r"backbone.gammas.\1",
-    r"^cb_linears\.": "backbone.composite_connections.",
+    r"^cb_linears\.(\d)\.1\.": r"backbone.composite_connections.\1.0.",
+    r"^cb_linears\.(\d)\.2\.": r"backbone.composite_connections.\1.1.",
+    r"^cb_linears\.(\d)\.3\.": r"backbone.composite_connections.\1.2.",
     r"^neck\.(?:0\.)?convs\.": "neck.projections.",
     r"^neck\.(?:0\.)?extra_convs\.": "neck.extra_projections.",
     r"^(neck\.\w+\.\d\.)conv\.": r"\1convolution.",
@@ -147,6 +150,26 @@ def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Ten
         outputs += box_head(heads.box_roi_align(feature_maps, regions))
     if model.config.use_mask_head:
         outputs += [mask_head(heads.mask_roi_align(feature_maps, regions)) for mask_head in heads.mask_heads]
+    return torch.cat([output.flatten() for output in outputs])[None]
+
+
+def dino_outputs(model: DinoDetrForObjectDetection, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    Class and box logits of every position of the encoder and of every decoder layer, for queries that start from four
+    fixed boxes, as (1, n). (Whole outputs cannot be compared: where scores are nearly equal, rounding changes which
+    positions become queries.)
+    """
+    feature_maps = model.neck(model.backbone(pixel_values).feature_maps)
+    levels = DinoDetrLevels.create(feature_maps, None)
+    encoded = model.encoder(feature_maps, levels)
+    hidden_states = model.enc_output_norm(model.enc_output(encoded))
+    outputs = [model.class_embed[-1](hidden_states), model.bbox_embed[-1](hidden_states)]
+    boxes = torch.tensor([[[0.5, 0.5, size, size] for size in (0.1, 0.2, 0.4, 0.8)]], dtype=levels.valid_ratios.dtype)
+    queries = model.query_embed.weight[: boxes.shape[1]][None]
+    queries = torch.cat((queries, model.denoising_class_embed.weight[: boxes.shape[1]][None]), dim=1)
+    decoded, _ = model.decoder(queries, boxes.repeat(1, 2, 1), encoded, levels, model.bbox_embed)
+    for idx, hidden_states in enumerate(decoded):
+        outputs += [model.class_embed[idx](hidden_states), model.bbox_embed[idx](hidden_states)]
     return torch.cat([output.flatten() for output in outputs])[None]
 
 
@@ -227,9 +250,7 @@ def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
 
 # The query, key and value projections that `nn.MultiheadAttention` keeps in one tensor.
 _SPLIT_ATTENTION = {
-    r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [
-        rf"\1{projection}_proj.\2" for projection in "qkv"
-    ]
+    r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [rf"\1{projection}_proj.\2" for projection in "qkv"]
 }
 _MASK_RCNN = Head(
     model_class=MaskRCNNForObjectDetection,

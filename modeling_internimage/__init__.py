@@ -4,7 +4,9 @@
 from transformers.utils import is_torchvision_available
 
 from .auto_registration import register_auto_classes
+from .cb_internimage import CBInternImageBackbone, CBInternImageBackboneOutput, CBInternImageConfig
 from .configuration_internimage import InternImageConfig
+from .dino_detr import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrObjectDetectionOutput
 from .image_processing_internimage import create_image_processor
 from .kernel_integration import (
     KernelNotAvailableError,
@@ -33,7 +35,13 @@ from .training import create_parameter_groups
 __version__ = "0.1.0"
 
 __all__ = [
+    "CBInternImageBackbone",
+    "CBInternImageBackboneOutput",
+    "CBInternImageConfig",
     "DCNv3",
+    "DinoDetrConfig",
+    "DinoDetrForObjectDetection",
+    "DinoDetrObjectDetectionOutput",
     "InternImageBackbone",
     "InternImageConfig",
     "InternImageForImageClassification",
