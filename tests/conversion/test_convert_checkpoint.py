@@ -32,7 +32,7 @@ from conversion import convert_checkpoint, convert_internimage_to_hf
 from conversion.checkpoints import CHECKPOINTS, entries_of_file
 from conversion.convert_internimage_to_hf import main
 from conversion.imagenet_head import IMAGENET_22K_TO_1K, use_imagenet_1k_head
-from conversion.measure_peak_memory import COMMAND
+from conversion.measure_peak_memory import peak_command
 from conversion.model_card import card_metadata
 from modeling_internimage import InternImageBackbone, InternImageForImageClassification
 
@@ -78,7 +78,8 @@ def test_full_size_models(name, tmp_path):
     source = tmp_path / f"{name}.pth"
     torch.save({"model": original_state_dict(MANIFESTS[name]["keys"], FULLSIZE_MODELS[name]["weights_seed"])}, source)
     arguments = ["--checkpoint", name, "--source", source, "--output-dir", tmp_path / "converted"]
-    command = [sys.executable, "-c", COMMAND, *arguments, "--max-shard-size", "200MB"]
+    arguments += ["--max-shard-size", "200MB"]
+    command = peak_command("conversion.convert_internimage_to_hf", "main", arguments)
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "converted")
