@@ -44,7 +44,7 @@ def detect_objects(
         iou_threshold (`float`, *optional*, defaults to 0.55):
             As for [`fuse_boxes`].
         max_detections (`int`, *optional*):
-            Most detections. Defaults to that of the model's configuration, if it has one.
+            Most detections, after they are merged. Defaults to no limit.
 
     Returns:
         `dict[str, torch.Tensor]`: `scores` (n,), `labels` (n,) and `boxes` (n, 4), left, top, right, bottom in pixels
@@ -80,8 +80,6 @@ def detect_objects(
             view["boxes"] = torch.stack((width - right, top, width - left, bottom), dim=1)
         views.append({name: view[name] for name in ("scores", "labels", "boxes")})
     result = fuse_boxes(views, iou_threshold) if len(views) > 1 else views[0]
-    if max_detections is None:
-        max_detections = getattr(model.config, "max_detections", None)
     kept = (result["scores"] > threshold).nonzero()[:max_detections, 0]
     return {name: values[kept] for name, values in result.items()}
 

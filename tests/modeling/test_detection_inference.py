@@ -8,9 +8,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import AutoModelForObjectDetection, pipeline
 
-from modeling_internimage import detect_objects, fuse_boxes
-from modeling_internimage.dino_detr import DinoDetrImageProcessorPil
+from modeling_internimage import (
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
+    DinoDetrImageProcessorPil,
+    detect_objects,
+    fuse_boxes,
+)
 
 
 def view(scores: list, labels: list, boxes: list) -> dict[str, torch.Tensor]:
@@ -59,7 +65,6 @@ class BrightRectangle(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(max_detections=3)
         self.widths = []
 
     def forward(self, pixel_values, pixel_mask):
@@ -88,13 +93,13 @@ def test_views_meet_in_the_image(scales, flip, shift, widths):
     image[25:75, 50:100] = 255
     model = BrightRectangle()
     image_processor = DinoDetrImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}, size_divisor=48)
-    result = detect_objects(model, image_processor, Image.fromarray(image), scales, flip)
+    result = detect_objects(model, image_processor, Image.fromarray(image), scales, flip, max_detections=3)
     assert model.widths == widths
-    assert result["labels"].tolist() == [1, 4, 3]  # `max_detections`
+    assert result["labels"].tolist() == [1, 4, 3]
     box = torch.tensor([50.0 + shift, 25, 100 + shift, 75])
     torch.testing.assert_close(result["boxes"][0], box, rtol=0, atol=1)
     assert result["scores"][0].item() == pytest.approx(torch.tensor(2.0).sigmoid().item())
-    result = detect_objects(model, image_processor, image, scales, flip, threshold=0.5, max_detections=9)
+    result = detect_objects(model, image_processor, image, scales, flip, threshold=0.5)
     assert result["labels"].tolist() == [1]
 
 
@@ -111,3 +116,32 @@ def test_bad_arguments(arguments, message):
     image = np.full((30, 40, 3), 255, np.uint8)
     with pytest.raises(ValueError, match=message):
         detect_objects(BrightRectangle(), DinoDetrImageProcessorPil(size=32), image, **arguments)
+
+
+def test_dino_in_a_pipeline(tmp_path, tiny_config):
+    """Images of different sizes, one by one; several equal ones in a batch; and the same model in several scales."""
+    config = DinoDetrConfig(
+        backbone_config=tiny_config(out_features=["stage2", "stage3", "stage4"]),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        num_queries=20,
+        num_labels=3,
+    )
+    DinoDetrForObjectDetection(config).save_pretrained(tmp_path)
+    size = {"shortest_edge": 64, "longest_edge": 106}
+    DinoDetrImageProcessorPil(size=size, max_detections=30).save_pretrained(tmp_path)
+    detector = pipeline("object-detection", model=str(tmp_path))
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (side, 96, 3), np.uint8)) for side in (80, 50)]
+    results = detector(images, threshold=0.0)
+    assert [len(result) for result in results] == [30, 30]
+    for image, result in zip(images, results):
+        for box in (found["box"] for found in result):
+            assert 0 <= box["xmin"] <= box["xmax"] <= image.width and 0 <= box["ymin"] <= box["ymax"] <= image.height
+    scores = pytest.approx([found["score"] for found in results[0]], abs=1e-5)
+    for result in detector([images[0]] * 2, threshold=0.0, batch_size=2):
+        assert [found["score"] for found in result] == scores
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path)
+    assert detect_objects(model, detector.image_processor, images[0])["scores"].tolist() == scores
+    assert len(detect_objects(model, detector.image_processor, images[0], (1, 2), flip=True)["scores"]) >= 30
