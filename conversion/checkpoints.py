@@ -19,6 +19,7 @@ from conversion.errors import ConversionError
 from conversion.heads import ALL_STAGES, HEADS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.detection.labels import detection_labels
 from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
@@ -97,9 +98,6 @@ _DETECTORS = {
     | {"box_head_num_conv_layers": 4, "box_head_num_fc_layers": 1, "box_loss": "giou", "box_loss_weight": 10.0},
     "Cascade R-CNN": _CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"},
 }
-# Class names of the detection data sets.
-DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json").read_text(encoding="utf-8"))
-
 # Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
 SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
 # Data sets with the classes of another one. (Mapillary's were merged into Cityscapes' for the training.)
@@ -107,6 +105,10 @@ _CLASSES_OF = {
     "Mapillary Vistas": "Cityscapes",
     "COCO-Stuff-164K": "COCO-Stuff",
     "COCO-Stuff-10K": "COCO-Stuff",
+    "LVIS v1 minival": "LVIS v1",
+    "LVIS v1 val": "LVIS v1",
+    "VOC 2007": "VOC",
+    "VOC 2012": "VOC",
 }
 # Rows in the classifiers of some checkpoints for the 19 classes of Cityscapes. The other rows are left out.
 _CITYSCAPES_CLASSIFIER = 150
@@ -239,13 +241,14 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     if row["dataset"] == "iNaturalist 2018":
         dropped = {"meta_": "the branch that takes date and place, no part of an image classifier"}
     num_labels = int(row["num_labels"])
-    classes = SEGMENTATION_CLASSES.get(_CLASSES_OF.get(row["dataset"], row["dataset"]))
+    data_set_of_classes = _CLASSES_OF.get(row["dataset"], row["dataset"])
+    classes = SEGMENTATION_CLASSES.get(data_set_of_classes)
     if classes is not None:
         labels = [name for name, *_ in classes["classes"]]
     elif row["dataset"].startswith("ImageNet"):
         labels = list(imagenet_labels(num_labels).values())
     else:
-        labels = DETECTION_CLASSES.get(row["dataset"])
+        labels = detection_labels(data_set_of_classes)
     reported = (metric.split("=") for metric in row["reported"].split())
     return Checkpoint(
         name=row["name"],

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from .cb_internimage import CBInternImageBackbone, CBInternImageConfig
 from .configuration_internimage import InternImageConfig
-from .dino_detr import DinoDetrConfig, DinoDetrForObjectDetection
+from .dino_detr import DINO_DETR_IMAGE_PROCESSOR_CLASSES, DinoDetrConfig, DinoDetrForObjectDetection
 from .image_processing_internimage import IMAGE_PROCESSOR_CLASSES
 from .mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES, MaskRCNNConfig, MaskRCNNForObjectDetection
 from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
@@ -53,6 +53,9 @@ def register_auto_classes():
 
     AutoConfig.register(DinoDetrConfig.model_type, DinoDetrConfig, exist_ok=True)
     AutoModelForObjectDetection.register(DinoDetrConfig, DinoDetrForObjectDetection, exist_ok=True)
+    AutoImageProcessor.register(
+        DinoDetrConfig, image_processor_classes=DINO_DETR_IMAGE_PROCESSOR_CLASSES, exist_ok=True
+    )
 
     AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig, exist_ok=True)
     for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation, AutoModelForImageSegmentation):
