@@ -148,8 +148,8 @@ class DinoDetrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}={getattr(self, name)}` must divide `d_model={self.d_model}`.")
         if self.d_model % NUM_NORM_GROUPS or self.d_model == NUM_NORM_GROUPS:
             raise ValueError(
-                f"`d_model={self.d_model}` must be a multiple of {NUM_NORM_GROUPS}, the number of groups of the neck's "
-                "norms, and more than that."
+                f"`d_model={self.d_model}` must be a multiple of {NUM_NORM_GROUPS}, the number of groups of the "
+                "neck's norms, and more than that."
             )
         if self.activation_function not in ACT2FN:
             raise ValueError(

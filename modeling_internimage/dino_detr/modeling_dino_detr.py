@@ -24,7 +24,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerSine
 from transformers.utils.generic import can_return_tuple
 
 from ..cb_internimage import CBInternImageBackbone
-from ..detection_targets import get_image_sizes, prepare_targets
+from ..detection.targets import get_image_sizes, prepare_targets
 from ..modeling_internimage import check_pixel_values
 from .configuration_dino_detr import NUM_NORM_GROUPS, DinoDetrConfig
 from .denoising_dino_detr import DenoisingQueries, create_denoising_queries

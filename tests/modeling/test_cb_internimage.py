@@ -36,8 +36,8 @@ def backbone() -> CBInternImageBackbone:
 @torch.no_grad()
 def test_round_trip(backbone, tmp_path):
     backbone.save_pretrained(tmp_path)
-    loaded, info = AutoBackbone.from_pretrained(str(tmp_path), output_loading_info=True)
-    assert not any(info.values()) and type(loaded) is CBInternImageBackbone
+    loaded, info = CBInternImageBackbone.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and type(AutoBackbone.from_config(loaded.config)) is CBInternImageBackbone
     assert loaded.channels == [16, 32, 64, 128]
     pixel_values = torch.randn(1, 3, 64, 96)
     outputs = loaded(pixel_values, output_hidden_states=True)
