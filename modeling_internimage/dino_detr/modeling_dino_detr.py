@@ -24,7 +24,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerSine
 from transformers.utils.generic import can_return_tuple
 
 from ..cb_internimage import CBInternImageBackbone
-from ..detection_targets import get_image_sizes, prepare_targets
+from ..detection.targets import get_image_sizes, prepare_targets
 from ..modeling_internimage import check_pixel_values
 from .configuration_dino_detr import NUM_NORM_GROUPS, DinoDetrConfig
 from .denoising_dino_detr import DenoisingQueries, create_denoising_queries
@@ -453,6 +453,8 @@ class DinoDetrForObjectDetection(PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         check_pixel_values(pixel_values, self.config.backbone_config)
+        if pixel_values.shape[0] == 0:
+            raise ValueError("`pixel_values` have no image. Leave out empty batches.")
         sizes = get_image_sizes(pixel_values, pixel_mask)
         if pixel_mask is not None and sizes.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_image_sizes(sizes)
