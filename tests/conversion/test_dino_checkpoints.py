@@ -2,7 +2,6 @@
 """The official DINO detectors: numbers of the original, every checkpoint's keys, what is written and what is said."""
 
 import copy
-import dataclasses
 import gzip
 import json
 import re
@@ -10,22 +9,19 @@ import re
 import numpy as np
 import pytest
 import torch
-from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict
+from golden_detectors import DETECTION, convert_case, padded_inputs, plan_case, read_arrays, read_facts
+from testing_utils import first_quick
 from transformers import AutoImageProcessor
 
-from conversion.checkpoints import CHECKPOINTS, Checkpoint
-from conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, empty_model, plan_conversion
+from conversion.checkpoints import CHECKPOINTS
+from conversion.convert_checkpoint import ConversionOptions, empty_model, plan_conversion
 from conversion.errors import ConversionError
 from conversion.model_card import create_model_card
+from modeling_internimage import CBInternImageBackbone
+from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels, refine
 
 
-DETECTION = GOLDEN / "detection"
-CASES = {name: json.loads((DETECTION / f"{name}.json").read_text()) for name in ("dino_t_like", "cb_dino_h_like")}
-# A full-size checkpoint of the same kind for each case.
-RECORDS = {
-    "dino_t_like": "dino_4scale_internimage_t_1x_coco",
-    "cb_dino_h_like": "dino_4scale_cbinternimage_h_objects365_coco",
-}
+CASES = read_facts("*dino_?_like.json")
 MANIFESTS = {
     name: manifest
     for name, manifest in json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes())).items()
@@ -38,87 +34,86 @@ STARTS = {f"{PREFIX}_80classes": f"{PREFIX}_coco", f"{PREFIX}_20classes": f"{PRE
 TOLERANCES = {torch.float32: {"maps": 2e-4, "pixels": 2e-3}, torch.float64: {"maps": 5e-6, "pixels": 5e-5}}
 
 
-def reduced_record(name: str) -> Checkpoint:
-    """The record of a reduced model: that of a full-size one with other sizes."""
-    model = CASES[name]["model"]
-    backbone, head = model["backbone"], model["bbox_head"]
-    layers = {part: head["transformer"][part] for part in ("encoder", "decoder")}
-    arguments = {f"{part}_layers": layer["num_layers"] for part, layer in layers.items()} | {
-        f"{part}_ffn_dim": layer["transformerlayers"]["feedforward_channels"] for part, layer in layers.items()
-    }
-    renamed = {"channels": "embed_dim", "groups": "num_groups", "layer_scale": "layer_scale_init_value"}
-    renamed |= {"dw_kernel_size": "depthwise_kernel_size"}
-    left_out = ("type", "core_op", "drop_path_rate", "norm_layer", "out_indices", "with_cp", "level2_post_norm")
-    architecture = {renamed.get(key, key): value for key, value in backbone.items() if key not in left_out}
-    if "level2_post_norm_block_ids" in architecture:
-        architecture["level2_post_norm_block_ids"] = architecture["level2_post_norm_block_ids"][:1]
-    record = CHECKPOINTS[RECORDS[name]]
-    return dataclasses.replace(
-        record,
-        architecture=architecture,
-        head_config=arguments
-        | {"d_model": 64, "num_queries": head["num_query"], "max_detections": model["test_cfg"]["max_per_img"]},
-        num_labels=head["num_classes"],
-        labels=[f"class {idx}" for idx in range(head["num_classes"])],
-    )
-
-
-def plan_case(name: str, folder, change=lambda state_dict: None):
-    """The conversion of a golden case, with its stand-in weights after a `change`."""
-    state_dict = original_state_dict(CASES[name]["keys"], CASES[name]["weight_seed"])
-    # The composite case has a norm after its sixth layer, of three: no original checkpoint has one that is not used.
-    state_dict = {key: tensor for key, tensor in state_dict.items() if ".post_norms.1." not in key}
-    change(state_dict)
-    folder.mkdir(exist_ok=True)
-    torch.save({"state_dict": state_dict, "meta": {}}, folder / "source.pth")
-    return plan_conversion(reduced_record(name), folder / "source.pth", ConversionOptions())
-
-
 @pytest.fixture(scope="module", params=sorted(CASES))
 def case(request, tmp_path_factory):
     """(name, model that was converted to a folder and loaded from it, its input, that folder)"""
     facts, folder = CASES[request.param], tmp_path_factory.mktemp(request.param)
-    plan = plan_case(request.param, folder)
-    convert_checkpoint(plan, folder / "converted", "a test")
-    model, info = plan.head.auto_class.from_pretrained(folder / "converted", output_loading_info=True)
-    assert not any(info.values()) and not plan.dropped
-    pixel_values = golden_input(facts["input"]["shape"], facts["input"]["seed"])
-    pixel_mask = torch.zeros(pixel_values.shape[:1] + pixel_values.shape[2:], dtype=torch.int64)
-    for mask, (height, width) in zip(pixel_mask, facts["img_shapes"]):
-        mask[:height, :width] = 1
-    inputs = {"pixel_values": pixel_values * pixel_mask[:, None], "pixel_mask": pixel_mask}
+    _, model = convert_case(facts, folder)
+    inputs = padded_inputs(facts["input"]["shape"], facts["input"]["seed"], facts["img_shapes"])
     return request.param, model, inputs, folder / "converted"
+
+
+def named_outputs(model, inputs) -> tuple[dict[str, torch.Tensor], object]:
+    """What a model computes in one forward pass, under the names of the golden arrays, and its outputs."""
+    seen = {}
+
+    def keep(name):
+        def hook(module, args, output):
+            seen.setdefault(name, []).append(output)
+
+        return hook
+
+    names = r"backbone|neck|decoder|(encoder\.position_embedding)|(en|de)coder\.layers\.\d|decoder\.ref_point_head"
+    names += f"|enc_output_norm|class_embed.{model.config.decoder_layers}"
+    for name, module in model.named_modules():
+        if re.fullmatch(names, name):
+            module.register_forward_hook(keep(name))
+    if is_composite := isinstance(model.backbone, CBInternImageBackbone):
+        model.backbone.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, kwargs | {"output_assisting_feature_maps": True}), with_kwargs=True
+        )
+    no_object = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    with torch.no_grad():  # with labels, the predictions of every layer are made
+        outputs = model(**inputs, labels=[no_object] * len(inputs["pixel_values"]))
+        levels = DinoDetrLevels.create(seen["neck"][0], inputs["pixel_mask"])
+    backbone, ((states, references),) = seen["backbone"][0], seen["decoder"]
+    named = {f"backbone.{'cb1.' * is_composite}{idx}": maps for idx, maps in enumerate(backbone.feature_maps)}
+    if is_composite:
+        named |= {f"backbone.cb0.{idx}": maps for idx, maps in enumerate(backbone.assisting_feature_maps)}
+    named |= {f"neck.{idx}": feature_map for idx, feature_map in enumerate(seen["neck"][0])}
+    named |= {f"positional_encoding.{idx}": maps for idx, maps in enumerate(seen["encoder.position_embedding"])}
+    for idx in range(len(states)):
+        named[f"encoder.layers.{idx}"] = seen[f"encoder.layers.{idx}"][0]
+        named[f"decoder.layers.{idx}"] = seen[f"decoder.layers.{idx}"][0]
+        named[f"decoder.query_pos.{idx}"] = seen["decoder.ref_point_head"][idx]
+    (enc_logits,) = seen[f"class_embed.{len(states)}"]
+    with torch.no_grad():  # the last refinement serves no later layer
+        last = refine(references[-1], model.bbox_embed[len(states) - 1](seen[f"decoder.layers.{len(states) - 1}"][0]))
+    proposals = levels.proposed_boxes()
+    is_valid = ((proposals > 0.01) & (proposals < 0.99)).all(dim=-1) & levels.attention_mask
+    layers = [*outputs.auxiliary_outputs, {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}]
+    named |= {
+        "padding_mask_flat": ~levels.attention_mask,
+        "encoder_output_proposals_logit": proposals.logit().masked_fill(~is_valid[..., None], 1e30),
+        "enc_output_norm": seen["enc_output_norm"][0],
+        "two_stage_max_logit": enc_logits.amax(dim=-1),
+        "two_stage_topk_indices": enc_logits.amax(dim=-1).topk(model.config.num_queries).indices,
+        "two_stage_class_logits": outputs.enc_outputs_class,
+        "two_stage_boxes": outputs.enc_outputs_coord_logits.sigmoid(),
+        "decoder.hidden_states_normed": torch.stack(states),
+        "decoder.reference_points": torch.stack([*references, last]),
+        "class_logits": torch.stack([layer["logits"] for layer in layers]),
+        "boxes_cxcywh": torch.stack([layer["pred_boxes"] for layer in layers]),
+    }
+    return named, outputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_golden_numbers(case, dtype):
-    """What the converted model computes, from the encoder to the boxes of the image processor."""
+    """Every array of the original, and the boxes of the image processor."""
     name, model, inputs, folder = case
-    arrays = np.load(DETECTION / f"{name}.npz")
-    with torch.no_grad():
-        outputs = copy.deepcopy(model).to(dtype)(**inputs | {"pixel_values": inputs["pixel_values"].to(dtype)})
-    named = {
-        f"encoder.layers.{model.config.encoder_layers - 1}": outputs.encoder_last_hidden_state,
-        "two_stage_class_logits": outputs.enc_outputs_class,
-        "two_stage_boxes": outputs.enc_outputs_coord_logits.sigmoid(),
-    }
-    tolerances = TOLERANCES[dtype]
-    for key, output in named.items():
-        np.testing.assert_allclose(output, arrays[key], rtol=0, atol=tolerances["maps"], err_msg=key)
-    # Of the last layer of the decoder:
-    for key, output in {
-        "decoder.hidden_states_normed": outputs.last_hidden_state,
-        "class_logits": outputs.logits,
-        "boxes_cxcywh": outputs.pred_boxes,
-    }.items():
-        np.testing.assert_allclose(output, arrays[key][-1], rtol=0, atol=tolerances["maps"], err_msg=key)
+    inputs = inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
+    named, outputs = named_outputs(copy.deepcopy(model).to(dtype), inputs)
+    arrays, tolerances = read_arrays(name), TOLERANCES[dtype]
     image_processor = AutoImageProcessor.from_pretrained(folder)
     sizes = [tuple(size) for size in CASES[name]["ori_shapes"]]
     for idx, result in enumerate(image_processor.post_process_object_detection(outputs, target_sizes=sizes)):
-        golden = arrays[f"det_boxes_scores.{idx}"]
+        golden = arrays.pop(f"det_boxes_scores.{idx}")
         np.testing.assert_allclose(result["boxes"], golden[:, :4], rtol=0, atol=tolerances["pixels"])
         np.testing.assert_allclose(result["scores"], golden[:, 4], rtol=0, atol=tolerances["maps"])
-        np.testing.assert_array_equal(result["labels"], arrays[f"det_labels.{idx}"])
+        np.testing.assert_array_equal(result["labels"], arrays.pop(f"det_labels.{idx}"))
+    for key, golden in arrays.items():
+        np.testing.assert_allclose(named[key], golden, rtol=tolerances["maps"], atol=tolerances["maps"], err_msg=key)
 
 
 def split_feed_forward(state_dict: dict[str, torch.Tensor], parts: int = 4):
@@ -136,8 +131,8 @@ def split_feed_forward(state_dict: dict[str, torch.Tensor], parts: int = 4):
 
 def test_parts_are_joined(tmp_path):
     """A checkpoint with G's feed-forward networks becomes the model of one with whole ones."""
-    whole = plan_case("dino_t_like", tmp_path).model().state_dict()
-    joined = plan_case("dino_t_like", tmp_path / "parts", split_feed_forward).model().state_dict()
+    whole = plan_case(CASES["dino_t_like"], tmp_path).model().state_dict()
+    joined = plan_case(CASES["dino_t_like"], tmp_path / "parts", split_feed_forward).model().state_dict()
     assert joined.keys() == whole.keys() and all(torch.equal(joined[name], whole[name]) for name in whole)
 
 
@@ -155,7 +150,7 @@ def test_parts_that_do_not_fit(change, message, tmp_path):
         change("bbox_head.transformer.encoder.layers.1.ffns.0.fc2_2.weight", state_dict)
 
     with pytest.raises(ConversionError, match=f"1 keys have another shape or type .*{message}"):
-        plan_case("dino_t_like", tmp_path, split_and_change)
+        plan_case(CASES["dino_t_like"], tmp_path, split_and_change)
 
 
 def write_manifest_checkpoint(name: str, file):

@@ -136,7 +136,7 @@ def test_dino_on_another_backbone():
     """It has no layers to count, and still no weight decay of its sampling offsets."""
     backbone = ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8, out_features=["stage1", "stage2"])
     model = DinoDetrForObjectDetection(
-        DinoDetrConfig(backbone_config=backbone, d_model=32, encoder_layers=1, decoder_layers=1, num_queries=4)
+        DinoDetrConfig(backbone_config=backbone, d_model=64, encoder_layers=1, decoder_layers=1, num_queries=4)
     )
     groups = create_parameter_groups(model, 1.0, sampling_offset_multiplier=0.5)
     actual = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
