@@ -175,7 +175,7 @@ class LvisEvaluator(CocoEvaluator):
 
     def _as_coco(self, image_id: int, result: dict[str, torch.Tensor]) -> list[dict]:
         detections = sorted(super()._as_coco(image_id, result), key=lambda detection: -detection["score"])
-        annotated = self.annotated[image_id]
+        annotated = self.annotated[image_id]  # the others are not evaluated either: less to keep
         return [own for own in detections[:LVIS_MAX_DETECTIONS] if own["category_id"] in annotated]
 
     def _annotations(self, image_id: int, entries: list[dict], height: int, width: int) -> list[dict]:
