@@ -14,11 +14,14 @@ from torchvision import tv_tensors
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
 from examples.image_datasets import decode_image
+from examples.object_detection.detection_augmentation import NoObjectLeftError
 from modeling_internimage.coco_annotations import MAX_COORDINATE, MAX_ID, check_annotation, check_segmentation
 
 
 logger = logging.getLogger(__name__)
 FIELDS_OF_ANNOTATIONS = ("id", "bbox", "category_id", "area", "iscrowd", "ignore", "segmentation")
+# Images that are drawn in place of one whose crop has no object, before the training gives up.
+MAX_DRAWS = 1000
 FEATURES = {
     "image_id": datasets.Value("int64"),
     "width": datasets.Value("int64"),
@@ -256,6 +259,17 @@ class DetectionImages(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, idx: int) -> dict:
+        for _ in range(MAX_DRAWS):
+            try:
+                return self._example(idx)
+            except NoObjectLeftError:
+                idx = torch.randint(len(self), ()).item()
+        raise ValueError(
+            f"The crops of {MAX_DRAWS} images had no object: leave out `--crop_with_objects`, or images without "
+            "objects (`--skip_images_without_annotations`)."
+        )
+
+    def _example(self, idx: int) -> dict:
         row = self.rows[idx]
         image_column, label_column = self.columns
         if row[image_column] is None:
