@@ -30,7 +30,7 @@ class CBInternImageBackboneOutput(BackboneOutput):
             Outputs of the stem and of the stages of the lead network.
     """
 
-    assisting_feature_maps: tuple[torch.FloatTensor, ...] | None = None
+    assisting_feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
 class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
@@ -133,7 +133,8 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     def _coupling(self, stage_idx: int, maps: list[torch.Tensor]) -> torch.Tensor:
         """What a stage of the lead network adds to its input, from the assisting network's `maps` of it and later."""
         feature, size = maps[0], maps[0].shape[2:]
-        for connection, later in zip(self.composite_connections[stage_idx], maps[1:]):
+        for idx, later in enumerate(maps[1:]):
+            connection = self.composite_connections[stage_idx][idx]
             feature = feature + nn.functional.interpolate(connection(later), size=size, mode="nearest")
         gamma = self.gammas[stage_idx].to(torch.float16).to(feature.dtype)
         return gamma[:, None, None] * feature
