@@ -133,8 +133,7 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     def _coupling(self, stage_idx: int, maps: list[torch.Tensor]) -> torch.Tensor:
         """What a stage of the lead network adds to its input, from the assisting network's `maps` of it and later."""
         feature, size = maps[0], maps[0].shape[2:]
-        for idx, later in enumerate(maps[1:]):
-            connection = self.composite_connections[stage_idx][idx]
+        for connection, later in zip(self.composite_connections[stage_idx], maps[1:]):
             feature = feature + nn.functional.interpolate(connection(later), size=size, mode="nearest")
         gamma = self.gammas[stage_idx].to(torch.float16).to(feature.dtype)
         return gamma[:, None, None] * feature
