@@ -18,6 +18,7 @@ from .mask_rcnn import (
     MaskRCNNImageProcessorPil,
     MaskRCNNObjectDetectionOutput,
 )
+from .metadata import encode_metadata
 from .modeling_internimage import (
     DCNv3,
     InternImageBackbone,
@@ -50,6 +51,7 @@ __all__ = [
     "create_image_processor",
     "create_parameter_groups",
     "dcnv3_implementations",
+    "encode_metadata",
     "register_auto_classes",
     "register_dcnv3_kernel",
     "segment_image",
