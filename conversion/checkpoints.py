@@ -142,7 +142,6 @@ class Checkpoint:
         file: In `SOURCE_REPOSITORY`; `None` if no weights were published.
         hub_name: Repository of the authors on the Hub with the same weights.
         labels: Class names, where they are known.
-        dropped: Prefix of original keys -> why those are not converted.
         head_config: Arguments of the configuration beside the backbone's (segmentation and detection).
         palette: Colour (red, green, blue) of each class in pictures.
         reduce_labels: Whether 0 means unlabelled in the label maps of the data set, and k the class k - 1.
@@ -168,7 +167,6 @@ class Checkpoint:
     file: str | None
     hub_name: str | None
     labels: list[str] | None
-    dropped: dict[str, str]
     head_config: dict[str, Any] = field(default_factory=dict)
     palette: list[list[int]] | None = None
     reduce_labels: bool = False
@@ -235,9 +233,8 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     if row["task"] != "image-classification" and row["backbone"] not in ("H", "G"):
         # The original gives the T to XL backbones of its segmentation and detection models a layer scale of 1.
         architecture = architecture | {"layer_scale_init_value": 1.0}
-    dropped = {}
     if row["dataset"] == "iNaturalist 2018":
-        dropped = {"meta_": "the branch that takes date and place, no part of an image classifier"}
+        architecture = architecture | {"use_metadata_head": True}
     num_labels = int(row["num_labels"])
     classes = SEGMENTATION_CLASSES.get(_CLASSES_OF.get(row["dataset"], row["dataset"]))
     if classes is not None:
@@ -262,7 +259,6 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
         file=row["file"] or None,
         hub_name=row["hub_name"] or None,
         labels=labels,
-        dropped=dropped,
         head_config=_head_config(row, architecture),
         palette=classes and [colour for _, *colour in classes["classes"]],
         reduce_labels=bool(classes and classes["reduce_zero_label"]),

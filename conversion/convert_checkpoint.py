@@ -158,10 +158,9 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         raise ConversionError(f"No model can be made of the configuration of {checkpoint.name}: {error}.") from error
     computed = {name: compute(config) for name, compute in head.computed.items()}
     origins, dropped, superfluous, shapes = {}, {}, [], []
-    dropped_keys = checkpoint.dropped | EMA_KEYS
     for key, tensor in original.items():
         names = head.rename_key(key)
-        reason = next((reason for prefix, reason in dropped_keys.items() if key.startswith(prefix)), None)
+        reason = next((reason for prefix, reason in EMA_KEYS.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
             continue

@@ -62,6 +62,25 @@ for detection in detector("photo.jpg", threshold=0.5):
 
 `$auto_class` and `AutoImageProcessor` load it too${masks}.""",
 }
+METADATA_USE = """
+
+The classes also depend on when and where an image was taken, if the model is told:
+
+```python
+from modeling_internimage import encode_metadata
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("$name")
+image_processor = AutoImageProcessor.from_pretrained("$name")
+inputs = image_processor(Image.open("photo.jpg"), return_tensors="pt")
+metadata = encode_metadata(["2018-06-30"], latitudes=[48.1], longitudes=[11.6])  # None for what is unknown
+print(model.config.id2label[model(**inputs, **metadata).logits.argmax().item()])
+```"""
+METADATA_RESULTS = """
+
+They measured it with the date and the place of each image. Without them, as in the pipeline, the model goes by the
+image alone; its accuracy then was not reported."""
 REPORTED = "Reported by the authors, not measured again here"
 OFFICIAL_LICENCE = "The weights are under the MIT licence of the original."
 OWN_LICENCE = (
@@ -164,6 +183,10 @@ def _has_masks(checkpoint: Checkpoint) -> bool:
     return "Mask" in checkpoint.head
 
 
+def _takes_metadata(checkpoint: Checkpoint) -> bool:
+    return checkpoint.architecture.get("use_metadata_head", False)
+
+
 def _use(checkpoint: Checkpoint) -> str:
     windows = ""
     if checkpoint.window:
@@ -179,7 +202,8 @@ def _use(checkpoint: Checkpoint) -> str:
             else ""
         ),
     }
-    return Template(USES[checkpoint.task]).substitute(values)
+    use = USES[checkpoint.task] + (METADATA_USE if _takes_metadata(checkpoint) else "")
+    return Template(use).substitute(values)
 
 
 def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
@@ -212,7 +236,8 @@ def _results(checkpoint: Checkpoint, options) -> str:
         return "None are known for this file." if checkpoint.title else "None were reported for these weights."
     rows = [f"| {METRICS[metric][0]} | {value} |" for metric, value in checkpoint.reported.items()]
     table = "\n".join([f"| {checkpoint.dataset} | percent |", "|---|---|", *rows])
-    return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n{table}"
+    note = METADATA_RESULTS if _takes_metadata(checkpoint) else ""
+    return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n{table}{note}"
 
 
 def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped) -> list[str]:
@@ -229,8 +254,6 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
     for reason in dict.fromkeys(dropped.values()):
         keys = [key for key, its_reason in dropped.items() if its_reason == reason]
         changes.append(f"{len(keys)} tensors were left out ({_markdown(keys[0])}, ...): {reason}.")
-        if checkpoint.reported:
-            changes.append("The reported metric is that of the model with them.")
     if config.id2label[0] == "LABEL_0":
         changes.append("Class names are not known: the labels are numbers.")
     else:

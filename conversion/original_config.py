@@ -57,7 +57,7 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
         if not all(math.isfinite(value) for value in arguments.values() if isinstance(value, (int, float))):
             raise ValueError("a number is Inf or NaN")
         config = InternImageConfig.from_dict(arguments)
-        architecture = {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
+        architecture = {name: getattr(config, name) for name in ARCHITECTURE_FIELDS} | _metadata_head(weights)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise ConversionError(f"{config_file} does not describe an InternImage: {reason}") from error
@@ -76,7 +76,6 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
         file=None,
         hub_name=None,
         labels=None,
-        dropped={},
         title=_title(source),
         license="unknown",
     )
@@ -102,6 +101,8 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     )
     head = HEADS[record.head]
     weights = read_original_checkpoint(source, ema)
+    if record.task == "image-classification":
+        own = dataclasses.replace(own, architecture=record.architecture | _metadata_head(weights))
     key = next((key for key in head.classifier_keys if key in weights), None)
     if key is None:
         return own  # the plan will say what is missing
@@ -134,6 +135,11 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
         reduce_labels=False,
         num_original_labels=num_rows if has_more_rows else None,
     )
+
+
+def _metadata_head(weights: dict[str, torch.Tensor]) -> dict[str, bool]:
+    """The field of `InternImageConfig` for a classifier with the branch for date and place, or without it."""
+    return {"use_metadata_head": any(key.startswith("meta_head.") for key in weights)}
 
 
 def _num_rows(source: Path, key: str, bias: torch.Tensor, num_without_class: int = 0) -> int:
