@@ -350,9 +350,11 @@ def accuracy_commands(checkpoints) -> str:
                 f"python -m conversion.convert_internimage_to_hf --checkpoint {checkpoint.name} \\\n"
                 f"    --output-dir {model}"
             )
-        folder = "imagenet/val" if checkpoint.dataset.startswith("ImageNet") else "inat2018/val"
+        data = "--data_dir imagenet/val"
+        if checkpoint.architecture.get("use_metadata_head"):
+            data = "--dataset_name inat2018 \\\n    --metadata_columns date latitude longitude"
         lines.append(
             "accelerate launch -m examples.image_classification.evaluate_accuracy \\\n"
-            f"    --model_name_or_path {model} --data_dir {folder}"
+            f"    --model_name_or_path {model} {data}"
         )
     return "\n".join(lines)
