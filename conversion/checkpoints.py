@@ -97,6 +97,8 @@ _DETECTORS = {
     | {"box_head_num_conv_layers": 4, "box_head_num_fc_layers": 1, "box_loss": "giou", "box_loss_weight": 10.0},
     "Cascade R-CNN": _CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"},
 }
+# What a configuration of the original code does not say of a head, or not in the same words.
+HEAD_DEFAULTS = {"Mask2Former": _MASK2FORMER} | _DETECTORS
 # Class names of the detection data sets.
 DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json").read_text(encoding="utf-8"))
 
@@ -146,7 +148,10 @@ class Checkpoint:
         palette: Colour (red, green, blue) of each class in pictures.
         reduce_labels: Whether 0 means unlabelled in the label maps of the data set, and k the class k - 1.
         num_original_labels: Rows of the original's classifier, where they are more than the classes.
-        test_scale: Longer and shorter side in pixels that test images are fitted into.
+        test_scale: Longer and shorter side in pixels that test images are fitted into; `None` for the default of the
+            image processor.
+        normalisation: Mean and standard deviation of each channel of test images, of values from 0 to 255; `None` for
+            those of ImageNet.
         size_divisor: Of the height and width of test images.
         window: Side and stride in pixels of the sliding windows on test images.
         license: Of the weights, as the Hub calls it.
@@ -172,6 +177,7 @@ class Checkpoint:
     reduce_labels: bool = False
     num_original_labels: int | None = None
     test_scale: tuple[int, int] | None = None
+    normalisation: tuple[list[float], list[float]] | None = None
     size_divisor: int | None = None
     window: tuple[int, int] | None = None
     license: str = "mit"
@@ -202,11 +208,15 @@ class Checkpoint:
         """The official preprocessing."""
         if self.task == "image-classification":
             return create_image_processor(self.image_size[0])
-        longest_edge, shortest_edge = self.test_scale
-        size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+        settings: dict[str, Any] = {}
+        if self.test_scale:
+            settings["size"] = dict(zip(("longest_edge", "shortest_edge"), self.test_scale))
+        if self.normalisation:
+            mean, std = self.normalisation
+            settings |= {"image_mean": [value / 255 for value in mean], "image_std": [value / 255 for value in std]}
         if self.task == "object-detection":
             category_ids = CATEGORY_IDS.get(self.dataset)
-            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(size=size, category_ids=category_ids)
+            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(category_ids=category_ids, **settings)
         windows = {}
         if self.window:
             windows = {
@@ -214,10 +224,7 @@ class Checkpoint:
                 for name, side in zip(("window_size", "window_stride"), self.window)
             }
         return _preferred(SEGMENTATION_IMAGE_PROCESSOR_CLASSES)(
-            size=size,
-            size_divisor=self.size_divisor,
-            do_reduce_labels=self.reduce_labels,
-            **windows,
+            size_divisor=self.size_divisor, do_reduce_labels=self.reduce_labels, **windows, **settings
         )
 
     def reported_text(self) -> str:

@@ -232,6 +232,7 @@ HEADS: dict[str, Head] = {
         computed={"criterion.empty_weight": _no_object_weights},
     ),
     "Mask R-CNN": _MASK_RCNN,
+    "Faster R-CNN": _MASK_RCNN,
     "Cascade Mask R-CNN": _MASK_RCNN,
     "Cascade R-CNN": _MASK_RCNN,
 }

@@ -264,7 +264,8 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
             f"The original's classifiers have {checkpoint.num_original_labels} rows, of which only the first "
             f"{checkpoint.num_labels} stand for a class: the others were left out."
         )
-    changes.append("`config.json` and `preprocessor_config.json` were written anew; preprocessing is the authors'.")
+    preprocessing = "; preprocessing is the authors'" if checkpoint.file else ""
+    changes.append(f"`config.json` and `preprocessor_config.json` were written anew{preprocessing}.")
     if options.remote_code:
         changes.append("Two source files were added for `trust_remote_code=True`.")
     return changes

@@ -277,7 +277,7 @@ def test_yaml_of_the_original_trainer(write_original, tmp_path):
         ("my.yaml", "BASE: [../other.yaml]\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "beside or below"),
         ("my.yaml", "BASE: 3\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "not a list of file names"),
         ("my.yaml", 'BASE: "\\e[2J"\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}', r"not a list of file names: \\x1b\[2J"),
-        ("my.py", "model = dict()", "is Python, which is not run. .*--checkpoint NAME"),
+        ("my.json", '{"model_type": "upernet"}', "no usable|does not describe|has no|is not"),
     ],
 )
 def test_other_configurations_are_refused(file, text, message, write_original, tmp_path, capsys):
