@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-The registry of the official checkpoints: a typed record for each of the 60 that the authors list, read from
-`checkpoints.csv` beside this file. READMEs, `--list`, model cards and tests are made from it.
+The registry of the official checkpoints: a typed record for each of the 60 that the authors list, and for two starts
+for fine-tuning that they publish without listing them, read from `checkpoints.csv` beside this file. READMEs,
+`--list`, model cards and tests are made from it.
 
 Its sources are the README files and configurations of `SOURCE_CODE`; the weights are in `SOURCE_REPOSITORY`.
 """
@@ -16,9 +17,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from conversion.errors import ConversionError
-from conversion.heads import ALL_STAGES, HEADS
+from conversion.heads import HEADS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.detection.labels import detection_labels
+from modeling_internimage.dino_detr import DINO_DETR_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
@@ -54,6 +57,7 @@ METRICS = {
     "box_mAP_tta": ("box AP with test-time augmentation", "mean_average_precision"),
     "box_mAP50": ("box AP50", "mean_average_precision"),
     "mask_mAP": ("mask AP", "mean_average_precision"),
+    "openimages_mAP50": ("Open Images mAP at IoU 0.5", "mean_average_precision"),
 }
 
 # Where each task's metrics are reported.
@@ -99,8 +103,8 @@ _DETECTORS = {
 }
 # What a configuration of the original code does not say of a head, or not in the same words.
 HEAD_DEFAULTS = {"Mask2Former": _MASK2FORMER} | _DETECTORS
-# Class names of the detection data sets.
-DETECTION_CLASSES = json.loads(Path(__file__).with_name("detection_classes.json").read_text(encoding="utf-8"))
+# Detections in an image, of every DINO detector but that on T; denoising queries in the training of H and G.
+_MANY_DETECTIONS, _MANY_DENOISING = {"max_detections": 300}, {"num_denoising": 1000}
 
 # Classes of the segmentation data sets, [name, red, green, blue] each, and whether 0 means unlabelled in their files.
 SEGMENTATION_CLASSES = json.loads(Path(__file__).with_name("segmentation_classes.json").read_text(encoding="utf-8"))
@@ -109,14 +113,20 @@ _CLASSES_OF = {
     "Mapillary Vistas": "Cityscapes",
     "COCO-Stuff-164K": "COCO-Stuff",
     "COCO-Stuff-10K": "COCO-Stuff",
+    "LVIS v1 minival": "LVIS v1",
+    "LVIS v1 val": "LVIS v1",
+    "VOC 2007": "VOC",
+    "VOC 2012": "VOC",
 }
 # Rows in the classifiers of some checkpoints for the 19 classes of Cityscapes. The other rows are left out.
 _CITYSCAPES_CLASSIFIER = 150
 
 
 # Ids of the categories in annotation files, in the order of the classes. COCO leaves out ten of 1 to 90. In those of
-# CrowdHuman (`detection/tools/create_crowd_anno.py` of the original), persons are 1 and all else is `iscrowd`.
+# CrowdHuman (`detection/tools/create_crowd_anno.py` of the original), persons are 1 and all else is `iscrowd`. Open
+# Images and VOC have no files in this format.
 CATEGORY_IDS = {
+    "LVIS v1": list(range(1, 1204)),
     "COCO": [idx for idx in range(1, 91) if idx not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)],
     "CrowdHuman": [1],
 }
@@ -130,7 +140,7 @@ class Checkpoint:
     Args:
         name: Name in the original's model tables: that of the file without `.pth`, unless two share a file.
         task: Pipeline tag on the Hub.
-        head: Name of the head on top of the backbone, a key of `HEADS` if it can be converted.
+        head: Name of the head on top of the backbone, a key of `HEADS`.
         backbone: Letter of the architecture.
         architecture: Arguments of `InternImageConfig`.
         image_size: Height and width in pixels: of the input (classification), of training crops (segmentation), of the
@@ -185,12 +195,16 @@ class Checkpoint:
 
     @property
     def status(self) -> str:
-        if self.file is None:
-            return "no weights published"
-        return "convertible" if self.head in HEADS else "not yet convertible"
+        return "no weights published" if self.file is None else "convertible"
+
+    @property
+    def category_ids(self) -> list[int] | None:
+        """Ids of the classes in annotations in COCO's format, where the data set has such files."""
+        return CATEGORY_IDS.get(_CLASSES_OF.get(self.dataset, self.dataset))
 
     def backbone_config(self, **kwargs) -> InternImageConfig:
-        return InternImageConfig(**self.architecture, image_size=self.image_size[0], **kwargs)
+        config_class = HEADS[self.head].backbone_config_class
+        return config_class(**self.architecture, image_size=self.image_size[0], **kwargs)
 
     def config(self) -> PreTrainedConfig:
         """Configuration of the model. (Dropout and stochastic depth are 0, as in the official repositories.)"""
@@ -201,8 +215,9 @@ class Checkpoint:
         if self.task == "image-classification":
             return self.backbone_config(**labels)
         palette = {"palette": self.palette} if self.palette else {}
-        backbone_config = self.backbone_config(out_features=ALL_STAGES)
-        return HEADS[self.head].config_class(backbone_config=backbone_config, **self.head_config, **labels, **palette)
+        head = HEADS[self.head]
+        backbone_config = self.backbone_config(out_features=list(head.out_features))
+        return head.config_class(backbone_config=backbone_config, **self.head_config, **labels, **palette)
 
     def image_processor(self):
         """The official preprocessing."""
@@ -215,8 +230,11 @@ class Checkpoint:
             mean, std = self.normalisation
             settings |= {"image_mean": [value / 255 for value in mean], "image_std": [value / 255 for value in std]}
         if self.task == "object-detection":
-            category_ids = CATEGORY_IDS.get(self.dataset)
-            return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(category_ids=category_ids, **settings)
+            settings["category_ids"] = self.category_ids
+            if "DINO" not in self.head:
+                return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(**settings)
+            max_detections = self.config().max_detections
+            return _preferred(DINO_DETR_IMAGE_PROCESSOR_CLASSES)(**settings, max_detections=max_detections)
         windows = {}
         if self.window:
             windows = {
@@ -243,13 +261,14 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     if row["dataset"] == "iNaturalist 2018":
         architecture = architecture | {"use_metadata_head": True}
     num_labels = int(row["num_labels"])
-    classes = SEGMENTATION_CLASSES.get(_CLASSES_OF.get(row["dataset"], row["dataset"]))
+    data_set_of_classes = _CLASSES_OF.get(row["dataset"], row["dataset"])
+    classes = SEGMENTATION_CLASSES.get(data_set_of_classes)
     if classes is not None:
         labels = [name for name, *_ in classes["classes"]]
     elif row["dataset"].startswith("ImageNet"):
         labels = list(imagenet_labels(num_labels).values())
     else:
-        labels = DETECTION_CLASSES.get(row["dataset"])
+        labels = detection_labels(data_set_of_classes)
     reported = (metric.split("=") for metric in row["reported"].split())
     return Checkpoint(
         name=row["name"],
@@ -288,6 +307,10 @@ def _head_config(row: dict[str, str], architecture: dict[str, Any]) -> dict[str,
     if row["head"] == "Mask2Former":
         wide = row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K")
         return _MASK2FORMER | (_WIDE_MASK2FORMER if wide else _NARROW_MASK2FORMER)
+    if row["head"] in ("DINO", "CB-DINO"):
+        return (_MANY_DETECTIONS if row["backbone"] != "T" else {}) | (
+            _MANY_DENOISING if row["backbone"] in ("H", "G") else {}
+        )
     return _DETECTORS.get(row["head"], {})
 
 
@@ -301,6 +324,14 @@ def _read_registry() -> dict[str, Checkpoint]:
 
 
 CHECKPOINTS: dict[str, Checkpoint] = _read_registry()
+
+
+def entries_of_file(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """`checkpoint` and, if it is one of the authors', the other entries of the registry with the same file."""
+    if checkpoint.file is None or checkpoint.title is not None:
+        return [checkpoint]
+    others = (entry for entry in CHECKPOINTS.values() if entry.file == checkpoint.file)
+    return [checkpoint, *(entry for entry in others if entry.name != checkpoint.name)]
 
 
 def find_checkpoint(name: str) -> Checkpoint:

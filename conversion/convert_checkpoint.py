@@ -69,11 +69,21 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class Origin:
-    """An original tensor, or the rows of it from `start` to `stop`."""
+    """An original tensor, the rows of one from `start` to `stop`, or several that are joined along `dim`."""
 
-    key: str
+    keys: tuple[str, ...]
     start: int | None = None
     stop: int | None = None
+    dim: int = 0
+
+    def tensor(self, original: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(self.keys) > 1:
+            return torch.cat([original[key] for key in self.keys], self.dim)
+        tensor = original[self.keys[0]]
+        return tensor if self.stop is None else tensor[self.start : self.stop]
+
+    def __str__(self):
+        return " and ".join(self.keys)
 
 
 @dataclass
@@ -104,10 +114,7 @@ class Plan:
             if name in self.computed:
                 tensor = self.computed[name]
             else:
-                origin = self.origins[name]
-                tensor = original[origin.key]
-                if origin.stop is not None:
-                    tensor = tensor[origin.start : origin.stop]
+                tensor = self.origins[name].tensor(original)
             if self.options.imagenet_1k_head and name.startswith("classifier."):
                 tensor = imagenet_1k_rows(tensor)
             if tensor.is_floating_point():
@@ -116,6 +123,10 @@ class Plan:
 
     def names(self) -> list[str]:
         return [*self.origins, *self.computed]
+
+    def used_keys(self) -> set[str]:
+        """The original keys that are converted."""
+        return {key for origin in self.origins.values() for key in origin.keys}
 
     def model(self) -> PreTrainedModel:
         """A model with weights taken directly from the source, not from the files that are written."""
@@ -158,11 +169,16 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         raise ConversionError(f"No model can be made of the configuration of {checkpoint.name}: {error}.") from error
     computed = {name: compute(config) for name, compute in head.computed.items()}
     origins, dropped, superfluous, shapes = {}, {}, [], []
+    parts_of: dict[tuple[str, int], dict[int, str]] = {}  # name and dimension of what is joined -> number -> key
     for key, tensor in original.items():
         names = head.rename_key(key)
         reason = next((reason for prefix, reason in EMA_KEYS.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
+            continue
+        if whole := head.whole(names[0]):
+            name, number, dim = whole
+            parts_of.setdefault((name, dim), {})[number] = key
             continue
         if any(name not in expected or name in origins for name in names):
             superfluous.append(key)
@@ -173,12 +189,22 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             shape = (checkpoint.num_original_labels, *shape[1:])
         start = 0
         for name, part in zip(names, parts):
-            origins[name] = Origin(key) if part == shape else Origin(key, start, start + part[0])
+            origins[name] = Origin((key,)) if part == shape else Origin((key,), start, start + part[0])
             start += part[0] if part else 0
         if tensor.shape != shape:
             shapes.append(f"{key} {tuple(tensor.shape)} instead of {tuple(shape)}")
         elif tensor.is_floating_point() != expected[names[0]].is_floating_point():
             shapes.append(f"{key} of {tensor.dtype} instead of {expected[names[0]].dtype}")
+    for (name, dim), keys in parts_of.items():
+        origin = Origin(tuple(key for _, key in sorted(keys.items())), dim=dim)
+        if name not in expected or name in origins:
+            superfluous += origin.keys
+            continue
+        origins[name] = origin
+        parts = [original[key] for key in origin.keys]
+        if not _fit_together(parts, dim, expected[name].shape):
+            found = ", ".join(f"{tuple(part.shape)} of {part.dtype}" for part in parts)
+            shapes.append(f"{origin} {found} instead of parts of {tuple(expected[name].shape)}")
     missing = [name for name in expected if name not in origins and name not in computed]
     problems = {
         "keys belong to no parameter": superfluous,
@@ -198,6 +224,15 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             f"`--max-shard-size {options.max_shard_size}` is not a size: write '500MB' or '2GB'."
         ) from error
     return Plan(checkpoint, source, options, config, origins, computed, dropped, shards)
+
+
+def _fit_together(parts: list[torch.Tensor], dim: int, shape: torch.Size) -> bool:
+    """Whether `parts`, joined along `dim`, are a floating-point tensor of this shape."""
+    try:
+        joined = torch.cat([part.to("meta") for part in parts], dim)
+    except (IndexError, RuntimeError):
+        return False
+    return joined.shape == shape and all(part.is_floating_point() for part in parts)
 
 
 def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -256,7 +291,7 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
             "checkpoint": plan.checkpoint.name,
             "options": asdict(plan.options),
             **provenance,
-            "keys": {"converted": len({origin.key for origin in plan.origins.values()}), "dropped": plan.dropped},
+            "keys": {"converted": len(plan.used_keys()), "dropped": plan.dropped},
             "checks": checks,
             "files": {
                 file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
@@ -317,7 +352,7 @@ def _is_written_here(file: Path) -> bool:
 def _check_size(plan: Plan):
     """Raise `ConversionError` if the tensors are larger than their file, as expanded ones are."""
     original = read_original_checkpoint(plan.source, plan.options.ema)
-    claimed = sum(original[key].nbytes for key in {origin.key for origin in plan.origins.values()})
+    claimed = sum(original[key].nbytes for key in plan.used_keys())
     if claimed > plan.source.stat().st_size:
         raise ConversionError(
             f"{plan.source} has {plan.source.stat().st_size:,} bytes, but its tensors are {claimed:,}: some are "
@@ -344,7 +379,7 @@ def write_weights(plan: Plan, folder: Path):
             shard = {name: tensor.clone() for name, tensor in plan.tensors(names)}
             for name, tensor in shard.items():
                 if not tensor.isfinite().all():
-                    origin = plan.origins[name].key if name in plan.origins else name
+                    origin = plan.origins.get(name, name)
                     raise ConversionError(
                         f"{origin} in {plan.source} has Inf or NaN as {str(tensor.dtype).removeprefix('torch.')}: the "
                         "training failed, or the numbers are too large for that. Take an earlier checkpoint, or "
@@ -380,7 +415,7 @@ def check_tensors(plan: Plan, folder: Path) -> dict:
             for name, expected in plan.tensors(names):
                 tensor = saved.get_tensor(name) if name in saved.keys() else None
                 if tensor is None or tensor.dtype != expected.dtype or not _same_bits(tensor, expected):
-                    origin = plan.origins[name].key if name in plan.origins else "what follows from the configuration"
+                    origin = plan.origins.get(name, "what follows from the configuration")
                     raise ConversionError(f"{name} in {folder / file} differs from {origin} in {plan.source}.")
     if found != set(plan.names()):
         raise ConversionError(

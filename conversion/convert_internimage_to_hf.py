@@ -122,11 +122,18 @@ def convert_one(parsed: argparse.Namespace):
 
 
 def convert_all(parsed: argparse.Namespace) -> int:
-    """Convert every checkpoint that can be. Finished ones are kept, and a failure does not stop the others."""
-    failed = []
+    """
+    Convert every published checkpoint, the entries with the same file once. Finished ones are kept, and a failure does
+    not stop the others.
+    """
+    failed, name_of_file = [], {}
     for checkpoint in CHECKPOINTS.values():
-        if checkpoint.status != "convertible":
+        if checkpoint.file is None:
             say(f"{checkpoint.name}: {checkpoint.status}")
+            continue
+        first = name_of_file.setdefault(checkpoint.file, checkpoint.name)
+        if first != checkpoint.name:
+            say(f"{checkpoint.name}: the same file as {first}, whose model card has the results of both")
             continue
         folder = parsed.output_dir and parsed.output_dir / checkpoint.name
         repo_id = parsed.push_to_hub and f"{parsed.push_to_hub}/{checkpoint.name}"
@@ -151,8 +158,6 @@ def options_of(parsed: argparse.Namespace) -> ConversionOptions:
 
 def convert(checkpoint: Checkpoint, parsed: argparse.Namespace, folder: Path | None, repo_id: str | None):
     """Convert to `folder` unless that is done, and publish as `repo_id` if given."""
-    if checkpoint.file is not None and checkpoint.status != "convertible":
-        raise ConversionError(f"{checkpoint.name} is {checkpoint.status}: there is no {checkpoint.head} here yet.")
     options = options_of(parsed)
     if folder and is_finished(folder, checkpoint, options, parsed.source):
         say(f"{checkpoint.name}: finished earlier in {folder}")

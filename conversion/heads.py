@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """For each head on top of the backbone: the classes of the converted model and the new names of its parameters."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from transformers import (
 )
 
 from modeling_internimage import (
+    CBInternImageConfig,
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
@@ -30,10 +34,11 @@ from modeling_internimage import (
     encode_metadata,
     semantic_scores,
 )
+from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels
 from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
 
-ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 UPERNET_KEY_MAPPING = {
     r"\.bn\.": ".batch_norm.",
@@ -94,6 +99,39 @@ MASK_RCNN_KEY_MAPPING = {
     r"\.conv_logits\.": ".classifier.",
 }
 
+DINO_KEY_MAPPING = {
+    r"^cb_modules\.1\.gamma(\d)$": r"backbone.gammas.\1",
+    r"^cb_linears\.(\d)\.1\.": r"backbone.composite_connections.\1.0.",
+    r"^cb_linears\.(\d)\.2\.": r"backbone.composite_connections.\1.1.",
+    r"^cb_linears\.(\d)\.3\.": r"backbone.composite_connections.\1.2.",
+    r"^neck\.(?:0\.)?convs\.": "neck.projections.",
+    r"^neck\.(?:0\.)?extra_convs\.": "neck.extra_projections.",
+    r"^(neck\.\w+\.\d\.)conv\.": r"\1convolution.",
+    r"^(neck\.\w+\.\d\.)gn\.": r"\1norm.",
+    r"^bbox_head\.transformer\.level_embeds$": "encoder.level_embed.weight",
+    r"^bbox_head\.transformer\.": "",
+    r"^(encoder\.layers\.\d\.)attentions\.0\.": r"\1self_attn.",
+    r"^(encoder\.layers\.\d\.)norms\.0\.": r"\1self_attn_layer_norm.",
+    r"^(encoder\.layers\.\d\.)norms\.1\.": r"\1final_layer_norm.",
+    r"\.attentions\.0\.attn\.": ".self_attn.",
+    r"\.attentions\.1\.": ".encoder_attn.",
+    r"\.norms\.0\.": ".self_attn_layer_norm.",
+    r"\.norms\.1\.": ".encoder_attn_layer_norm.",
+    r"\.norms\.2\.": ".final_layer_norm.",
+    r"\.self_attn\.out_proj\.": ".self_attn.o_proj.",
+    r"\.ffns\.0\.layers\.0\.0\.": ".mlp.fc1.",
+    r"\.ffns\.0\.layers\.1\.": ".mlp.fc2.",
+    r"\.ffns\.0\.fc2_bias$": ".mlp.fc2.bias",
+    r"\.ffns\.0\.": ".mlp.",  # in G: fc1_0, ... fc1_3, fc2_0, ..., see `joined`
+    r"\.ref_point_head\.0\.": ".ref_point_head.layers.0.",
+    r"\.ref_point_head\.2\.": ".ref_point_head.layers.1.",
+    r"^bbox_head\.cls_branches\.": "class_embed.",
+    r"^bbox_head\.reg_branches\.(\d)\.0\.": r"bbox_embed.\1.layers.0.",
+    r"^bbox_head\.reg_branches\.(\d)\.2\.": r"bbox_embed.\1.layers.1.",
+    r"^bbox_head\.reg_branches\.(\d)\.4\.": r"bbox_embed.\1.layers.2.",
+    r"^bbox_head\.label_embedding\.": "denoising_class_embed.",
+}
+
 
 def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """The logits of semantic segmentation; for Mask2Former the scores of the classes."""
@@ -122,6 +160,26 @@ def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Ten
     return torch.cat([output.flatten() for output in outputs])[None]
 
 
+def dino_outputs(model: DinoDetrForObjectDetection, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    Class and box logits of every position of the encoder and of every decoder layer, for queries that start from four
+    fixed boxes, as (1, n). (Whole outputs cannot be compared: where scores are nearly equal, rounding changes which
+    positions become queries.)
+    """
+    feature_maps = model.neck(model.backbone(pixel_values).feature_maps)
+    levels = DinoDetrLevels.create(feature_maps, None)
+    encoded = model.encoder(feature_maps, levels)
+    hidden_states = model.enc_output_norm(model.enc_output(encoded))
+    outputs = [model.class_embed[-1](hidden_states), model.bbox_embed[-1](hidden_states)]
+    boxes = torch.tensor([[[0.5, 0.5, size, size] for size in (0.1, 0.2, 0.4, 0.8)]], dtype=levels.valid_ratios.dtype)
+    queries = model.query_embed.weight[: boxes.shape[1]][None]
+    queries = torch.cat((queries, model.denoising_class_embed.weight[: boxes.shape[1]][None]), dim=1)
+    decoded, _ = model.decoder(queries, boxes.repeat(1, 2, 1), encoded, levels, model.bbox_embed)
+    for idx, hidden_states in enumerate(decoded):
+        outputs += [model.class_embed[idx](hidden_states), model.bbox_embed[idx](hidden_states)]
+    return torch.cat([output.flatten() for output in outputs])[None]
+
+
 @dataclass(frozen=True)
 class Head:
     """
@@ -136,6 +194,12 @@ class Head:
         prefixes: Prefixes of the head's original keys. All other keys are the backbone's.
         key_mapping: Regular expressions from the head's original keys to those of `model_class`, applied in order.
         split: Regular expression for a renamed parameter -> names of the equal parts that its rows are split into.
+        joined: Regular expression for renamed parts of a parameter, with three groups: before the number of the part,
+            the number, after it -> dimension along which the parts are joined.
+        backbone_config_class: Class of the backbone's configuration.
+        out_features: Stages of the backbone that the head uses.
+        networks: For a composite backbone, prefixes of the original keys of its networks -> what comes before
+            `encoder.` in the new ones.
         computed: Buffers of `model_class` that the original does not have -> function of the configuration.
         outputs: Function of a model and normalised images that returns what is compared after the conversion,
             (batch_size, ...).
@@ -150,6 +214,10 @@ class Head:
     prefixes: tuple[str, ...] = ()
     key_mapping: dict[str, str] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
+    joined: dict[str, int] = field(default_factory=dict)
+    backbone_config_class: type[InternImageConfig] = InternImageConfig
+    out_features: tuple[str, ...] = ALL_STAGES
+    networks: dict[str, str] = field(default_factory=dict)
     computed: dict[str, Callable[[Any], torch.Tensor]] = field(default_factory=dict)
     outputs: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = logits_of
 
@@ -159,8 +227,12 @@ class Head:
         split into equal parts.
         """
         if not key.startswith(self.prefixes):
+            network = next((prefix for prefix in self.networks if key.startswith(prefix)), "")
+            key = key.removeprefix(network)
             for pattern, replacement in ORIGINAL_TO_CONVERTED_KEY_MAPPING.items():
                 key = re.sub(pattern, replacement, key)
+            if network:
+                key = re.sub("^encoder", f"{self.networks[network]}encoder", key)
             return [key if key.startswith(("classifier.", "metadata_head.")) else self.backbone_prefix + key]
         for pattern, replacement in self.key_mapping.items():
             key = re.sub(pattern, replacement, key)
@@ -169,6 +241,13 @@ class Head:
                 return [re.sub(pattern, part, key) for part in parts]
         return [key]
 
+    def whole(self, name: str) -> tuple[str, int, int] | None:
+        """For a renamed part: name of the whole parameter, number of the part, dimension along which it is joined."""
+        for pattern, dim in self.joined.items():
+            if match := re.search(pattern, name):
+                return re.sub(pattern, r"\1\3", name), int(match[2]), dim
+        return None
+
 
 def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
     weights = torch.ones(config.num_labels + 1)
@@ -176,6 +255,10 @@ def _no_object_weights(config: Mask2FormerConfig) -> torch.Tensor:
     return weights
 
 
+# The query, key and value projections that `nn.MultiheadAttention` keeps in one tensor.
+_SPLIT_ATTENTION = {
+    r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [rf"\1{projection}_proj.\2" for projection in "qkv"]
+}
 _MASK_RCNN = Head(
     model_class=MaskRCNNForObjectDetection,
     auto_class=AutoModelForObjectDetection,
@@ -186,6 +269,19 @@ _MASK_RCNN = Head(
     prefixes=("neck.", "rpn_head.", "roi_head."),
     key_mapping=MASK_RCNN_KEY_MAPPING,
     outputs=detection_outputs,
+)
+_DINO = Head(
+    model_class=DinoDetrForObjectDetection,
+    auto_class=AutoModelForObjectDetection,
+    config_class=DinoDetrConfig,
+    backbone_prefix="backbone.",
+    classifier_keys=("bbox_head.cls_branches.0.bias",),
+    prefixes=("neck.", "bbox_head.", "cb_linears.", "cb_modules.1.gamma"),
+    key_mapping=DINO_KEY_MAPPING,
+    split=_SPLIT_ATTENTION,
+    joined={r"(\.mlp\.fc1)_(\d)(\.weight|\.bias)$": 0, r"(\.mlp\.fc2)_(\d)(\.weight)$": 1},
+    out_features=ALL_STAGES[1:],
+    outputs=dino_outputs,
 )
 
 HEADS: dict[str, Head] = {
@@ -224,15 +320,17 @@ HEADS: dict[str, Head] = {
         num_rows_without_class=1,
         prefixes=("decode_head.",),
         key_mapping=MASK2FORMER_KEY_MAPPING,
-        split={
-            r"(decoder\.layers\.\d\.self_attn\.)in_proj_(weight|bias)$": [
-                rf"\1{projection}_proj.\2" for projection in "qkv"
-            ]
-        },
+        split=_SPLIT_ATTENTION,
         computed={"criterion.empty_weight": _no_object_weights},
     ),
     "Mask R-CNN": _MASK_RCNN,
     "Faster R-CNN": _MASK_RCNN,
     "Cascade Mask R-CNN": _MASK_RCNN,
     "Cascade R-CNN": _MASK_RCNN,
+    "DINO": _DINO,
+    "CB-DINO": dataclasses.replace(
+        _DINO,
+        backbone_config_class=CBInternImageConfig,
+        networks={"cb_modules.0.": "assisting_", "cb_modules.1.": "lead_"},
+    ),
 }

@@ -106,15 +106,20 @@ def _record_from_json(config_file: Path, arguments: dict, source: Path, ema: boo
     with _readable(config_file):
         config_classes = {head.config_class.model_type: head.config_class for head in HEADS.values()}
         config = config_classes[arguments["model_type"]].from_dict(dict(arguments))
-        head = next(name for name, head in HEADS.items() if isinstance(config, head.config_class))
+        kind = type(config), type(config.backbone_config)
+        heads = [name for name, head in HEADS.items() if (head.config_class, head.backbone_config_class) == kind]
+        if not heads:
+            raise ValueError(f"`backbone_config` has `model_type={config.backbone_config.model_type!r}`")
+        head = heads[0]
         if isinstance(config, MaskRCNNConfig):
             head = two_stage_head(len(config.bbox_reg_stds) > 1, config.use_mask_head)
         num_labels = _classifier_rows(head, source, weights)
+        fields = (*ARCHITECTURE_FIELDS, "image_size")
         has_names = config.num_labels == num_labels and config.id2label[0] != "LABEL_0"
         record = _own_record(
             source,
             head,
-            _backbone(config_file, config.backbone_config.to_dict(), source, weights),
+            _backbone(config_file, {name: getattr(config.backbone_config, name) for name in fields}, source, weights),
             num_labels=num_labels,
             labels=[printable(config.id2label[idx]) for idx in range(num_labels)] if has_names else None,
             head_config={name: value for name, value in arguments.items() if name not in NO_HEAD_FIELDS},
@@ -187,8 +192,6 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     Raises:
         `ConversionError`: if the names in the file do not fit its classifier.
     """
-    if record.head not in HEADS:
-        return record
     own = dataclasses.replace(
         record, title=_title(source), pretraining=None, reported={}, hub_name=None, license="unknown"
     )

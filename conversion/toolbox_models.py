@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from conversion.errors import ConversionError
-from conversion.heads import HEADS
 from conversion.python_config import MERGED, Unread
 
 
@@ -180,6 +179,43 @@ def two_stage_config(model: Settings) -> dict[str, Any]:
     return config
 
 
+def dino_config(model: Settings) -> dict[str, Any]:
+    if model.get("backbone.type") == "CBInternImage":
+        _check_backbone(model, "CBInternImage", [[0, 1, 2, 3], [1, 2, 3]])
+    else:
+        _check_backbone(model, "InternImage", [1, 2, 3])
+    neck, head = model.section("neck"), model.section("bbox_head")
+    neck.expect("kernel_size", 1)
+    neck.expect("act_cfg", None)
+    neck.expect("norm_cfg", {"type": "GN", "num_groups": 32})
+    for name in ("as_two_stage", "with_box_refine"):
+        head.expect(name, True)
+    width = neck.get("out_channels")
+    head.expect("positional_encoding.num_feats", width // 2)
+    head.expect("positional_encoding.temperature", 20)
+    head.expect("positional_encoding.normalize", True)
+    config = {
+        "d_model": width,
+        "num_feature_levels": neck.get("num_outs"),
+        "num_queries": head.get("num_query"),
+        "max_detections": model.get("test_cfg.max_per_img"),
+        "num_denoising": head.get("dn_cfg.group_cfg.num_dn_queries", 100),
+        "label_noise_ratio": head.get("dn_cfg.noise_scale.label", 0.5),
+        "box_noise_scale": head.get("dn_cfg.noise_scale.box", 1.0),
+    }
+    for part in ("encoder", "decoder"):
+        layers = head.section(f"transformer.{part}")
+        attentions = layers.sections("transformerlayers.attn_cfgs")  # the decoder's first is the self-attention
+        config |= {
+            f"{part}_layers": layers.get("num_layers"),
+            f"{part}_ffn_dim": layers.get("transformerlayers.feedforward_channels"),
+            f"{part}_attention_heads": attentions[0].get("num_heads", 8),
+            f"{part}_n_points": attentions[-1].get("num_points", 4),
+        }
+        attentions[-1].expect("num_heads", config[f"{part}_attention_heads"], default=8)
+    return config
+
+
 def _has_masks(model: Settings) -> bool:
     return model.get("roi_head.mask_head", None) is not None
 
@@ -194,6 +230,8 @@ HEAD_CONFIGS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "Faster R-CNN": two_stage_config,
     "Cascade Mask R-CNN": two_stage_config,
     "Cascade R-CNN": two_stage_config,
+    "DINO": dino_config,
+    "CB-DINO": dino_config,
 }
 # Type of `decode_head` or `bbox_head` -> head.
 _HEAD_TYPES = {
@@ -218,7 +256,7 @@ def head_of(model: Settings) -> str:
         return two_stage_head(roi_head == "CascadeRoIHead", _has_masks(model))
     name = roi_head or model.get("decode_head.type", None) or model.get("bbox_head.type", None)
     head = _HEAD_TYPES.get(name)
-    if head not in HEADS or head not in HEAD_CONFIGS:
+    if head is None:
         raise ConversionError(
             f"{model.file} describes a model with the head {name!r}, which cannot be converted. These can: "
             f"{', '.join(HEAD_CONFIGS)}."

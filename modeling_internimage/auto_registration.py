@@ -20,7 +20,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 )
 
+from .cb_internimage import CBInternImageBackbone, CBInternImageConfig
 from .configuration_internimage import InternImageConfig
+from .dino_detr import DINO_DETR_IMAGE_PROCESSOR_CLASSES, DinoDetrConfig, DinoDetrForObjectDetection
 from .image_processing_internimage import IMAGE_PROCESSOR_CLASSES
 from .mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES, MaskRCNNConfig, MaskRCNNForObjectDetection
 from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
@@ -46,6 +48,15 @@ def register_auto_classes():
         SegformerHeadConfig, image_processor_classes=SEGMENTATION_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
 
+    AutoConfig.register(CBInternImageConfig.model_type, CBInternImageConfig, exist_ok=True)
+    AutoBackbone.register(CBInternImageConfig, CBInternImageBackbone, exist_ok=True)
+
+    AutoConfig.register(DinoDetrConfig.model_type, DinoDetrConfig, exist_ok=True)
+    AutoModelForObjectDetection.register(DinoDetrConfig, DinoDetrForObjectDetection, exist_ok=True)
+    AutoImageProcessor.register(
+        DinoDetrConfig, image_processor_classes=DINO_DETR_IMAGE_PROCESSOR_CLASSES, exist_ok=True
+    )
+
     AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig, exist_ok=True)
     for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation, AutoModelForImageSegmentation):
         auto_class.register(MaskRCNNConfig, MaskRCNNForObjectDetection, exist_ok=True)
@@ -64,6 +75,7 @@ def _tell_pipelines():
     names with these dictionaries, not with what `register` adds, and log an error for every other class. There is no
     public way to extend them (`Pipeline.check_model_type`, transformers 5.20 to 5.24).
     """
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[DinoDetrConfig.model_type] = DinoDetrForObjectDetection.__name__
     detector, segmenter = MaskRCNNForObjectDetection.__name__, SegformerHeadForSemanticSegmentation.__name__
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MaskRCNNConfig.model_type] = detector
     MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES[MaskRCNNConfig.model_type] = detector

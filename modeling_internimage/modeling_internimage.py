@@ -506,15 +506,18 @@ class InternImageStage(nn.Module):
         has_norm = not config.post_norm or config.center_feature_scale
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_norm else None
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, coupling: torch.Tensor | None = None) -> torch.Tensor:
         """
         (batch_size, channels, height, width) of the previous stage -> the same of this stage. Both are channels-first
-        views of channels-last memory.
+        views of channels-last memory. A composite backbone adds `coupling`, of the shape of the output, to the input
+        of the first layer.
         """
         if self.downsampling is None:
             hidden_states = hidden_states.permute(0, 2, 3, 1)  # NCHW -> NHWC
         else:
             hidden_states = self.downsampling(hidden_states)
+        if coupling is not None:
+            hidden_states = hidden_states + coupling.permute(0, 2, 3, 1)
         for layer_idx, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states)
             if layer_idx in self.post_norm_layers:
@@ -688,10 +691,10 @@ class InternImagePreTrainedModel(PreTrainedModel):
     ]
 
     def __init__(self, config: InternImageConfig, *inputs, **kwargs):
-        if getattr(config, "model_type", None) != InternImageConfig.model_type:
+        if getattr(config, "model_type", None) != self.config_class.model_type:
             raise ValueError(
-                f"`config` must be an `InternImageConfig`, got a `{type(config).__name__}`. For other models use "
-                "their own class, or `AutoModel.from_config`."
+                f"`config` must be an `{self.config_class.__name__}`, got a `{type(config).__name__}`. For other "
+                "models use their own class, or `AutoModel.from_config`."
             )
         super().__init__(config, *inputs, **kwargs)
 
@@ -755,7 +758,7 @@ def check_pixel_values(pixel_values: torch.Tensor, config):
             'called with `return_tensors="pt"` makes one from images.'
         )
     num_channels = getattr(config, "num_channels", None)  # which not every backbone has
-    if pixel_values.ndim != 4 or num_channels not in (None, pixel_values.shape[1]):
+    if pixel_values.ndim != 4 or (num_channels is not None and pixel_values.shape[1] != num_channels):
         raise ValueError(
             f"`pixel_values` must have shape (batch_size, {num_channels or 'num_channels'}, height, width), got "
             f"{tuple(pixel_values.shape)}."

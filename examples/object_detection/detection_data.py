@@ -14,11 +14,14 @@ from torchvision import tv_tensors
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
 from examples.image_datasets import decode_image
+from examples.object_detection.detection_augmentation import NoObjectLeftError
 from modeling_internimage.coco_annotations import MAX_COORDINATE, MAX_ID, check_annotation, check_segmentation
 
 
 logger = logging.getLogger(__name__)
 FIELDS_OF_ANNOTATIONS = ("id", "bbox", "category_id", "area", "iscrowd", "ignore", "segmentation")
+# Images that are drawn in place of one whose crop has no object, before the training gives up.
+MAX_DRAWS = 1000
 FEATURES = {
     "image_id": datasets.Value("int64"),
     "width": datasets.Value("int64"),
@@ -73,6 +76,9 @@ def _read_json(file: str) -> dict:
             f"There are {len(content['images'])} images and {len(content['categories'])} categories: there must be "
             "some of both."
         )
+    for image in content["images"]:  # LVIS has only the address of an image of COCO, .../train2017/000000000009.jpg
+        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
     for name, text in (("images", "file_name"), ("categories", "name")):
         ids = set()
         for entry in content[name]:
@@ -253,6 +259,17 @@ class DetectionImages(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, idx: int) -> dict:
+        for _ in range(MAX_DRAWS):
+            try:
+                return self._example(idx)
+            except NoObjectLeftError:
+                idx = torch.randint(len(self), ()).item()
+        raise ValueError(
+            f"The crops of {MAX_DRAWS} images had no object: leave out `--crop_with_objects`, or images without "
+            "objects (`--skip_images_without_annotations`)."
+        )
+
+    def _example(self, idx: int) -> dict:
         row = self.rows[idx]
         image_column, label_column = self.columns
         if row[image_column] is None:

@@ -2,10 +2,13 @@
 """Loading a detector for inference."""
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from examples.evaluation import load_trained_model
-from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
+from modeling_internimage import DinoDetrConfig, MaskRCNNConfig
+
+
+DETECTORS = (MaskRCNNConfig.model_type, DinoDetrConfig.model_type)
 
 
 def load_detection_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
@@ -13,15 +16,20 @@ def load_detection_model(model_name_or_path: str, dtype: str, device: torch.devi
     config = AutoConfig.from_pretrained(model_name_or_path)
     check_detector(config, f"--model_name_or_path {model_name_or_path}")
     model = load_trained_model(
-        MaskRCNNForObjectDetection, model_name_or_path, dtype, device, use_kernels, "heads", config
+        AutoModelForObjectDetection, model_name_or_path, dtype, device, use_kernels, "heads", config
     )
     return model, AutoImageProcessor.from_pretrained(model_name_or_path)
 
 
 def check_detector(config, argument: str):
-    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of a two-stage detector."""
-    if not isinstance(config, MaskRCNNConfig):
+    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of a detector."""
+    if config.model_type not in DETECTORS:
         raise ValueError(
-            f"`{argument}` is a model of type {config.model_type}, it must be {MaskRCNNConfig.model_type}: a "
-            "detector of this library. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
+            f"`{argument}` is a model of type {config.model_type}, it must be {' or '.join(DETECTORS)}: a detector of "
+            "this library. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
         )
+
+
+def has_masks(config) -> bool:
+    """Whether the model finds masks, too."""
+    return getattr(config, "use_mask_head", False)

@@ -13,12 +13,11 @@ import sys
 from dataclasses import dataclass, field
 
 import datasets
-import torch
 import transformers
-from torchvision.transforms import v2
 from transformers import AutoConfig, AutoImageProcessor, set_seed
 
 from examples.image_datasets import DatasetArguments, select_samples, train_and_validation, undecoded
+from examples.object_detection.detection_augmentation import training_augmentation
 from examples.object_detection.detection_data import (
     Collate,
     DetectionImages,
@@ -41,11 +40,6 @@ from examples.training import (
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
 from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm
-
-
-STEP_OF_SCALES = 32
-CROP_SIDES = (384, 600)
-SIDES_BEFORE_CROP = [400, 500, 600]
 
 
 @dataclass
@@ -78,12 +72,28 @@ class DataArguments(DatasetArguments):
     )
     min_shortest_edge: int | None = field(
         default=None,
-        metadata={"help": "Smallest shorter side in training, for random scales in steps of 32. Default: one scale."},
+        metadata={"help": "Smallest shorter side in training, for random scales. Default: one scale, the largest."},
+    )
+    max_shortest_edge: int | None = field(
+        default=None, metadata={"help": "Largest shorter side in training, if not the image processor's."}
+    )
+    step_of_scales: int = field(
+        default=32, metadata={"help": "Step between the shorter sides in training; 1 in the recipes of DINO-H and G."}
+    )
+    train_longest_edge: int | None = field(
+        default=None, metadata={"help": "Longer side at most in training, if not the image processor's."}
     )
     random_crop: bool = field(
         default=False,
         metadata={
             "help": "Half of the training images are cut before they are scaled, as in the authors' 3x recipes."
+        },
+    )
+    crop_with_objects: bool = field(
+        default=False,
+        metadata={
+            "help": "As in the authors' recipes of DINO-T and L: another image in place of one whose cut has no "
+            "object, and no largest longer side before the cut."
         },
     )
     horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
@@ -95,6 +105,8 @@ class DataArguments(DatasetArguments):
                 "No images: give `--dataset_name` (a Hub dataset), or `--train_dir` and/or `--validation_dir` "
                 "(folders of images) with `--train_annotations` and `--validation_annotations` (JSON files)."
             )
+        if self.crop_with_objects and not self.random_crop:
+            raise ValueError("`--crop_with_objects` belongs to `--random_crop`: give both or none.")
         for name, folder in zip(("train", "validation"), folders):
             if (folder is None) != (getattr(self, f"{name}_annotations") is None):
                 raise ValueError(f"`--{name}_dir` and `--{name}_annotations` go together: give both.")
@@ -126,44 +138,6 @@ def load_images(
             "be the same."
         )
     return train_and_validation(datasets.DatasetDict(splits), data_args, seed, ""), first
-
-
-class RandomSizedCrop(v2.Transform):
-    """A crop whose sides are chosen between `CROP_SIDES`, as far as the image is large enough."""
-
-    def make_params(self, flat_inputs) -> dict:
-        params = {}
-        for side, start, size in zip(("height", "width"), ("top", "left"), v2.query_size(flat_inputs)):
-            low, high = (min(limit, size) for limit in CROP_SIDES)
-            params[side] = torch.randint(low, high + 1, ()).item()
-            params[start] = torch.randint(size - params[side] + 1, ()).item()
-        return params
-
-    def transform(self, inpt, params):
-        return v2.functional.crop(inpt, **params)
-
-
-def training_augmentation(image_processor, data_args: DataArguments) -> v2.Transform:
-    """The steps of the original's training pipelines, for an image and its objects."""
-    shortest, longest = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
-    if data_args.min_shortest_edge is not None and not 0 < data_args.min_shortest_edge <= shortest:
-        raise ValueError(
-            f"`--min_shortest_edge {data_args.min_shortest_edge}` must be above 0 and at most the shorter side of "
-            f"images, {shortest}."
-        )
-    sides = [*range(data_args.min_shortest_edge or shortest, shortest, STEP_OF_SCALES), shortest]
-    resize = v2.RandomShortestSize(sides, max_size=longest, antialias=False)
-    if data_args.random_crop:
-        smaller = v2.RandomShortestSize(SIDES_BEFORE_CROP, max_size=longest, antialias=False)
-        resize = v2.RandomChoice([resize, v2.Compose([smaller, RandomSizedCrop(), resize])])
-    return v2.Compose(
-        [
-            resize,
-            v2.RandomHorizontalFlip(0.5 if data_args.horizontal_flip else 0.0),
-            v2.ClampBoundingBoxes(),
-            v2.SanitizeBoundingBoxes(min_size=1.0),
-        ]
-    )
 
 
 def load_model(model_args: ModelArguments, data_args: DataArguments, categories: dict[int, str]):

@@ -18,5 +18,5 @@ class MaskRCNNImageProcessor(MaskRCNNProcessing, TorchvisionBackend):
             Or one of the two edges, with no limit for the other one; a number is `shortest_edge`. Or `height` and
             `width`.
         size_divisor, category_ids:
-            See [`MaskRCNNImageProcessorKwargs`].
+            See [`DetectionImageProcessorKwargs`].
     """

@@ -1,17 +1,14 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Training of the two-stage detectors: checks of the labels, assignment of objects to anchors and proposals
+Training of the two-stage detectors: assignment of objects to anchors and proposals
 (`MaxIoUAssigner` and `RandomSampler` of mmdetection), and the losses.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
-from transformers.image_transforms import center_to_corners_format
 from transformers.utils import is_torchvision_available
 
-from .boxes import clip_boxes, decode_boxes, encode_boxes
+from .boxes import decode_boxes, encode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
 
 
@@ -20,86 +17,6 @@ if is_torchvision_available():
 
 BACKGROUND = -1
 IGNORED = -2
-# Boxes may reach this fraction of the image beyond it, because of rounding in half precision.
-BOX_TOLERANCE = 0.01
-
-
-def prepare_targets(
-    config: MaskRCNNConfig,
-    labels: list[dict[str, torch.Tensor]],
-    image_sizes: torch.Tensor,
-    padded_size: Sequence[int],
-) -> list[dict[str, torch.Tensor]]:
-    """
-    Labels with boxes (left, top, right, bottom) in pixels, without empty boxes.
-
-    Args:
-        labels (`list[dict[str, torch.Tensor]]`):
-            As in [`MaskRCNNForObjectDetection.forward`].
-        image_sizes (`torch.Tensor` of shape `(batch_size, 2)`):
-            Height and width of each image without padding.
-        padded_size (`Sequence[int]`):
-            Height and width of the batch.
-
-    Raises:
-        `ValueError`: if labels do not fit each other, the images or the model.
-    """
-    _check_labels(config, labels, image_sizes, padded_size)
-    targets = []
-    for label, size in zip(labels, image_sizes):
-        boxes = label["boxes"].reshape(-1, 4)
-        boxes = center_to_corners_format(boxes.to(torch.promote_types(boxes.dtype, torch.float32)))
-        boxes = clip_boxes(boxes * size.flip(0).repeat(2), size)
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        target = {"class_labels": label["class_labels"][kept], "boxes": boxes[kept]}
-        if config.use_mask_head:
-            target["masks"] = label["masks"][kept]
-        targets.append(target)
-    return targets
-
-
-def _check_labels(config: MaskRCNNConfig, labels, image_sizes: torch.Tensor, padded_size: Sequence[int]):
-    if len(labels) != len(image_sizes):
-        raise ValueError(f"`labels` must have an entry for each of the {len(image_sizes)} images: {len(labels)}.")
-    if len(labels) == 0:
-        raise ValueError("There is no loss of a batch without images. Leave out `labels`, or the batch.")
-    for idx, (label, size) in enumerate(zip(labels, image_sizes.tolist())):
-        num_classes, num_objects = len(label["class_labels"]), len(label["boxes"].reshape(-1, 4))
-        if num_classes != num_objects:
-            raise ValueError(f"`labels` have {num_classes} `class_labels` and {num_objects} `boxes` for an image.")
-        if not config.use_mask_head:
-            continue
-        if "masks" not in label:
-            raise ValueError(
-                "`labels` have no `masks`, which the mask heads are trained with. Call the image processor "
-                "with `return_segmentation_masks=True`, or load the model with `use_mask_head=False`."
-            )
-        shapes = [(num_objects, *padded_size), (num_objects, *size)]
-        if tuple(label["masks"].shape) not in shapes:
-            raise ValueError(
-                f"`masks` of image {idx} must have the shape {shapes[0]}, one for each box in pixels of "
-                f"`pixel_values`, or {shapes[1]} without padding, got {tuple(label['masks'].shape)}. The image "
-                "processor makes such masks of `annotations`, and `pixel_mask`, which says what is padding."
-            )
-    # One look at the values of all images: each look makes the CPU wait for an accelerator.
-    classes = torch.cat([label["class_labels"] for label in labels])
-    boxes = torch.cat([label["boxes"].reshape(-1, 4) for label in labels]).float()
-    corners = center_to_corners_format(boxes)
-    is_class = (classes >= 0) & (classes < config.num_labels)
-    is_box = ((corners >= -BOX_TOLERANCE) & (corners <= 1 + BOX_TOLERANCE)).all(dim=1) & (boxes[:, 2:] >= 0).all(dim=1)
-    if (is_class & is_box).all():
-        return
-    if not is_class.all():
-        raise ValueError(
-            f"`class_labels` must be at least 0 and below `num_labels={config.num_labels}`, got "
-            f"{classes.min().item()} to {classes.max().item()}. Ids of categories with gaps become class "
-            "indices in the image processor, with `category_ids`."
-        )
-    raise ValueError(
-        "`boxes` must be centre x, centre y, width and height relative to the size of the image, inside it, got "
-        f"{boxes[~is_box][0].tolist()}. The image processor makes such boxes of `annotations` in pixels, and cuts "
-        "those that reach beyond the image."
-    )
 
 
 def match_boxes(
@@ -187,7 +104,7 @@ def rpn_losses(
         trained (`torch.Tensor` of shape `(batch_size, num_anchors)`):
             Mask of the anchors that may be sampled.
         targets (`list[dict[str, torch.Tensor]]`):
-            Objects of each image, from [`prepare_targets`].
+            Objects of each image, from [`~modeling_internimage.detection.targets.prepare_targets`].
     """
     classification, regression, num_samples = [], [], 0
     for idx, target in enumerate(targets):

@@ -17,10 +17,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_torchvision_available
 from transformers.utils.generic import can_return_tuple
 
+from ..detection.targets import get_image_sizes, prepare_targets
 from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
-from .loss_mask_rcnn import SampledProposals, box_head_losses, deltas_of_class, mask_loss, prepare_targets, rpn_losses
+from .loss_mask_rcnn import SampledProposals, box_head_losses, deltas_of_class, mask_loss, rpn_losses
 
 
 if is_torchvision_available():
@@ -564,37 +565,25 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         check_pixel_values(pixel_values, self.config.backbone_config)
-        image_sizes = self._image_sizes(pixel_values, pixel_mask)
+        sizes = get_image_sizes(pixel_values, pixel_mask)
         targets = None
         if labels is not None:
-            targets = prepare_targets(self.config, labels, image_sizes, pixel_values.shape[2:])
+            targets = prepare_targets(
+                labels, self.config.num_labels, sizes, pixel_values.shape[2:], self.config.use_mask_head
+            )
         outputs = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, return_dict=True
         )
         feature_maps = self.neck(outputs.feature_maps)
         results = {"hidden_states": outputs.hidden_states}
         if targets is not None:
-            proposals, losses = self.rpn(feature_maps, image_sizes, targets)
-            losses |= self.roi_heads(feature_maps, image_sizes, proposals, targets)
+            proposals, losses = self.rpn(feature_maps, sizes, targets)
+            losses |= self.roi_heads(feature_maps, sizes, proposals, targets)
             results |= {"loss": sum(losses.values()), "loss_dict": losses}
         if targets is None or not self.training:
-            proposals, _ = self.rpn(feature_maps, image_sizes)
-            results |= self.roi_heads(feature_maps, image_sizes, proposals)
+            proposals, _ = self.rpn(feature_maps, sizes)
+            results |= self.roi_heads(feature_maps, sizes, proposals)
         return MaskRCNNObjectDetectionOutput(**results)
-
-    @staticmethod
-    def _image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-        """Height and width of each image without padding, (batch_size, 2)."""
-        if pixel_mask is None:
-            return torch.tensor(pixel_values.shape[2:], device=pixel_values.device).expand(len(pixel_values), 2)
-        shape = pixel_values.shape[:1] + pixel_values.shape[2:]
-        if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != shape:
-            raise ValueError(
-                f"`pixel_mask` must have the size of `pixel_values` without channels: a `torch.Tensor` of shape "
-                f"{tuple(shape)}, got a `{type(pixel_mask).__name__}` of {getattr(pixel_mask, 'shape', 'no shape')}."
-            )
-        is_image = pixel_mask > 0
-        return torch.stack((is_image.any(dim=2).sum(dim=1), is_image.any(dim=1).sum(dim=1)), dim=1)
 
 
 def select_detections(

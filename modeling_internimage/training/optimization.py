@@ -8,11 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..cb_internimage import CBInternImageConfig
 from ..configuration_internimage import InternImageConfig
+from ..dino_detr import DinoDetrConfig
 
 
 # Matched in our names; `offset` and `center_feature_scale_proj` in the original's.
 DEFORMABLE_PARAMETERS = (".dcn.offset_proj.", ".dcn.center_feature_scale_proj.")
+SAMPLING_OFFSETS = ".sampling_offsets."  # of deformable attention
 
 
 def create_parameter_groups(
@@ -22,6 +25,9 @@ def create_parameter_groups(
     layer_decay: float = 1.0,
     deformable_multiplier: float = 1.0,
     layer_counting: str = "classification",
+    backbone_multiplier: float = 1.0,
+    sampling_offset_multiplier: float = 1.0,
+    decay_all: bool = False,
 ) -> list[dict]:
     """
     Parameter groups for an optimizer, with the rates and decays of the authors' recipes.
@@ -34,6 +40,14 @@ def create_parameter_groups(
 
     The published results do not use `layer_decay`. In the original `deformable_multiplier` (0.1 in the configurations
     of L to G) has no effect without it, so they do not use that either; here each works alone.
+
+    In DINO detectors (`DinoDetrForObjectDetection`) the original does three more things, which this function repeats:
+
+    - `level_embed` counts as layer 0, like the stem, although it is part of the head.
+    - The weights of `sampling_offsets` have no weight decay. Other matrices have it, whatever their names:
+      `query_embed`, `level_embed`, `denoising_class_embed` and the weights that make DCNv3's gates.
+    - CB-InternImage has no layer decay, as no rule of the original matches its names: both of its backbones train at
+      the full rate, and `level_embed` still does not.
 
     Args:
         model (`nn.Module`):
@@ -51,6 +65,13 @@ def create_parameter_groups(
             `layer_decay`), counts the heads as a layer after the last and the stem as one before the first: k is one
             greater, for the stem two. There the last stage's norm goes with that stage's first layer, and the norms
             between layers of the third stage, the n-th, with its n-th layer.
+        backbone_multiplier (`float`, *optional*, defaults to 1.0):
+            Further factor on the rate of the whole InternImage, 0.1 in one of the DINO recipes of L.
+        sampling_offset_multiplier (`float`, *optional*, defaults to 1.0):
+            Further factor on the rate of the sampling offsets of deformable attention, which DINO and Mask2Former
+            have. 0.001 in the DINO recipes of H, G and CB-InternImage-H. It leaves DCNv3's offsets alone.
+        decay_all (`bool`, *optional*, defaults to `False`):
+            Whether biases and one-dimensional parameters decay too, as in the recipe with the `backbone_multiplier`.
 
     Returns:
         `list[dict]`: groups with `params`, `lr` and `weight_decay`, for example for `torch.optim.AdamW`. Frozen
@@ -70,26 +91,38 @@ def create_parameter_groups(
     >>> groups = create_parameter_groups(model, learning_rate=5e-4, layer_decay=0.9, deformable_multiplier=0.1)
     >>> optimizer = torch.optim.AdamW(groups)
     ```"""
-    for name, factor in (("layer_decay", layer_decay), ("deformable_multiplier", deformable_multiplier)):
+    factors = {
+        "layer_decay": layer_decay,
+        "deformable_multiplier": deformable_multiplier,
+        "backbone_multiplier": backbone_multiplier,
+        "sampling_offset_multiplier": sampling_offset_multiplier,
+    }
+    for name, factor in factors.items():
         if not 0 < factor <= 1:
             raise ValueError(f"`{name}` must be above 0 and at most 1, got {factor}.")
     if layer_counting not in LAYER_COUNTINGS:
         raise ValueError(f"`layer_counting` must be one of {list(LAYER_COUNTINGS)}, got {layer_counting!r}.")
-    groups: dict[tuple[float, float], dict] = {}
-    scales = _learning_rate_scales(model, layer_decay, LAYER_COUNTINGS[layer_counting])
-    if scales is None and (layer_decay, deformable_multiplier) != (1, 1):
+    backbones = _backbones(model)
+    if not backbones and (layer_decay, deformable_multiplier, backbone_multiplier) != (1, 1, 1):
         raise ValueError(
             f"`model` is a `{type(model).__name__}` without an InternImage in it: it has no layers for "
-            "`layer_decay` and `deformable_multiplier`."
+            "`layer_decay`, `deformable_multiplier` and `backbone_multiplier`."
         )
+    is_dino = any(isinstance(getattr(module, "config", None), DinoDetrConfig) for module in model.modules())
+    groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = 1.0 if scales is None else scales(name)
+        scale = layer_decay ** _num_layers_after(name, backbones, LAYER_COUNTINGS[layer_counting], is_dino)
+        if name.startswith(tuple(backbones)):
+            scale *= backbone_multiplier
         if any(part in name for part in DEFORMABLE_PARAMETERS):
             scale *= deformable_multiplier
+        if SAMPLING_OFFSETS in name:
+            scale *= sampling_offset_multiplier
         shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed ZeRO-3 leaves them empty, (0,)
-        decay = 0.0 if len(shape) == 1 or name.endswith(".bias") else weight_decay
+        is_exempt = len(shape) == 1 or name.endswith(".bias") or (is_dino and SAMPLING_OFFSETS in name)
+        decay = 0.0 if is_exempt and not decay_all else weight_decay
         lr = learning_rate * scale
         group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
         group["params"].append(parameter)
@@ -132,46 +165,54 @@ def create_step_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _learning_rate_scales(model: nn.Module, layer_decay: float, layer_of: Callable[[str, list[int]], int | None]):
-    """From the name of a parameter to the factor on its rate. `None` if there is no InternImage in `model`."""
-    prefixes = {
-        f"{name}." if name else "": module.config.depths
-        for name, module in model.named_modules()
-        if hasattr(module, "embeddings") and isinstance(getattr(module, "config", None), InternImageConfig)
-    }
-    if not prefixes:
-        return None
-
-    def scale(name: str) -> float:
-        for prefix, depths in prefixes.items():
-            if name.startswith(prefix) and (exponent := layer_of(name.removeprefix(prefix), depths)) is not None:
-                return layer_decay**exponent
-        return 1.0
-
-    return scale
+def _backbones(model: nn.Module) -> dict[str, InternImageConfig]:
+    """Configuration of every InternImage or CB-InternImage in `model`, by the prefix of its parameters."""
+    backbones: dict[str, InternImageConfig] = {}
+    for name, module in model.named_modules():  # the outer modules come first
+        prefix, config = f"{name}." if name else "", getattr(module, "config", None)
+        is_internimage = hasattr(module, "embeddings") and isinstance(config, InternImageConfig)
+        if is_internimage and not prefix.startswith(tuple(backbones)):
+            backbones[prefix] = config
+    return backbones
 
 
-def _classification_exponent(name: str, depths: list[int]) -> int | None:
-    """Number of layers after the one that the parameter `name` of an InternImage goes with; `None`: full rate."""
+def _num_layers_after(
+    name: str,
+    backbones: dict[str, InternImageConfig],
+    exponent: Callable[[str, list[int]], int],
+    is_dino: bool,
+) -> int:
+    """Number of layers after the one that the parameter `name` of a model goes with; 0: full rate."""
+    for prefix, config in backbones.items():
+        if name.startswith(prefix):
+            is_composite = isinstance(config, CBInternImageConfig)
+            return 0 if is_composite else exponent(name.removeprefix(prefix), config.depths)
+    if is_dino and ".level_embed." in name:
+        return max((sum(config.depths) + 1 for config in backbones.values()), default=0)
+    return 0
+
+
+def _classification_exponent(name: str, depths: list[int]) -> int:
+    """Number of layers after the one that the parameter `name` of an InternImage goes with; 0: full rate."""
     if name.startswith("embeddings."):
         return sum(depths) - 1
     if (match := _PART_OF_STAGE.match(name)) is None:
-        return None
+        return 0
     stage, part, idx = int(match[1]), match[2], match[3]
     if part == "post_norms" or (part == "norm" and stage == len(depths) - 1):
-        return None
+        return 0
     layer = sum(depths[:stage]) if part == "downsampling" else sum(depths[: stage + 1])
     if part == "layers":
         layer = sum(depths[:stage]) + int(idx)
     return sum(depths) - 1 - layer
 
 
-def _downstream_exponent(name: str, depths: list[int]) -> int | None:
+def _downstream_exponent(name: str, depths: list[int]) -> int:
     """As `_classification_exponent`, as the authors' segmentation and detection code counts."""
     if name.startswith("embeddings."):
         return sum(depths) + 1
     if (match := _PART_OF_STAGE.match(name)) is None:
-        return None
+        return 0
     stage, part, idx = int(match[1]), match[2], match[3]
     if part in ("layers", "post_norms"):
         return sum(depths[stage:]) - int(idx)

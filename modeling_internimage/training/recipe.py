@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from .optimization import LAYER_COUNTINGS
 
 
+# Fields that change the learning rate or the weight decay of some parameters: arguments of `create_parameter_groups`.
+GROUP_FIELDS = (
+    "layer_decay", "deformable_multiplier", "backbone_multiplier", "sampling_offset_multiplier", "decay_all"
+)  # fmt: skip
+
+
 @dataclass
 class Recipe:
     """What distinguishes a training run of the authors from the Trainer's defaults."""
@@ -16,6 +22,17 @@ class Recipe:
     deformable_multiplier: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate of DCNv3's offsets and gates."}
     )
+    backbone_multiplier: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate of the backbone, 0.1 in a recipe of DINO-L."}
+    )
+    sampling_offset_multiplier: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor on the learning rate of the sampling offsets of deformable attention, 0.001 in the "
+            "recipes of DINO-H and G."
+        },
+    )
+    decay_all: bool = field(default=False, metadata={"help": "Weight decay on biases and norms too."})
     layer_counting: str = field(
         default="classification",
         metadata={
@@ -35,7 +52,8 @@ class Recipe:
         default=None,
         metadata={
             "help": "Parts of the training from which on the learning rate is a tenth of what it was: 8/12 and 11/12 "
-            "for the authors' detectors, 0.66667 0.91667. In place of `lr_scheduler_type`."
+            "for the authors' detectors, 0.66667 0.91667. An empty list in a JSON file: constant after the warm-up. "
+            "In place of `lr_scheduler_type`."
         },
     )
     lr_cosine: list[float] | None = field(

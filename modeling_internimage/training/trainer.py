@@ -30,7 +30,7 @@ from .checkpoints import (
 from .ema import WeightAverage
 from .folder_lock import FolderLock
 from .optimization import create_cosine_schedule, create_parameter_groups, create_step_schedule
-from .recipe import Recipe
+from .recipe import GROUP_FIELDS, Recipe
 from .sigterm import SigtermGuard, leave_sigterm_to_parent
 
 
@@ -174,19 +174,19 @@ class InternImageTrainer(Trainer):
             )
             is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
             if not is_class or arguments.keys() & {"params", "model", "optimizer_dict"}:
-                if (self.recipe.layer_decay, self.recipe.deformable_multiplier) != (1, 1):
+                changed = [name for name in GROUP_FIELDS if getattr(self.recipe, name) != getattr(Recipe, name)]
+                if changed:
                     raise ValueError(
-                        f"`optim={self.args.optim}` chooses its parameters itself: leave out `layer_decay` and "
-                        "`deformable_multiplier`, or choose another optimizer."
+                        f"`optim={self.args.optim}` chooses its parameters itself: leave out "
+                        f"{' and '.join(f'`{name}`' for name in changed)}, or choose another optimizer."
                     )
                 return super().create_optimizer(model)
             groups = create_parameter_groups(
                 self.model if model is None else model,
                 learning_rate=arguments.get("lr", self.args.learning_rate),
                 weight_decay=self.args.weight_decay,
-                layer_decay=self.recipe.layer_decay,
-                deformable_multiplier=self.recipe.deformable_multiplier,
                 layer_counting=self.recipe.layer_counting,
+                **{name: getattr(self.recipe, name) for name in GROUP_FIELDS},
             )
             self.optimizer = optimizer_class(groups, **arguments)
         return self.optimizer

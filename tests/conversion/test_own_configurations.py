@@ -25,7 +25,6 @@ MANIFESTS = {
     name: manifest
     for task in ("detection", "segmentation")
     for name, manifest in json.loads(gzip.decompress((GOLDEN / task / "manifests.json.gz").read_bytes())).items()
-    if "dino" not in manifest["method"]
 }
 # One checkpoint of each method.
 EXAMPLES = {manifest["method"]: name for name, manifest in reversed(MANIFESTS.items())}
@@ -49,6 +48,7 @@ def write_own(tmp_path):
         if num_classes:
             rows = {"fc_cls": num_classes + 1, "cls_embed": num_classes + 1, "conv_seg": num_classes}
             rows |= {"conv_logits": num_classes, "fc_reg": 4 * num_classes}
+            rows |= {"cls_branches": num_classes, "label_embedding": num_classes}
             for key, shape in shapes.items():
                 part = next((part for part in rows if f".{part}." in key), None)
                 if part and not (part == "fc_reg" and shape[0] == 4):  # class-agnostic
@@ -89,7 +89,7 @@ def test_official_configurations(name, write_own):
         image_processor.category_ids = None
     assert own.image_processor().to_dict() == image_processor.to_dict()
     plan = plan_conversion(own, Path(arguments[3]), ConversionOptions())
-    assert len({origin.key for origin in plan.origins.values()}) == len(MANIFESTS[name]["keys"])
+    assert len(plan.used_keys()) == len(MANIFESTS[name]["keys"])
 
 
 SLOW_METHODS = [
@@ -267,7 +267,9 @@ def test_values_that_are_not_read(write_own, tmp_path, capsys):
         ("upernet", "model.decode_head.align_corners", True, "`model.decode_head.align_corners=True`; only False"),
         ("upernet", "model.decode_head.pool_scales", 3, "does not describe an InternImage|No model can be made"),
         ("upernet", "model.decode_head.channels", 256, "keys have another shape"),
-        ("mask2former", "model.decode_head.transformer_decoder.num_layers", 3, "keys belong to no parameter"),
+        ("segformer", "model.decode_head.channels", 128, "keys have another shape"),
+        ("dino", "model.backbone.out_indices", [0, 1, 2, 3], r"out_indices=\[0, 1, 2, 3\]`; only \[1, 2, 3\]"),
+        ("dino", "model.bbox_head.positional_encoding.temperature", 10000, "temperature=10000`; only 20"),
     ],
     ids=str,
 )  # fmt: skip

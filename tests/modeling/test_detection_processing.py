@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Two-stage detection: image processing, labels, what is made of the outputs."""
+"""Detection: image processing, labels, what is made of the outputs."""
 
 import json
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from transformers.models.detr.image_processing_pil_detr import binary_mask_to_rl
 
 from modeling_internimage import MaskRCNNObjectDetectionOutput
 from modeling_internimage.coco_annotations import check_segmentation, decode_mask
+from modeling_internimage.dino_detr import DINO_DETR_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 
 
@@ -350,3 +351,78 @@ def test_whole_masks():
     assert (
         result["segments_info"] == [] and (result["segmentation"] == -1).all() and result["masks"].shape == (0, 8, 8)
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dino_preprocessing(backend):
+    """Images, masks of the padding and labels are those of the two-stage detectors."""
+    pytest.importorskip("pycocotools")
+    size = {"shortest_edge": 40, "longest_edge": 100}
+    photographs = np.random.default_rng(0).integers(0, 256, (2, 100, 50, 3), np.uint8)
+    images = [photographs[0], photographs[1, :70]]
+    annotations = [{"image_id": idx, "annotations": [annotation(category_id=9)]} for idx in range(2)]
+    batches = [
+        classes[backend](size=size, category_ids=[7, 9])(
+            images, annotations, return_segmentation_masks=True, return_tensors="pt"
+        )
+        for classes in (MASK_RCNN_IMAGE_PROCESSOR_CLASSES, DINO_DETR_IMAGE_PROCESSOR_CLASSES)
+    ]
+    for name in ("pixel_values", "pixel_mask"):
+        assert torch.equal(batches[0][name], batches[1][name])
+    for expected, actual in zip(batches[0]["labels"], batches[1]["labels"]):
+        assert expected.keys() == actual.keys() and all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name, max_detections", [("dino_t_like", 30), ("cb_dino_h_like", 25)])
+def test_golden_dino_detections(name, max_detections, tmp_path):
+    """Boxes in the original images, scores and classes, from the outputs of the last layer."""
+    arrays = np.load(GOLDEN / "detection" / f"{name}.npz")
+    sizes = json.loads((GOLDEN / "detection" / f"{name}.json").read_text())["ori_shapes"]
+    DINO_DETR_IMAGE_PROCESSOR_CLASSES["pil"](max_detections=max_detections).save_pretrained(tmp_path)
+    image_processor = DINO_DETR_IMAGE_PROCESSOR_CLASSES["pil"].from_pretrained(tmp_path)
+    logits, boxes = (torch.from_numpy(arrays[array][-1]) for array in ("class_logits", "boxes_cxcywh"))
+    outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
+    results = image_processor.post_process_object_detection(outputs, target_sizes=sizes)
+    assert len(results) == len(sizes)
+    for idx, result in enumerate(results):
+        expected = torch.from_numpy(arrays[f"det_boxes_scores.{idx}"])
+        assert torch.equal(result["labels"], torch.from_numpy(arrays[f"det_labels.{idx}"]))
+        torch.testing.assert_close(result["boxes"], expected[:, :4], rtol=0, atol=5e-5)
+        torch.testing.assert_close(result["scores"], expected[:, 4])
+
+
+def dino_outputs(dtype=torch.float32) -> SimpleNamespace:
+    """Two queries and three classes; the first box reaches beyond the image."""
+    logits = torch.tensor([[[0.0, 2.0, -3.0], [1.0, -40.0, 3.0]]], dtype=dtype)
+    return SimpleNamespace(logits=logits, pred_boxes=torch.tensor([[[0.25, 0.5, 1.0, 0.5], [0.5] * 4]], dtype=dtype))
+
+
+def test_dino_post_processing():
+    """A query may be detected as several classes; float16 loses no detection."""
+    image_processor = DINO_DETR_IMAGE_PROCESSOR_CLASSES["pil"](max_detections=4)
+    (result,) = image_processor.post_process_object_detection(dino_outputs(), target_sizes=[(20, 40)])
+    assert result["labels"].tolist() == [2, 1, 0, 0]
+    first, second = [0, 5, 30, 15], [10, 5, 30, 15]
+    assert result["boxes"].tolist() == [second, first, second, first]
+    torch.testing.assert_close(result["scores"], torch.tensor([3.0, 2.0, 1.0, 0.0]).sigmoid())
+    (result,) = image_processor.post_process_object_detection(dino_outputs(), threshold=0.6, top_k=100)
+    assert result["labels"].tolist() == [2, 1, 0] and result["boxes"][0].tolist() == [0.25, 0.25, 0.75, 0.75]
+    (result,) = image_processor.post_process_object_detection(dino_outputs(torch.float16), top_k=100)
+    assert len(result["scores"]) == 6 and result["boxes"].dtype == torch.float32
+    nothing = SimpleNamespace(logits=torch.zeros(0, 2, 3), pred_boxes=torch.zeros(0, 2, 4))
+    assert image_processor.post_process_object_detection(nothing, target_sizes=[]) == []
+
+
+@pytest.mark.parametrize(
+    "change, arguments, error, message",
+    [
+        ({}, {"target_sizes": [(1, 2), (3, 4)]}, ValueError, "for each of the 1 images, got shape .2, 2."),
+        ({}, {"top_k": 0}, ValueError, "`top_k` .or `max_detections`. must be at least 1, got 0"),
+        ({"logits": torch.full((1, 2, 3), torch.nan)}, {}, FloatingPointError, "detections are not finite"),
+        ({"pred_boxes": torch.full((1, 2, 4), torch.inf)}, {}, FloatingPointError, "outputs are torch.float32"),
+    ],
+)
+def test_bad_dino_outputs(change, arguments, error, message):
+    outputs = SimpleNamespace(**vars(dino_outputs()) | change)
+    with pytest.raises(error, match=message):
+        DINO_DETR_IMAGE_PROCESSOR_CLASSES["pil"]().post_process_object_detection(outputs, **arguments)

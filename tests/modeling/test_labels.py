@@ -1,13 +1,17 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Class names, in the order of the official classifiers."""
+"""Class names, in the order of the official models."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
+from testing_utils import GOLDEN
 
 import modeling_internimage
 from modeling_internimage import InternImageConfig
 from modeling_internimage.configuration_internimage import IMAGENET_LABEL_FILES, imagenet_labels
+from modeling_internimage.detection.labels import DETECTION_LABEL_FILES, detection_labels
 
 
 # Of the original's class lists: the first, the last and twenty others.
@@ -94,3 +98,12 @@ def test_official_configurations_get_names(num_labels, first):
     assert InternImageConfig(core_op="DCNv3", num_classes=num_labels, num_labels=3).id2label[0] == "LABEL_0"
     named = InternImageConfig(core_op="DCNv3", num_classes=2, id2label={0: "cat", 1: "dog"})
     assert named.id2label == {0: "cat", 1: "dog"}
+
+
+def test_detection_labels():
+    """Those of the original's data sets, and no others."""
+    manifests = json.loads(gzip.decompress((GOLDEN / "detection" / "manifests.json.gz").read_bytes()))
+    expected = {tuple(manifest["class_names"]) for manifest in manifests.values()}
+    assert {tuple(detection_labels(dataset)) for dataset in DETECTION_LABEL_FILES} == expected
+    assert len(detection_labels("LVIS v1")) == 1203 and detection_labels("VOC")[-1] == "tvmonitor"
+    assert detection_labels("another") is None
