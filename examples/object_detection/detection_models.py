@@ -1,11 +1,15 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Loading a detector for inference."""
+"""The detectors of this library: which there are, and loading one for inference."""
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from examples.evaluation import load_trained_model
-from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection
+from modeling_internimage import DinoDetrConfig, MaskRCNNConfig, MaskRCNNImageProcessor
+from modeling_internimage.dino_detr import DinoDetrImageProcessor
+
+
+DETECTORS = {config.model_type: config for config in (MaskRCNNConfig, DinoDetrConfig)}
 
 
 def load_detection_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
@@ -13,15 +17,27 @@ def load_detection_model(model_name_or_path: str, dtype: str, device: torch.devi
     config = AutoConfig.from_pretrained(model_name_or_path)
     check_detector(config, f"--model_name_or_path {model_name_or_path}")
     model = load_trained_model(
-        MaskRCNNForObjectDetection, model_name_or_path, dtype, device, use_kernels, "heads", config
+        AutoModelForObjectDetection, model_name_or_path, dtype, device, use_kernels, "heads", config
     )
     return model, AutoImageProcessor.from_pretrained(model_name_or_path)
 
 
 def check_detector(config, argument: str):
-    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of a two-stage detector."""
-    if not isinstance(config, MaskRCNNConfig):
+    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of one of the detectors."""
+    if not isinstance(config, tuple(DETECTORS.values())):
         raise ValueError(
-            f"`{argument}` is a model of type {config.model_type}, it must be {MaskRCNNConfig.model_type}: a "
-            "detector of this library. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
+            f"`{argument}` is a model of type {config.model_type}, it must be a detector of this library: "
+            f"{' or '.join(DETECTORS)}. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
         )
+
+
+def has_mask_head(config) -> bool:
+    """Whether the detector of this configuration predicts masks. DINO has boxes only."""
+    return getattr(config, "use_mask_head", False)
+
+
+def create_image_processor(config) -> MaskRCNNImageProcessor | DinoDetrImageProcessor:
+    """The image processor of a new detector."""
+    if isinstance(config, DinoDetrConfig):
+        return DinoDetrImageProcessor(max_detections=config.max_detections)
+    return MaskRCNNImageProcessor()

@@ -39,7 +39,7 @@ from examples.object_detection.detection_data import (
     read_coco,
 )
 from examples.object_detection.detection_metrics import CocoEvaluator
-from examples.object_detection.detection_models import load_detection_model
+from examples.object_detection.detection_models import has_mask_head, load_detection_model
 from examples.output_files import mark_of, write_json
 
 
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None):
         args.model_name_or_path, args.dtype, accelerator.device, args.use_kernels
     )
     image_processor.category_ids = order_categories(categories, model.config.id2label)
-    with_masks = model.config.use_mask_head and not args.boxes_only
+    with_masks = has_mask_head(model.config) and not args.boxes_only
     check_objects(rows, args.label_column_name, with_masks)
     indices = choose_images(len(rows), args)
     own = indices[accelerator.process_index :: accelerator.num_processes]

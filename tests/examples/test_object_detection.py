@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
 from testing_utils import REPOSITORY, randomize, run_in_two_processes, run_short_training
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -28,7 +29,13 @@ from examples.object_detection import detection_metrics as metrics
 from examples.object_detection import evaluate_detection as evaluate
 from examples.object_detection import photographs_with_objects as photographs_script
 from examples.object_detection import run_object_detection as script
-from modeling_internimage import InternImageForImageClassification, MaskRCNNImageProcessor
+from modeling_internimage import (
+    CBInternImageBackbone,
+    CBInternImageConfig,
+    InternImageForImageClassification,
+    MaskRCNNImageProcessor,
+)
+from modeling_internimage.dino_detr import DinoDetrImageProcessor
 
 
 FOLDER = REPOSITORY / "examples" / "object_detection"
@@ -152,6 +159,91 @@ def test_train_save_resume_and_use(scenes, tmp_path):
     assert detections and {detection["label"] for detection in detections} <= {"left", "right"}
 
 
+DINO = {"d_model": 32, "encoder_layers": 1, "encoder_ffn_dim": 32, "decoder_layers": 2, "decoder_ffn_dim": 32}
+DINO |= {"num_queries": 20, "num_denoising": 4, "max_detections": 30}
+
+
+def classifier_checkpoint(folder, config) -> InternImageForImageClassification:
+    classifier = randomize(InternImageForImageClassification(config))
+    classifier.save_pretrained(folder)
+    return classifier
+
+
+def test_dino(scenes, tmp_path, tiny_config):
+    """A new head on a classifier, resumed; then other classes, for which only what depends on their number is new."""
+    classifier_checkpoint(tmp_path / "classifier", tiny_config())
+    options = {"config_overrides": None, "head_overrides": None, "gradient_checkpointing": True}
+    dino = options | {"head": "dino_detr", "head_overrides": DINO, "backbone": str(tmp_path / "classifier")}
+    first = tmp_path / "first"
+    run(scenes, first, **dino, max_steps=2, save_strategy="steps", save_steps=2, eval_strategy="no")
+    results = run(scenes, first, **dino, metric_for_best_model="bbox_map", load_best_model_at_end=True)
+    log = json.loads((first / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+    assert 0 <= results["eval_bbox_map"] <= 1 and "eval_segm_map" not in results
+    image_processor = DinoDetrImageProcessor.from_pretrained(first)
+    assert (image_processor.category_ids, image_processor.max_detections) == ([3, 70], 30)
+    detections = pipeline("object-detection", model=str(first))(str(scenes / "images" / "0.jpg"), threshold=0.0)
+    assert len(detections) == 30 and {detection["label"] for detection in detections} == {"left", "right"}
+
+    content = json.loads((scenes / "annotations.json").read_text())
+    content["categories"] = [{"id": 5, "name": "new"}, *CATEGORIES]
+    (scenes / "annotations.json").write_text(json.dumps(content))
+    run(scenes, tmp_path / "second", **options, model_name_or_path=str(first), max_steps=1, do_eval=False,
+        eval_strategy="no", learning_rate=0.0, weight_decay=0.0)  # fmt: skip
+    kept, actual = (load_file(folder / "model.safetensors") for folder in (first, tmp_path / "second"))
+    assert kept.keys() == actual.keys()
+    new = {name for name, tensor in actual.items() if not torch.equal(tensor, kept[name])}
+    expected = {f"class_embed.{idx}.{part}" for idx in range(3) for part in ("weight", "bias")}
+    assert new == expected | {"denoising_class_embed.weight"}
+    assert {len(actual[name]) for name in new} == {3}
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "dino_detr"])
+@pytest.mark.parametrize("kind", ["classifier", "composite", "new"])
+def test_composite_backbones(head, kind, tmp_path, tiny_config):
+    """Two copies of a classifier's backbone, a composite backbone of its own, a new one; both networks are frozen."""
+    arguments = {"head": head, "head_overrides": DINO if head == "dino_detr" else HEADS, "composite_backbone": True}
+    if kind == "classifier":
+        expected = classifier_checkpoint(tmp_path / kind, tiny_config()).internimage.encoder.state_dict()
+    elif kind == "composite":
+        composite = randomize(CBInternImageBackbone(CBInternImageConfig(**ARCHITECTURE)))
+        composite.save_pretrained(tmp_path / kind)
+        arguments["composite_backbone"] = False
+        expected = composite.lead_encoder.state_dict()
+    arguments |= {"config_overrides": ARCHITECTURE} if kind == "new" else {"backbone": str(tmp_path / kind)}
+    model_args = script.ModelArguments(**arguments)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64)
+    model, _ = script.load_model(model_args, data_args, {3: "left"})
+    assert isinstance(model.backbone, CBInternImageBackbone)
+    assert len(model.backbone.out_features) == (3 if head == "dino_detr" else 4)
+    if kind != "new":
+        actual = model.backbone.lead_encoder.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
+    if kind == "classifier":
+        actual = model.backbone.assisting_encoder.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
+    script.freeze_stages(model, 1)
+    frozen = {re.match(r"backbone\.(\w+(\.stages\.\d)?)", name)[1] for name, parameter in model.named_parameters()
+              if not parameter.requires_grad}  # fmt: skip
+    assert frozen == {"embeddings", "assisting_encoder.stages.0", "lead_encoder.stages.0"}
+
+
+def test_other_levels(tmp_path):
+    """A checkpoint whose configuration was changed is refused; masks are for Mask R-CNN."""
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head="dino_detr", head_overrides=DINO)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64)
+    model, image_processor = script.load_model(model_args, data_args, {3: "left"})
+    model.config.num_feature_levels = 5
+    model.save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    model_args = script.ModelArguments(model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match="lacks 'decoder.*', or has it in another shape .* number of feature levels"):
+        script.load_model(model_args, data_args, {3: "left"})
+    model_args.use_mask_head = True
+    with pytest.raises(ValueError, match="`--use_mask_head true` is for Mask R-CNN, dino_detr has no masks"):
+        script.load_model(model_args, data_args, {3: "left"})
+
+
 def hub_dataset(folder, scenes, category_name: str = "category"):
     """As `cppe-5`: files inside a table, objects as lists."""
     import datasets
@@ -185,8 +277,7 @@ FILES = dict.fromkeys(("train_dir", "train_annotations", "validation_dir", "vali
 def test_a_hub_dataset_without_masks(scenes, tmp_path, tiny_config):
     """New heads on a classifier's backbone, which is kept; then other classes, in the order of the data."""
     hub_dataset(tmp_path / "hub", scenes)
-    classifier = InternImageForImageClassification(tiny_config())
-    randomize(classifier).save_pretrained(tmp_path / "classifier")
+    classifier = classifier_checkpoint(tmp_path / "classifier", tiny_config())
     options = {"config_overrides": None, "learning_rate": 0.0, "weight_decay": 0.0, "gradient_checkpointing": True}
     results = run(scenes, tmp_path / "first", **options, **FILES, dataset_name=str(tmp_path / "hub"),
                   backbone=str(tmp_path / "classifier"), use_mask_head=False, freeze_stages=2)  # fmt: skip
@@ -646,7 +737,7 @@ def test_other_bad_input(scenes, detector, tmp_path, tiny_config):
     with pytest.raises(ValueError, match="`--data_dir` and `--annotations` go together"):
         evaluate.main(evaluation)
     InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(ValueError, match="is a model of type internimage, it must be mask_rcnn"):
+    with pytest.raises(ValueError, match="is a model of type internimage, it must be .*: mask_rcnn or dino_detr"):
         detect.main(["x.jpg", "--model_name_or_path", str(tmp_path / "classifier")])
     hub_dataset(tmp_path / "hub", scenes, category_name="kind")
     with pytest.raises(ValueError, match="It must have objects with `bbox` and `category`"):
