@@ -19,10 +19,11 @@ from testing_utils import REPOSITORY, randomize, run_in_two_processes, run_short
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import AutoModelForObjectDetection, pipeline
+from transformers.image_transforms import center_to_corners_format
 
 from conversion.checkpoints import CHECKPOINTS, find_checkpoint
 from examples import evaluation
-from examples.object_detection import detect
+from examples.object_detection import detect, show_sampling_points
 from examples.object_detection import detection_augmentation as augmentation
 from examples.object_detection import detection_data as data
 from examples.object_detection import detection_metrics as metrics
@@ -242,6 +243,44 @@ def test_other_levels(tmp_path):
     model_args.use_mask_head = True
     with pytest.raises(ValueError, match="`--use_mask_head true` is for Mask R-CNN, dino_detr has no masks"):
         script.load_model(model_args, data_args, {3: "left"})
+
+
+@torch.no_grad()
+def test_sampling_points_of_a_detection(scenes, tmp_path):
+    """Relative to the image without padding; the box is that of the detection; a picture of all layers."""
+    head = DINO | {"decoder_layers": 3}
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head="dino_detr", head_overrides=head)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=200, longest_edge=320)
+    model, image_processor = script.load_model(model_args, data_args, {3: "left", 70: "right"})
+    randomize(model).save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    inputs = image_processor(Image.new("RGB", (250, 200), "red"), return_tensors="pt")
+    assert inputs["pixel_values"].shape[2:] == (224, 256)
+    detection = show_sampling_points.detection_with_points(model, inputs, number=2)
+    expected = image_processor.post_process_object_detection(model(**inputs), target_sizes=[(1, 1)])[0]
+    assert (detection["score"], detection["label"]) == (expected["scores"][2], expected["labels"][2])
+    corners = center_to_corners_format(detection["boxes"][-1]).clamp(0, 1)
+    torch.testing.assert_close(corners, expected["boxes"][2])
+
+    locations = {}
+    for idx, layer in enumerate(model.decoder.layers):
+        layer.encoder_attn.attn.register_forward_pre_hook(
+            lambda module, arguments, idx=idx: locations.update({idx: arguments[4]})
+        )
+    outputs = model(**inputs)
+    query = outputs.logits[0].sigmoid().flatten().argsort(descending=True)[2].item() // 2
+    # Positions of each level in the image: 25 of 28 rows and 32 of 32 columns of the finest, 4 of 4 of the coarsest.
+    ratios = torch.tensor([[1, 25 / 28], [1, 13 / 14], [1, 1], [1, 1]])[:, None]
+    for idx, points in enumerate(detection["points"]):
+        torch.testing.assert_close(points * ratios, locations[idx][0, query], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detection["weights"].sum(dim=(2, 3)), torch.ones(3, 8))
+
+    options = ["--model_name_or_path", str(tmp_path), "--image", str(scenes / "images" / "0.jpg")]
+    show_sampling_points.main([*options, "--output", str(tmp_path / "points.png")])
+    with Image.open(tmp_path / "points.png") as picture:
+        assert picture.width > 1000 and np.asarray(picture.convert("RGB")).std() > 20
+    with pytest.raises(ValueError, match=r"\(`--detection`\) must be from 0 to 39"):
+        show_sampling_points.main([*options, "--output", str(tmp_path / "points.png"), "--detection", "40"])
 
 
 def hub_dataset(folder, scenes, category_name: str = "category"):
