@@ -468,6 +468,47 @@ def test_two_processes_count_every_image_once(detector, tmp_path):
     assert one["model_index"][0]["results"][0]["metrics"][0]["name"] == "box AP"
 
 
+@pytest.mark.slow
+def test_dino_in_two_processes(scenes, tmp_path):
+    """
+    One image each, one of them without objects: losses are divided by the mean number of objects, and every parameter
+    has a gradient, as processes require with gradient checkpointing.
+    """
+    head = DINO | {"label_noise_ratio": 0.0, "box_noise_scale": 0.0}
+    architecture = ARCHITECTURE | {"drop_path_rate": 0.0}
+    model_args = script.ModelArguments(config_overrides=architecture, head="dino_detr", head_overrides=head)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64, horizontal_flip=False)
+    categories = {entry["id"]: entry["name"] for entry in CATEGORIES}
+    model, image_processor = script.load_model(model_args, data_args, categories)
+    randomize(model).save_pretrained(tmp_path / "start")
+    image_processor.save_pretrained(tmp_path / "start")
+    content = json.loads((scenes / "annotations.json").read_text())
+    content["images"] = content["images"][1:3]  # with two objects and none
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in (10, 20)]
+    (scenes / "annotations.json").write_text(json.dumps(content))
+
+    rows, _ = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    augmentation = script.training_augmentation(image_processor, data_args)
+    images = data.DetectionImages(rows, ("image", "objects"), image_processor, False, augmentation)
+    expected = 0
+    model.train()
+    for example, (own, own_denoising) in zip((images[0], images[1]), ((2, 4), (0, 0))):
+        for name, loss in model(**data.Collate(image_processor)([example])).loss_dict.items():
+            count, mean = (own_denoising, 2) if "_dn" in name else (own, 1)
+            expected += loss.item() * max(count, 1) / mean / 2
+
+    options = {f"{split}_dir": str(scenes / "images") for split in ("train", "validation")}
+    options |= {f"{split}_annotations": str(scenes / "annotations.json") for split in ("train", "validation")}
+    options |= {"model_name_or_path": str(tmp_path / "start"), "horizontal_flip": False, "output_dir": str(tmp_path),
+                "do_train": True, "max_steps": 2, "per_device_train_batch_size": 1, "gradient_checkpointing": True,
+                "learning_rate": 0.0, "logging_steps": 1, "report_to": "none", "disable_tqdm": True}  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(options))
+    code = "from examples.object_detection import run_object_detection\nrun_object_detection.main(arguments[0])"
+    run_in_two_processes(tmp_path, code, [str(tmp_path / "run.json")])
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["loss"] for entry in log if "loss" in entry] == pytest.approx([expected] * 2, rel=1e-4)
+
+
 @pytest.mark.parametrize("random_crop", [False, True])
 def test_augmentation_keeps_image_and_objects_together(random_crop):
     """Where the image is bright there is the mask, and the box around it."""
