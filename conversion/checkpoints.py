@@ -57,7 +57,7 @@ METRICS = {
     "box_mAP_tta": ("box AP with test-time augmentation", "mean_average_precision"),
     "box_mAP50": ("box AP50", "mean_average_precision"),
     "mask_mAP": ("mask AP", "mean_average_precision"),
-    "openimages_mAP50": ("Open Images mAP at IoU 0.5, not COCO AP", "mean_average_precision"),
+    "openimages_mAP50": ("Open Images mAP at IoU 0.5", "mean_average_precision"),
 }
 
 # Where each task's metrics are reported.
@@ -193,6 +193,11 @@ class Checkpoint:
     def status(self) -> str:
         return "no weights published" if self.file is None else "convertible"
 
+    @property
+    def category_ids(self) -> list[int] | None:
+        """Ids of the classes in annotations in COCO's format, where the data set has such files."""
+        return CATEGORY_IDS.get(_CLASSES_OF.get(self.dataset, self.dataset))
+
     def backbone_config(self, **kwargs) -> InternImageConfig:
         config_class = HEADS[self.head].backbone_config_class
         return config_class(**self.architecture, image_size=self.image_size[0], **kwargs)
@@ -217,7 +222,7 @@ class Checkpoint:
         longest_edge, shortest_edge = self.test_scale
         size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
         if self.task == "object-detection":
-            arguments = {"size": size, "category_ids": CATEGORY_IDS.get(_CLASSES_OF.get(self.dataset, self.dataset))}
+            arguments = {"size": size, "category_ids": self.category_ids}
             if "DINO" not in self.head:
                 return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(**arguments)
             max_detections = self.config().max_detections
@@ -316,6 +321,14 @@ def _read_registry() -> dict[str, Checkpoint]:
 
 
 CHECKPOINTS: dict[str, Checkpoint] = _read_registry()
+
+
+def entries_of_file(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """`checkpoint` and, if it is one of the authors', the other entries of the registry with the same file."""
+    if checkpoint.file is None or checkpoint.title is not None:
+        return [checkpoint]
+    others = (entry for entry in CHECKPOINTS.values() if entry.file == checkpoint.file)
+    return [checkpoint, *(entry for entry in others if entry.name != checkpoint.name)]
 
 
 def find_checkpoint(name: str) -> Checkpoint:

@@ -9,13 +9,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
 from conversion.checkpoints import (
-    CATEGORY_IDS,
     METRICS,
     OWN_DATASET,
     REPORTS,
     SOURCE_CODE,
     SOURCE_REPOSITORY,
     Checkpoint,
+    entries_of_file,
 )
 from conversion.errors import printable
 from conversion.heads import HEADS
@@ -62,6 +62,22 @@ for detection in detector("photo.jpg", threshold=0.5):
 
 `$auto_class` and `AutoImageProcessor` load it too${masks}.""",
 }
+# Test sets whose results are those of a model that was trained on more.
+TRAINING_SETS = {
+    "LVIS v1 minival": "LVIS v1",
+    "LVIS v1 val": "LVIS v1",
+    "VOC 2007": "VOC 2007 and 2012",
+    "VOC 2012": "VOC 2007 and 2012",
+}
+OPEN_IMAGES_CLASSES = (
+    "The original reads the class names when it runs, from class-descriptions-boxable.csv of Open Images. These are "
+    "the names of version 6, in mmdetection's order: compare them with that file before you rely on them."
+)
+UNKNOWN_CLASSES = (
+    "The classes are not known: the labels are numbers. The authors publish no list of them, nor how these $number "
+    "were chosen from the 365 of Objects365. That they are the classes of $likely, in its order, is a guess from the "
+    "number: do not rely on it. The file is a start for fine-tuning."
+)
 REPORTED = "Reported by the authors, not measured again here"
 OFFICIAL_LICENCE = "The weights are under the MIT licence of the original."
 OWN_LICENCE = (
@@ -84,7 +100,7 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
     width, height = checkpoint.image_size[1], checkpoint.image_size[0]
     values = {
         "name": checkpoint.title or checkpoint.name,
-        "backbone": checkpoint.backbone,
+        "model": _model(checkpoint),
         "origin": _origin(checkpoint, config),
         "licence": OWN_LICENCE if checkpoint.title else OFFICIAL_LICENCE,
         "task": _task(checkpoint),
@@ -109,8 +125,8 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
     results = [
         EvalResult(
             task_type=checkpoint.task,
-            dataset_type=HUB_DATASETS.get(checkpoint.dataset, checkpoint.dataset),
-            dataset_name=checkpoint.dataset,
+            dataset_type=HUB_DATASETS.get(entry.dataset, entry.dataset),
+            dataset_name=entry.dataset,
             metric_type=METRICS[metric][1],
             metric_name=f"{METRICS[metric][0]} (reported by the authors)",
             metric_value=value,
@@ -118,7 +134,8 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
             source_name="OpenGVLab/InternImage",
             source_url=REPORTS[checkpoint.task],
         )
-        for metric, value in ({} if options.imagenet_1k_head else checkpoint.reported).items()
+        for entry in ([] if options.imagenet_1k_head else entries_of_file(checkpoint))
+        for metric, value in entry.reported.items()
     ]
     return ModelCardData(
         license=checkpoint.license,
@@ -146,9 +163,16 @@ def _origin(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
     classes = f"({config.num_labels} classes)"
     if checkpoint.title is None:
         pretraining = f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else ""
-        return f"Trained by its authors on {checkpoint.dataset} {classes}{pretraining}"
+        dataset = TRAINING_SETS.get(checkpoint.dataset, checkpoint.dataset)
+        return f"Trained by its authors on {dataset} {classes}{pretraining}"
     own = f", trained on {checkpoint.dataset}" if checkpoint.dataset == OWN_DATASET else ""
     return f"Converted from its owner's file{own} {classes}, not from a download of the authors' weights"
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    if checkpoint.head == "CB-DINO":
+        return f"CB-InternImage-{checkpoint.backbone} (two InternImage-{checkpoint.backbone} in one)"
+    return f"InternImage-{checkpoint.backbone}"
 
 
 def _task(checkpoint: Checkpoint) -> str:
@@ -156,7 +180,7 @@ def _task(checkpoint: Checkpoint) -> str:
         return "image classification"
     if checkpoint.task == "object-detection":
         masks = " and instance segmentation" if _has_masks(checkpoint) else ""
-        return f"object detection{masks} with {checkpoint.head}"
+        return f"object detection{masks} with {checkpoint.head.removeprefix('CB-')}"
     return f"semantic segmentation with a {checkpoint.head.removesuffix(' head')} head"
 
 
@@ -190,9 +214,11 @@ def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
     if checkpoint.palette:
         columns["colour"] = [f"`#{red:02x}{green:02x}{blue:02x}`" for red, green, blue in config.palette]
         note = "The colours are also `model.config.palette`.\n\n"
-    elif checkpoint.dataset in CATEGORY_IDS:
-        ids = f"Their ids in annotations of {checkpoint.dataset}"
+    elif checkpoint.category_ids:
+        ids = f"Their ids in annotations of {TRAINING_SETS.get(checkpoint.dataset, checkpoint.dataset)}"
         note = f"{ids} are `category_ids` of the image processor, in this order.\n\n"
+    elif checkpoint.dataset == "OpenImages":
+        note = f"{OPEN_IMAGES_CLASSES}\n\n"
     rows = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
     table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
     return f"## Classes\n\n{note}{table}\n\n"
@@ -210,9 +236,16 @@ def _results(checkpoint: Checkpoint, options) -> str:
         return "None are known: this is a start for fine-tuning."
     if not checkpoint.reported:
         return "None are known for this file." if checkpoint.title else "None were reported for these weights."
-    rows = [f"| {METRICS[metric][0]} | {value} |" for metric, value in checkpoint.reported.items()]
-    table = "\n".join([f"| {checkpoint.dataset} | percent |", "|---|---|", *rows])
-    return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n{table}"
+    tables = []
+    for entry in entries_of_file(checkpoint):
+        rows = [f"| {METRICS[metric][0]} | {value} |" for metric, value in entry.reported.items()]
+        tables.append("\n".join([f"| {entry.dataset} | percent |", "|---|---|", *rows]))
+    note = "\n\nHow they augmented at test time is not published." if _has_tta(checkpoint) else ""
+    return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n" + "\n\n".join(tables) + note
+
+
+def _has_tta(checkpoint: Checkpoint) -> bool:
+    return any("box_mAP_tta" in entry.reported for entry in entries_of_file(checkpoint))
 
 
 def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped) -> list[str]:
@@ -231,7 +264,10 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
         changes.append(f"{len(keys)} tensors were left out ({_markdown(keys[0])}, ...): {reason}.")
         if checkpoint.reported:
             changes.append("The reported metric is that of the model with them.")
-    if config.id2label[0] == "LABEL_0":
+    if checkpoint.dataset == "Objects365":
+        values = {"number": config.num_labels, "likely": {80: "COCO", 20: "VOC"}[config.num_labels]}
+        changes.append(Template(UNKNOWN_CLASSES).substitute(values))
+    elif config.id2label[0] == "LABEL_0":
         changes.append("Class names are not known: the labels are numbers.")
     else:
         names = "are those in the file" if checkpoint.dataset == OWN_DATASET else "were added to the configuration"

@@ -6,7 +6,13 @@ from transformers.utils import is_torchvision_available
 from .auto_registration import register_auto_classes
 from .cb_internimage import CBInternImageBackbone, CBInternImageBackboneOutput, CBInternImageConfig
 from .configuration_internimage import InternImageConfig
-from .dino_detr import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrObjectDetectionOutput
+from .detection import detect_objects, fuse_boxes
+from .dino_detr import (
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
+    DinoDetrImageProcessorPil,
+    DinoDetrObjectDetectionOutput,
+)
 from .image_processing_internimage import create_image_processor
 from .kernel_integration import (
     KernelNotAvailableError,
@@ -41,6 +47,7 @@ __all__ = [
     "DCNv3",
     "DinoDetrConfig",
     "DinoDetrForObjectDetection",
+    "DinoDetrImageProcessorPil",
     "DinoDetrObjectDetectionOutput",
     "InternImageBackbone",
     "InternImageConfig",
@@ -58,6 +65,8 @@ __all__ = [
     "create_image_processor",
     "create_parameter_groups",
     "dcnv3_implementations",
+    "detect_objects",
+    "fuse_boxes",
     "register_auto_classes",
     "register_dcnv3_kernel",
     "segment_image",
@@ -67,10 +76,11 @@ __all__ = [
 ]
 
 if is_torchvision_available():
+    from .dino_detr import DinoDetrImageProcessor  # noqa: F401
     from .mask_rcnn import MaskRCNNImageProcessor  # noqa: F401
     from .segmentation import InternImageSegmentationImageProcessor  # noqa: F401
 
-    __all__ += ["InternImageSegmentationImageProcessor", "MaskRCNNImageProcessor"]
+    __all__ += ["DinoDetrImageProcessor", "InternImageSegmentationImageProcessor", "MaskRCNNImageProcessor"]
 
 register_auto_classes()
 register_dcnv3_kernel()

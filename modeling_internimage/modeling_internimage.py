@@ -697,7 +697,7 @@ def check_pixel_values(pixel_values: torch.Tensor, config):
             'called with `return_tensors="pt"` makes one from images.'
         )
     num_channels = getattr(config, "num_channels", None)  # which not every backbone has
-    if pixel_values.ndim != 4 or num_channels not in (None, pixel_values.shape[1]):
+    if pixel_values.ndim != 4 or (num_channels is not None and pixel_values.shape[1] != num_channels):
         raise ValueError(
             f"`pixel_values` must have shape (batch_size, {num_channels or 'num_channels'}, height, width), got "
             f"{tuple(pixel_values.shape)}."

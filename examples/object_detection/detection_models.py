@@ -5,8 +5,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from examples.evaluation import load_trained_model
-from modeling_internimage import DinoDetrConfig, MaskRCNNConfig, MaskRCNNImageProcessor
-from modeling_internimage.dino_detr import DinoDetrImageProcessor
+from modeling_internimage import DinoDetrConfig, DinoDetrImageProcessor, MaskRCNNConfig, MaskRCNNImageProcessor
 
 
 DETECTORS = {config.model_type: config for config in (MaskRCNNConfig, DinoDetrConfig)}

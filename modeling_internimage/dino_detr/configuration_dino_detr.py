@@ -35,7 +35,7 @@ class DinoDetrConfig(PreTrainedConfig):
             Configuration of any backbone of `AutoBackbone`, whose `out_features` are the finer levels, the finest
             first. Defaults to the last three stages of InternImage-T.
         d_model (`int`, *optional*, defaults to 256):
-            Width of the transformer, a multiple of 32 and of the numbers of heads.
+            Width of the transformer: at least 64, a multiple of 32 and of the numbers of heads.
         encoder_layers (`int`, *optional*, defaults to 6), decoder_layers (`int`, *optional*, defaults to 6):
             Number of layers.
         encoder_ffn_dim (`int`, *optional*, defaults to 2048), decoder_ffn_dim (`int`, *optional*, defaults to 2048):
@@ -84,6 +84,17 @@ class DinoDetrConfig(PreTrainedConfig):
 
     model_type = "dino_detr"
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+    # A Trainer keeps the other outputs of all evaluated images in memory.
+    keys_to_ignore_at_inference = [
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "init_reference_points",
+        "intermediate_reference_points",
+        "encoder_last_hidden_state",
+        "enc_outputs_class",
+        "enc_outputs_coord_logits",
+        "hidden_states",
+    ]
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -135,9 +146,10 @@ class DinoDetrConfig(PreTrainedConfig):
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             if self.d_model % getattr(self, name):
                 raise ValueError(f"`{name}={getattr(self, name)}` must divide `d_model={self.d_model}`.")
-        if self.d_model % NUM_NORM_GROUPS:
+        if self.d_model % NUM_NORM_GROUPS or self.d_model == NUM_NORM_GROUPS:
             raise ValueError(
-                f"`d_model={self.d_model}` must be a multiple of {NUM_NORM_GROUPS}, the groups of the neck's norms."
+                f"`d_model={self.d_model}` must be a multiple of {NUM_NORM_GROUPS}, the number of groups of the "
+                "neck's norms, and more than that."
             )
         if self.activation_function not in ACT2FN:
             raise ValueError(

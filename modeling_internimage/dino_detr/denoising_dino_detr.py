@@ -80,7 +80,7 @@ def create_denoising_queries(
     """
     Args:
         targets (`list[dict[str, torch.Tensor]]`):
-            Objects of each image, from [`~modeling_internimage.detection_targets.prepare_targets`].
+            Objects of each image, from [`~modeling_internimage.detection.targets.prepare_targets`].
         image_sizes (`torch.Tensor` of shape `(batch_size, 2)`):
             Height and width of each image without padding.
     """

@@ -75,7 +75,7 @@ def match_queries(
             shape `(num_sets, batch_size, num_queries, 4)`):
             Predictions. The sets (decoder layers, for example) are matched one by one.
         targets (`list[dict[str, torch.Tensor]]`):
-            Objects of each image, from [`~modeling_internimage.detection_targets.prepare_targets`].
+            Objects of each image, from [`~modeling_internimage.detection.targets.prepare_targets`].
         image_sizes (`torch.Tensor` of shape `(batch_size, 2)`):
             Height and width of each image without padding.
 

@@ -16,7 +16,6 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrDecoderLayer,
-    DeformableDetrEncoder,
     DeformableDetrEncoderLayer,
     DeformableDetrMLPPredictionHead,
     DeformableDetrMultiscaleDeformableAttention,
@@ -25,7 +24,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerSine
 from transformers.utils.generic import can_return_tuple
 
 from ..cb_internimage import CBInternImageBackbone
-from ..detection_targets import get_image_sizes, prepare_targets
+from ..detection.targets import get_image_sizes, prepare_targets
 from ..modeling_internimage import check_pixel_values
 from .configuration_dino_detr import NUM_NORM_GROUPS, DinoDetrConfig
 from .denoising_dino_detr import DenoisingQueries, create_denoising_queries
@@ -123,7 +122,7 @@ class DinoDetrLevels:
 
     @classmethod
     def create(cls, feature_maps: list[torch.Tensor], pixel_mask: torch.Tensor | None) -> "DinoDetrLevels":
-        batch_size, device = len(feature_maps[0]), feature_maps[0].device
+        batch_size, device = feature_maps[0].shape[0], feature_maps[0].device
         dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)
         shapes = [tuple(feature_map.shape[2:]) for feature_map in feature_maps]
         spatial_shapes = torch.tensor(shapes, device=device)
@@ -150,6 +149,29 @@ class DinoDetrLevels:
             valid_ratios=valid_ratios,
             attention_mask=None if pixel_mask is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
         )
+
+    def centers(self) -> torch.Tensor:
+        """x and y of every position relative to the image without padding, (batch_size, sequence_length, 2)."""
+        centers = []
+        for level, (height, width) in enumerate(self.shapes):
+            ratios = self.valid_ratios[:, level, :, None]  # (batch_size, 2, 1)
+            x = (torch.arange(width, device=ratios.device) + 0.5) / (ratios[:, 0] * width)
+            y = (torch.arange(height, device=ratios.device) + 0.5) / (ratios[:, 1] * height)
+            x, y = x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
+            centers.append(torch.stack((x, y), dim=-1).flatten(1, 2))
+        return torch.cat(centers, dim=1)
+
+    def proposed_boxes(self) -> torch.Tensor:
+        """
+        The box that each position proposes, (batch_size, sequence_length, 4): centre x, centre y, width and height,
+        relative to the image without padding (`gen_encoder_output_proposals` of the original).
+        """
+        centers = self.centers()
+        sizes = [
+            torch.full((height * width,), FINEST_PROPOSAL_SIZE * 2**level, device=centers.device, dtype=centers.dtype)
+            for level, (height, width) in enumerate(self.shapes)
+        ]
+        return torch.cat((centers, torch.cat(sizes)[:, None].expand(centers.shape)), dim=-1)
 
 
 def sine_embedding(boxes: torch.Tensor, num_features: int) -> torch.Tensor:
@@ -223,9 +245,7 @@ class DinoDetrEncoder(nn.Module):
             ],
             dim=1,
         )  # fmt: skip
-        reference_points = DeformableDetrEncoder.get_reference_points(
-            levels.shapes, levels.valid_ratios, device=hidden_states.device
-        ).to(hidden_states.dtype)
+        reference_points = (levels.centers()[:, :, None] * levels.valid_ratios[:, None]).to(hidden_states.dtype)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -433,6 +453,8 @@ class DinoDetrForObjectDetection(PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         check_pixel_values(pixel_values, self.config.backbone_config)
+        if pixel_values.shape[0] == 0:
+            raise ValueError("`pixel_values` have no image. Leave out empty batches.")
         sizes = get_image_sizes(pixel_values, pixel_mask)
         if pixel_mask is not None and sizes.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_image_sizes(sizes)
@@ -510,7 +532,7 @@ class DinoDetrForObjectDetection(PreTrainedModel):
         Class logits (batch_size, num_queries, num_labels) and box logits (batch_size, num_queries, 4) of the positions
         with the highest class logits, the best first.
         """
-        proposals = proposed_boxes(levels)
+        proposals = levels.proposed_boxes()
         low, high = PROPOSAL_RANGE
         is_valid = ((proposals > low) & (proposals < high)).all(dim=-1, keepdim=True)
         if levels.attention_mask is not None:
@@ -557,23 +579,6 @@ class DinoDetrForObjectDetection(PreTrainedModel):
                 f"`pixel_mask` marks every pixel of image {empty[0]} as padding. It must be 1 for the pixels of the "
                 "image, 0 for padding; leave such images out of the batch."
             )
-
-
-def proposed_boxes(levels: DinoDetrLevels) -> torch.Tensor:
-    """
-    The box that each position of the levels proposes, (batch_size, sequence_length, 4): centre x, centre y, width and
-    height, relative to the image without padding (`gen_encoder_output_proposals` of the original).
-    """
-    proposals = []
-    for level, (height, width) in enumerate(levels.shapes):
-        ratios = levels.valid_ratios[:, level]  # (batch_size, 2)
-        y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
-        x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
-        centers = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
-        centers = centers / (ratios * levels.spatial_shapes[level].flip(0))[:, None]
-        own_size = FINEST_PROPOSAL_SIZE * 2**level
-        proposals.append(torch.cat((centers, torch.full_like(centers, own_size)), dim=-1))
-    return torch.cat(proposals, dim=1)
 
 
 def sampling_directions(num_heads: int, num_levels: int, num_points: int) -> torch.Tensor:

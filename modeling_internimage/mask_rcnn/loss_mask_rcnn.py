@@ -104,7 +104,7 @@ def rpn_losses(
         trained (`torch.Tensor` of shape `(batch_size, num_anchors)`):
             Mask of the anchors that may be sampled.
         targets (`list[dict[str, torch.Tensor]]`):
-            Objects of each image, from [`~modeling_internimage.detection_targets.prepare_targets`].
+            Objects of each image, from [`~modeling_internimage.detection.targets.prepare_targets`].
     """
     classification, regression, num_samples = [], [], 0
     for idx, target in enumerate(targets):

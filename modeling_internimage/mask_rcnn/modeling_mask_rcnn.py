@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_torchvision_available
 from transformers.utils.generic import can_return_tuple
 
-from ..detection_targets import get_image_sizes, prepare_targets
+from ..detection.targets import get_image_sizes, prepare_targets
 from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig

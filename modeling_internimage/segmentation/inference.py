@@ -1,16 +1,13 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Test-time procedure of the official segmentation models: sliding windows, several scales, mirrored images."""
 
-import io
 from collections.abc import Sequence
 
 import torch
-from huggingface_hub import get_session
-from PIL.Image import Image
 from torch import nn
-from transformers.image_utils import ImageInput, get_image_size, to_numpy_array
+from transformers.image_utils import ImageInput, get_image_size
 
-from ..images import decode_image, eight_bit_image
+from ..multi_scale import load_array, scaled_inputs
 from .image_processing_pil_segmentation import semantic_scores
 
 
@@ -63,42 +60,18 @@ def segment_image(
     >>> list(segment_image(model, image_processor, image, scales=(1.0, 1.5), flip=True).shape)
     [19, 50, 70]
     ```"""
-    if len(scales) == 0 or min(scales) <= 0:
-        raise ValueError(f"`scales` must be one or more factors above 0, got {scales}.")
-    if isinstance(image, str):
-        is_url = image.startswith(("http://", "https://"))
-        source = io.BytesIO(get_session().get(image).raise_for_status().content) if is_url else image
-        image = decode_image(source, f"The image file {image}")
-    if isinstance(image, Image):
-        # Channels first, or images of 1 or 3 pixels in height would be taken for that.
-        image = to_numpy_array(eight_bit_image(image).convert("RGB")).transpose(2, 0, 1)
-    image = to_numpy_array(image)
+    image = load_array(image)
     size = get_image_size(image) if image.ndim == 3 else image.shape
-    parameter = next(model.parameters())
     total = None
-    for scale in scales:
-        scaled = {name: int(side * scale) for name, side in dict(image_processor.size).items() if side}
-        inputs = image_processor(image, size=scaled, return_tensors="pt")
-        pixel_values = inputs["pixel_values"].to(parameter.device, parameter.dtype)
-        if getattr(image_processor, "do_center_crop", False) or len(pixel_values) != 1:
-            raise ValueError(
-                f"`image_processor` ({type(image_processor).__name__}) must make one input of the whole image, not "
-                f"{len(pixel_values)} crops: choose another one, or set its `do_center_crop=False`."
-            )
-        height, width = pixel_values.shape[-2:]
-        if "pixel_mask" in inputs:  # cut off the padding at the right and at the bottom
-            height, width = (int(inputs["pixel_mask"][0].any(dim=dim).sum()) for dim in (1, 0))
-        for mirrored in (False, True) if flip else (False,):
-            if mirrored:
-                pixel_values[..., :width] = pixel_values[..., :width].flip(-1)
-            scores = window_scores(
-                model,
-                pixel_values,
-                getattr(image_processor, "window_size", None),
-                getattr(image_processor, "window_stride", None),
-            )
-            total = _add_probabilities(total, scores[0, :, :height, :width], size, mirrored)
-            del scores
+    for inputs, (height, width), mirrored in scaled_inputs(model, image_processor, image, scales, flip):
+        scores = window_scores(
+            model,
+            inputs["pixel_values"],
+            getattr(image_processor, "window_size", None),
+            getattr(image_processor, "window_stride", None),
+        )
+        total = _add_probabilities(total, scores[0, :, :height, :width], size, mirrored)
+        del scores
     return total.div_(len(scales) * (1 + flip))
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
+from ..cb_internimage import CBInternImageConfig
 from ..configuration_internimage import InternImageConfig
+from ..dino_detr import DinoDetrConfig
 
 
 # Matched in our names; `offset` and `center_feature_scale_proj` in the original's.
 DEFORMABLE_PARAMETERS = (".dcn.offset_proj.", ".dcn.center_feature_scale_proj.")
 SAMPLING_OFFSETS = ".sampling_offsets."  # of deformable attention
-COMPOSITE = "cb_internimage"
 
 
 def create_parameter_groups(
@@ -108,7 +108,7 @@ def create_parameter_groups(
             f"`model` is a `{type(model).__name__}` without an InternImage in it: it has no layers for "
             "`layer_decay`, `deformable_multiplier` and `backbone_multiplier`."
         )
-    is_dino = any(_model_type(module) == "dino_detr" for module in model.modules())
+    is_dino = any(isinstance(getattr(module, "config", None), DinoDetrConfig) for module in model.modules())
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -165,36 +165,30 @@ def create_step_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _model_type(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "model_type", None)
-
-
-def _backbones(model: nn.Module) -> dict[str, PreTrainedConfig]:
-    """Configurations of the InternImages in `model` by the prefix of their parameters; a composite one is one."""
-    backbones: dict[str, PreTrainedConfig] = {}
+def _backbones(model: nn.Module) -> dict[str, InternImageConfig]:
+    """Configuration of every InternImage or CB-InternImage in `model`, by the prefix of its parameters."""
+    backbones: dict[str, InternImageConfig] = {}
     for name, module in model.named_modules():  # the outer modules come first
-        prefix = f"{name}." if name else ""
-        is_internimage = hasattr(module, "embeddings") and isinstance(
-            getattr(module, "config", None), InternImageConfig
-        )
-        is_composite = _model_type(module) == COMPOSITE
-        if (is_internimage or is_composite) and not prefix.startswith(tuple(backbones)):
-            backbones[prefix] = module.config
+        prefix, config = f"{name}." if name else "", getattr(module, "config", None)
+        is_internimage = hasattr(module, "embeddings") and isinstance(config, InternImageConfig)
+        if is_internimage and not prefix.startswith(tuple(backbones)):
+            backbones[prefix] = config
     return backbones
 
 
 def _num_layers_after(
     name: str,
-    backbones: dict[str, PreTrainedConfig],
+    backbones: dict[str, InternImageConfig],
     exponent: Callable[[str, list[int]], int],
     is_dino: bool,
 ) -> int:
     """Number of layers after the one that the parameter `name` of a model goes with; 0: full rate."""
     for prefix, config in backbones.items():
         if name.startswith(prefix):
-            return 0 if config.model_type == COMPOSITE else exponent(name.removeprefix(prefix), config.depths)
+            is_composite = isinstance(config, CBInternImageConfig)
+            return 0 if is_composite else exponent(name.removeprefix(prefix), config.depths)
     if is_dino and ".level_embed." in name:
-        return max(sum(config.depths) + 1 for config in backbones.values())
+        return max((sum(config.depths) + 1 for config in backbones.values()), default=0)
     return 0
 
 

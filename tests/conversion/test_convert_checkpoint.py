@@ -29,10 +29,10 @@ from testing_utils import (
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from conversion import convert_checkpoint, convert_internimage_to_hf
-from conversion.checkpoints import CHECKPOINTS
+from conversion.checkpoints import CHECKPOINTS, entries_of_file
 from conversion.convert_internimage_to_hf import main
 from conversion.imagenet_head import IMAGENET_22K_TO_1K, use_imagenet_1k_head
-from conversion.measure_peak_memory import COMMAND
+from conversion.measure_peak_memory import peak_command
 from conversion.model_card import card_metadata
 from modeling_internimage import InternImageBackbone, InternImageForImageClassification
 
@@ -78,7 +78,8 @@ def test_full_size_models(name, tmp_path):
     source = tmp_path / f"{name}.pth"
     torch.save({"model": original_state_dict(MANIFESTS[name]["keys"], FULLSIZE_MODELS[name]["weights_seed"])}, source)
     arguments = ["--checkpoint", name, "--source", source, "--output-dir", tmp_path / "converted"]
-    command = [sys.executable, "-c", COMMAND, *arguments, "--max-shard-size", "200MB"]
+    arguments += ["--max-shard-size", "200MB"]
+    command = peak_command("conversion.convert_internimage_to_hf", "main", arguments)
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "converted")
@@ -381,12 +382,13 @@ def test_model_card(converted_t):
 
 
 def test_every_model_card_has_valid_metadata():
-    """Also of those that are not converted yet."""
+    """With the results of all entries of its file."""
     for checkpoint in CHECKPOINTS.values():
         metadata = card_metadata(checkpoint, convert_checkpoint.ConversionOptions())
         text = f"---\n{metadata.to_yaml()}\n---\n"
         read = ModelCard(text, ignore_metadata_errors=False).data
-        assert read.license == "mit" and len(read.eval_results or []) == len(checkpoint.reported)
+        results = sum(len(entry.reported) for entry in entries_of_file(checkpoint))
+        assert read.license == "mit" and len(read.eval_results or []) == results
 
 
 def test_use_of_what_was_written(converted_t, tmp_path, photographs):
@@ -652,8 +654,11 @@ def test_kill_in_the_middle(write_original, tmp_path):
     assert leftovers(tmp_path) == {"converted"}
 
 
+WITHOUT_WEIGHTS = "cascade_internimage_xl_fpn_3x_crowd_human"
+
+
 def test_all(write_original, tmp_path, monkeypatch, capsys):
-    """What is finished stays, a failure does not stop the others, what cannot be converted yet is said."""
+    """What is finished stays, a failure does not stop the others, a file is converted once, what is left out said."""
     write_original("tiny_t", all_layers=True)
     write_original("tiny_h", all_layers=True)
     (tmp_path / "damaged.pth").write_bytes(b"")
@@ -664,6 +669,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
         return dataclasses.replace(
             template,
             name=name,
+            file=f"{name}.pth",
             architecture=architecture,
             num_labels=config["num_classes"],
             labels=None,
@@ -676,7 +682,7 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
         for name in ("tiny_t", "tiny_h")
     )
     records = [record("damaged", tiny_t), record("tiny_t", tiny_t), record("tiny_h", tiny_h)]
-    records.append(CHECKPOINTS["dino_4scale_internimage_t_1x_coco"])
+    records += [dataclasses.replace(records[-1], name="same_file"), CHECKPOINTS[WITHOUT_WEIGHTS]]
     monkeypatch.setattr(convert_internimage_to_hf, "CHECKPOINTS", {record.name: record for record in records})
     monkeypatch.setattr(
         convert_internimage_to_hf, "download_original", lambda checkpoint: tmp_path / f"{checkpoint.name}.pth"
@@ -684,7 +690,8 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
     arguments = ["--checkpoint", "all", "--output-dir", str(tmp_path / "all")]
     assert main(arguments) == 1
     output = capsys.readouterr()
-    assert "1 failed: damaged" in output.err and "coco: not yet convertible" in output.out
+    assert "1 failed: damaged" in output.err and f"{WITHOUT_WEIGHTS}: no weights published" in output.out
+    assert "same_file: the same file as tiny_h, whose model card has the results of both" in output.out
     assert {folder.name for folder in (tmp_path / "all").iterdir()} == {"tiny_t", "tiny_h"}
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")}
     (tmp_path / "all" / "tiny_h" / "config.json").unlink()
@@ -697,14 +704,6 @@ def test_all(write_original, tmp_path, monkeypatch, capsys):
     for file in (tmp_path / "all" / "tiny_h").iterdir():
         file.unlink()
     assert main(arguments) == 0
-
-
-@pytest.mark.parametrize("name", ["dino_4scale_internimage_t_1x_coco", "dino_4scale_cbinternimage_h_objects365_coco"])
-def test_not_yet_convertible(name, tmp_path, capsys):
-    torch.save({}, tmp_path / "source.pth")
-    arguments = ["--checkpoint", name, "--source", str(tmp_path / "source.pth"), "--output-dir", str(tmp_path / "out")]
-    assert main(arguments) == 1
-    assert "not yet convertible" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 """The official two-stage detectors: numbers of the original, every checkpoint's keys, what is written."""
 
 import copy
-import dataclasses
 import gzip
 import json
 import re
@@ -10,20 +9,20 @@ import re
 import numpy as np
 import pytest
 import torch
+from golden_detectors import DETECTION, convert_case, padded_inputs, read_facts
 from PIL import Image
-from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict
+from testing_utils import first_quick
 from transformers import AutoImageProcessor, pipeline
 
-from conversion.checkpoints import CHECKPOINTS, Checkpoint
-from conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, empty_model, plan_conversion
+from conversion.checkpoints import CHECKPOINTS
+from conversion.convert_checkpoint import ConversionOptions, empty_model, plan_conversion
 from conversion.convert_internimage_to_hf import main
 from conversion.errors import ConversionError
 from conversion.model_card import create_model_card
 from conversion.original_config import own_checkpoint
 
 
-DETECTION = GOLDEN / "detection"
-CASES = {file.stem: json.loads(file.read_text()) for file in DETECTION.glob("*rcnn*.json")}
+CASES = read_facts("*rcnn*.json")
 # A full-size checkpoint of the same kind for each case.
 RECORDS = {
     "mask_rcnn": "mask_rcnn_internimage_t_fpn_1x_coco",
@@ -48,54 +47,13 @@ TOLERANCES = {
 }
 
 
-def reduced_record(name: str, case: dict) -> Checkpoint:
-    """The record of a reduced model: that of a full-size one with other sizes."""
-    model = case["model"]
-    backbone, test = model["backbone"], model["test_cfg"]
-    architecture = {
-        "embed_dim": backbone["channels"],
-        "num_groups": backbone["groups"],
-        "depths": backbone["depths"],
-        "layer_scale_init_value": backbone["layer_scale"],
-        "offset_scale": backbone["offset_scale"],
-        "post_norm": backbone["post_norm"],
-    }
-    head = model["roi_head"]["bbox_head"]
-    head = head[0] if isinstance(head, list) else head
-    arguments = {
-        "hidden_size": model["neck"]["out_channels"],
-        "box_head_hidden_size": head["fc_out_channels"],
-        "num_proposals": test["rpn"]["max_per_img"],
-        "num_proposals_per_level": test["rpn"]["nms_pre"],
-        "max_detections": test["rcnn"]["max_per_img"],
-    }
-    record = CHECKPOINTS[next(record for kind, record in RECORDS.items() if name.startswith(kind))]
-    num_labels = head["num_classes"]
-    return dataclasses.replace(
-        record,
-        architecture=architecture,
-        head_config=record.head_config | arguments,
-        num_labels=num_labels,
-        labels=[f"class {idx}" for idx in range(num_labels)],
-    )
-
-
 @pytest.fixture(scope="module", params=sorted(CASES))
 def case(request, tmp_path_factory):
     """(facts, golden arrays, model that was converted to a folder and loaded from it, its input, that folder)."""
     facts = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    source = folder / "source.pth"
-    torch.save({"state_dict": original_state_dict(facts["keys"], facts["weight_seed"]), "meta": {}}, source)
-    plan = plan_conversion(reduced_record(request.param, facts), source, ConversionOptions())
-    convert_checkpoint(plan, folder / "converted", "a test")
-    model, info = plan.head.auto_class.from_pretrained(folder / "converted", output_loading_info=True)
-    assert not any(info.values())
-    pixel_values = golden_input(facts["input"]["shape"], facts["input"]["seed"])
-    pixel_mask = torch.zeros(pixel_values.shape[:1] + pixel_values.shape[2:], dtype=torch.int64)
-    for mask, (height, width) in zip(pixel_mask, facts["img_shapes"]):
-        mask[:height, :width] = 1
-    inputs = {"pixel_values": pixel_values * pixel_mask[:, None], "pixel_mask": pixel_mask}
+    _, model = convert_case(facts, folder)
+    inputs = padded_inputs(facts["input"]["shape"], facts["input"]["seed"], facts["img_shapes"])
     return facts, np.load(DETECTION / f"{request.param}.npz"), model, inputs, folder / "converted"
 
 

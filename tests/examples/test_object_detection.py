@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The scripts for detection, end to end on small real images, COCO's metrics, and what the scripts refuse."""
 
+import gzip
 import json
 import pickle
 import re
@@ -15,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
-from testing_utils import REPOSITORY, randomize, run_in_two_processes, run_short_training
+from testing_utils import GOLDEN, REPOSITORY, randomize, run_in_two_processes, run_short_training
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import AutoModelForObjectDetection, pipeline
@@ -33,10 +34,11 @@ from examples.object_detection import run_object_detection as script
 from modeling_internimage import (
     CBInternImageBackbone,
     CBInternImageConfig,
+    DinoDetrConfig,
+    DinoDetrImageProcessor,
     InternImageForImageClassification,
     MaskRCNNImageProcessor,
 )
-from modeling_internimage.dino_detr import DinoDetrImageProcessor
 
 
 FOLDER = REPOSITORY / "examples" / "object_detection"
@@ -901,3 +903,86 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     ours = script.MaskRCNNConfig(**script.read_overrides(model_args.head_overrides)).to_dict()
     for field in official.keys() - {"backbone_config", "id2label", "label2id", "palette", "architectures", "dtype"}:
         assert ours[field] == official[field], field
+
+
+DINO_RECIPES = json.loads(gzip.decompress((GOLDEN / "detection" / "dino_recipes.json.gz").read_bytes()))["configs"]
+
+
+@pytest.mark.parametrize("name", DINO_RECIPES)
+def test_recipes_of_dino_are_the_authors(name, tmp_path):
+    """Everything that the eleven configurations set, except where a setting only saves memory or has no effect."""
+    official = DINO_RECIPES[name]
+    name = name.removesuffix("_ss").replace("t_1x_coco_layer_wise_lr", "t_1x_coco")
+    record = find_checkpoint(name)
+    recipe = json.loads((FOLDER / "recipes" / f"{name}.json").read_text()) | {"use_cpu": True}
+    head = recipe.pop("head", None)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"output_dir": str(tmp_path)}))
+    model_args, data_args, recipe, training = script.parse_head_arguments(
+        script.ModelArguments, script.DataArguments, [str(tmp_path / "recipe.json")]
+    )
+    # The model: a published start, or a new head with the settings of the converted detector.
+    assert model_args.drop_path_rate == official["backbone_training"]["drop_path_rate"]
+    if official["load_from"]:
+        assert model_args.model_name_or_path == f"converted/{official['load_from'].removesuffix('.pth')}" and not head
+        assert record.config().max_detections == official["test"]["max_per_img"]
+    else:
+        assert head == "dino_detr" and model_args.backbone.split("/")[1] in CHECKPOINTS
+        fields = DinoDetrConfig(**script.read_overrides(model_args.head_overrides))
+        assert fields.num_denoising == official["head"]["denoising"]["group_cfg"]["num_dn_queries"]
+        assert fields.max_detections == official["test"]["max_per_img"]
+        size = (data_args.longest_edge or 1333, data_args.shortest_edge or 800)
+        assert list(size) == official["test"]["pipeline"][1]["img_scale"]
+    # The optimiser. (`test_every_parameter_of_dino` has the rate and the decay of every parameter.)
+    optimizer = official["optimizer"]
+    constructor = optimizer["paramwise_cfg"]
+    multiplier = constructor.get("custom_keys", {"backbone": {"lr_mult": 1.0}})["backbone"]["lr_mult"]
+    assert (training.learning_rate, training.weight_decay) == (optimizer["learning_rate"], optimizer["weight_decay"])
+    assert [training.adam_beta1, training.adam_beta2, training.adam_epsilon] == [*optimizer["betas"], optimizer["eps"]]
+    assert (recipe.layer_counting, recipe.ema_decay, training.fp16, training.bf16) == (
+        "downstream",
+        None,
+        False,
+        False,
+    )
+    assert recipe.layer_decay == constructor.get("layer_decay_rate", 1.0)
+    assert recipe.sampling_offset_multiplier == constructor.get("offset_lr_scale", 1.0)
+    assert (recipe.backbone_multiplier, recipe.decay_all) == (multiplier, multiplier != 1)
+    assert training.max_grad_norm == official["gradient_clipping"]["max_norm"]
+    # The schedule.
+    epochs, steps = (official["runner"].get(key) for key in ("max_epochs", "max_iters"))
+    assert training.num_train_epochs == epochs or training.max_steps == steps
+    assert training.warmup_steps == official["lr_config"]["warmup_iters"]
+    milestones = [round(milestone * training.num_train_epochs, 3) for milestone in recipe.lr_milestones]
+    assert milestones == official["lr_config"]["step"]
+    assert training.per_device_train_batch_size == official["images_per_process"]
+    # The images.
+    assert data_args.skip_images_without_annotations == official["train_dataset"]["filter_empty_gt"]
+    assert recipe_scales(data_args, record.image_processor()) == official_scales(official["train_pipeline"])
+
+
+def official_scales(pipeline: list[dict]) -> dict:
+    """Shorter sides, longer side and crop of a training pipeline of the original."""
+    steps = {step["type"]: step for step in pipeline}
+    assert steps["RandomFlip"]["flip_ratio"] == 0.5
+    if "Resize" in steps:
+        scales = steps["Resize"]["img_scale"]
+        scales = scales if isinstance(scales[0], list) else [scales]
+        assert steps["Resize"].get("multiscale_mode", "range") == "range"
+        return {"shorter": list(range(scales[0][1], scales[-1][1] + 1)), "longer": scales[0][0], "crop": None}
+    (whole,), (smaller, crop, resize) = steps["AutoAugment"]["policies"]
+    assert resize["img_scale"] == whole["img_scale"] and not crop["allow_negative_crop"]
+    shorter, longer = zip(*whole["img_scale"])
+    before, unlimited = zip(*smaller["img_scale"])
+    assert set(unlimited) == {4200}  # more than any image has at these sides
+    return {"shorter": list(shorter), "longer": longer[0], "crop": (list(before), tuple(crop["crop_size"]))}
+
+
+def recipe_scales(data_args, image_processor) -> dict:
+    """The same of our arguments."""
+    largest = data_args.max_shortest_edge or image_processor.size["shortest_edge"]
+    assert data_args.horizontal_flip and data_args.random_crop == data_args.crop_with_objects
+    return {
+        "shorter": [*range(data_args.min_shortest_edge, largest, data_args.step_of_scales), largest],
+        "longer": data_args.train_longest_edge or image_processor.size["longest_edge"],
+        "crop": (augmentation.SIDES_BEFORE_CROP, augmentation.CROP_SIDES) if data_args.random_crop else None,
+    }

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessorPil
+from modeling_internimage.detection.targets import prepare_targets
 from modeling_internimage.mask_rcnn.boxes import anchor_boxes, clip_boxes, decode_boxes, encode_boxes, paste_masks
 from modeling_internimage.mask_rcnn.loss_mask_rcnn import (
     BACKGROUND,
@@ -32,7 +33,6 @@ from modeling_internimage.mask_rcnn.loss_mask_rcnn import (
     box_loss,
     mask_loss,
     match_boxes,
-    prepare_targets,
     rpn_losses,
     sample_matches,
 )
@@ -699,7 +699,7 @@ def test_rounded_boxes(build):
     """Those of bfloat16 may reach a little beyond the image, by which they are cut."""
     label = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.902, 0.5, 0.2, 1.0]], dtype=torch.bfloat16)}
     model = build(use_mask_head=False)
-    (prepared,) = prepare_targets(model.config, [label], torch.tensor([[64, 96]]), (64, 96))
+    (prepared,) = prepare_targets([label], model.config.num_labels, torch.tensor([[64, 96]]), (64, 96))
     torch.testing.assert_close(prepared["boxes"], torch.tensor([[0.802 * 96, 0, 96, 64]]), rtol=0, atol=0.2)
     assert prepared["boxes"][0, 2] == 96
     assert model(torch.randn(1, 3, 64, 96), labels=[label]).loss.isfinite()

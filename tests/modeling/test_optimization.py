@@ -1,15 +1,21 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Learning rate and weight decay of every parameter, against the authors' rules and names; their schedule."""
 
+import gzip
+import json
 import math
 import re
 
 import pytest
 import torch
-from testing_utils import MANIFESTS, rename
+from testing_utils import GOLDEN, MANIFESTS, rename
 from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
+from conversion.checkpoints import CHECKPOINTS
+from conversion.heads import HEADS
 from modeling_internimage import (
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
     InternImageBackbone,
     InternImageConfig,
     InternImageForImageClassification,
@@ -86,6 +92,58 @@ def test_downstream_counting(name):
     assert checked == len(parameters)
 
 
+DINO_GROUPS = json.loads(gzip.decompress((GOLDEN / "detection" / "dino_recipes.json.gz").read_bytes()))[
+    "parameter_groups"
+]
+LARGE_DINO = {"layer_decay": 0.94, "sampling_offset_multiplier": 0.001}
+# For each of the original's groups of parameters, a checkpoint with these and the arguments of its recipe.
+DINO_RECIPES = {
+    "T": ("internimage_t_1x_coco", {"layer_decay": 0.9}),
+    "L_layer_wise": ("internimage_l_1x_coco_layer_wise_lr", {"layer_decay": 0.9}),
+    "L_0.1x_backbone": (
+        "internimage_l_1x_coco_0.1x_backbone_lr",
+        {"weight_decay": 0.05, "backbone_multiplier": 0.1, "decay_all": True},
+    ),
+    "H": ("internimage_h_objects365_coco", LARGE_DINO),
+    "G": ("internimage_g_objects365_coco", LARGE_DINO),
+    "CB-H": ("cbinternimage_h_objects365_coco", LARGE_DINO),
+}
+
+
+@pytest.mark.parametrize("kind", DINO_RECIPES)
+def test_every_parameter_of_dino(kind):
+    """As the original's optimiser constructors assign them, for the models of full size."""
+    name, arguments = DINO_RECIPES[kind]
+    checkpoint = CHECKPOINTS[f"dino_4scale_{name}"]
+    head = HEADS[checkpoint.head]
+    with torch.device("meta"):
+        model = head.model_class(checkpoint.config())
+    arguments = {"weight_decay": 1e-4, "layer_counting": "downstream"} | arguments
+    groups = create_parameter_groups(model, 1.0, **arguments)
+    actual = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    parameters, seen = dict(model.named_parameters()), set()
+    for group in DINO_GROUPS[kind]["groups"].values():
+        for key in group["parameters"]:
+            for new in head.rename_key(key.removeprefix("backbone.")):
+                new, *_ = head.whole(new) or (new,)
+                expected = (pytest.approx(group["lr_scale"]), group["weight_decay"])
+                assert actual[id(parameters[new])] == expected, key
+                seen.add(new)
+    assert seen == parameters.keys() and DINO_GROUPS.keys() == DINO_RECIPES.keys()
+
+
+def test_dino_on_another_backbone():
+    """It has no layers to count, and still no weight decay of its sampling offsets."""
+    backbone = ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8, out_features=["stage1", "stage2"])
+    model = DinoDetrForObjectDetection(
+        DinoDetrConfig(backbone_config=backbone, d_model=64, encoder_layers=1, decoder_layers=1, num_queries=4)
+    )
+    groups = create_parameter_groups(model, 1.0, sampling_offset_multiplier=0.5)
+    actual = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert actual[id(model.encoder.level_embed.weight)] == (1.0, 0.05)
+    assert actual[id(model.encoder.layers[0].self_attn.sampling_offsets.weight)] == (0.5, 0.0)
+
+
 def test_backbone_in_another_model(tiny_config):
     config = UperNetConfig(
         backbone_config=tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
@@ -116,7 +174,7 @@ def test_other_models_and_values():
     assert {group["lr"] for group in create_parameter_groups(resnet, 0.1)} == {0.1}
     with pytest.raises(ValueError, match="without an InternImage"):
         create_parameter_groups(resnet, 0.1, layer_decay=0.9)
-    for name in ("layer_decay", "deformable_multiplier"):
+    for name in ("layer_decay", "deformable_multiplier", "backbone_multiplier", "sampling_offset_multiplier"):
         with pytest.raises(ValueError, match=f"`{name}` must be above 0 and at most 1, got 1.5"):
             create_parameter_groups(resnet, 0.1, **{name: 1.5})
     with pytest.raises(ValueError, match="`layer_counting` must be one of .*, got 'swin'"):
