@@ -103,7 +103,7 @@ def draw(image, detection: dict[str, torch.Tensor], title: str):
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=2, linestyle=style))
         shares = weights.sum(dim=(0, 2)) / weights.sum()
         axes.set_title(f"layer {idx + 1} of {num_layers}", fontsize=11)
-        axes.set_xlabel("weight: " + ", ".join(f"{share:.0%}" for share in shares), fontsize=9)
+        axes.set_xlabel("weight by level: " + ", ".join(f"{share:.0%}" for share in shares), fontsize=9)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
     handles = [
