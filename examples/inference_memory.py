@@ -50,6 +50,12 @@ MODELS = {
         "mask_rcnn_internimage_b_fpn_1x_coco",
         "cascade_internimage_l_fpn_1x_coco",
         "cascade_internimage_xl_fpn_1x_coco",
+        "dino_4scale_internimage_t_1x_coco",
+        "dino_4scale_internimage_l_1x_coco_layer_wise_lr",
+        "dino_4scale_internimage_h_objects365_coco",
+        "dino_4scale_internimage_g_objects365_coco",
+        "dino_4scale_cbinternimage_h_objects365_coco",
+        "dino_4scale_cbinternimage_h_objects365_lvis_minival",
     ],
 }
 SETTINGS = {  # dtype, whether DCNv3 is the compiled kernel

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from examples.image_datasets import decode_image
-from examples.object_detection.detection_models import has_mask_head, load_detection_model
+from examples.object_detection.detection_models import has_masks, load_detection_model
 from examples.output_files import check_outputs, mark_of, write_picture
 from examples.pictures import class_colours
 
@@ -47,7 +47,7 @@ def detect(model, image_processor, image: Image.Image, threshold: float) -> dict
     inputs = image_processor(image, return_tensors="pt").to(model.device, model.dtype)
     outputs = model(**inputs)
     process = image_processor.post_process_object_detection
-    if has_mask_head(model.config):
+    if has_masks(model.config):
         process = image_processor.post_process_instance_segmentation
     return process(outputs, threshold=threshold, target_sizes=[(image.height, image.width)])[0]
 

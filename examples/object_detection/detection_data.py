@@ -76,6 +76,9 @@ def _read_json(file: str) -> dict:
             f"There are {len(content['images'])} images and {len(content['categories'])} categories: there must be "
             "some of both."
         )
+    for image in content["images"]:  # LVIS has only the address of an image of COCO, .../train2017/000000000009.jpg
+        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
     for name, text in (("images", "file_name"), ("categories", "name")):
         ids = set()
         for entry in content[name]:

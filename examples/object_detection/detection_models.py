@@ -22,16 +22,16 @@ def load_detection_model(model_name_or_path: str, dtype: str, device: torch.devi
 
 
 def check_detector(config, argument: str):
-    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of one of the detectors."""
-    if not isinstance(config, tuple(DETECTORS.values())):
+    """Raise a `ValueError` if `config`, of the checkpoint that `argument` names, is not of a detector."""
+    if config.model_type not in DETECTORS:
         raise ValueError(
-            f"`{argument}` is a model of type {config.model_type}, it must be a detector of this library: "
-            f"{' or '.join(DETECTORS)}. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
+            f"`{argument}` is a model of type {config.model_type}, it must be {' or '.join(DETECTORS)}: a detector of "
+            "this library. (An InternImage becomes one as `--backbone` of run_object_detection.py.)"
         )
 
 
-def has_mask_head(config) -> bool:
-    """Whether the detector of this configuration predicts masks. DINO has boxes only."""
+def has_masks(config) -> bool:
+    """Whether the model finds masks, too."""
     return getattr(config, "use_mask_head", False)
 
 

@@ -30,7 +30,7 @@ from examples.object_detection.detection_data import (
     read_coco,
 )
 from examples.object_detection.detection_metrics import CocoEvaluator
-from examples.object_detection.detection_models import DETECTORS, check_detector, create_image_processor, has_mask_head
+from examples.object_detection.detection_models import DETECTORS, check_detector, create_image_processor, has_masks
 from examples.training import (
     HeadArguments,
     create_backbone,
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None):
         splits["train"] = splits["train"].filter(_has_annotations, input_columns=columns[1])
     splits = select_samples(splits, data_args, training_args)
     model, image_processor = load_model(model_args, data_args, categories)
-    with_masks = has_mask_head(model.config)
+    with_masks = has_masks(model.config)
     for rows in splits.values():
         check_objects(rows, columns[1], with_masks)
     freeze_stages(model, model_args.freeze_stages)

@@ -122,7 +122,7 @@ def test_dino_in_a_pipeline(tmp_path, tiny_config):
     """Images of different sizes, one by one; several equal ones in a batch; and the same model in several scales."""
     config = DinoDetrConfig(
         backbone_config=tiny_config(out_features=["stage2", "stage3", "stage4"]),
-        d_model=32,
+        d_model=64,
         encoder_layers=1,
         decoder_layers=1,
         num_queries=20,

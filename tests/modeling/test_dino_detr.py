@@ -422,6 +422,18 @@ def test_kernel_of_the_hub(build):
     assert names == {"MultiScaleDeformableAttention"}
 
 
+@torch.no_grad()
+def test_attention_in_parts(build, monkeypatch):
+    """The number of queries that are handled at a time does not matter, and training handles all."""
+    model, pixel_values = build().double(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    expected = model(pixel_values).encoder_last_hidden_state
+    attention = model.encoder.layers[0].self_attn.attn
+    monkeypatch.setattr(type(attention), "num_queries_at_a_time", 7)
+    torch.testing.assert_close(model(pixel_values).encoder_last_hidden_state, expected)
+    with torch.enable_grad():
+        torch.testing.assert_close(model(pixel_values).encoder_last_hidden_state, expected)
+
+
 def test_layers_of_transformers(build):
     """Names of parameters in layers of transformers, which are part of the checkpoint format."""
     names = {name for name, _ in build().encoder.layers[0].named_parameters()}
