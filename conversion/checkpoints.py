@@ -101,6 +101,8 @@ _DETECTORS = {
     | {"box_head_num_conv_layers": 4, "box_head_num_fc_layers": 1, "box_loss": "giou", "box_loss_weight": 10.0},
     "Cascade R-CNN": _CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"},
 }
+# What a configuration of the original code does not say of a head, or not in the same words.
+HEAD_DEFAULTS = {"Mask2Former": _MASK2FORMER} | _DETECTORS
 # Detections in an image, of every DINO detector but that on T; denoising queries in the training of H and G.
 _MANY_DETECTIONS, _MANY_DENOISING = {"max_detections": 300}, {"num_denoising": 1000}
 
@@ -152,12 +154,14 @@ class Checkpoint:
         file: In `SOURCE_REPOSITORY`; `None` if no weights were published.
         hub_name: Repository of the authors on the Hub with the same weights.
         labels: Class names, where they are known.
-        dropped: Prefix of original keys -> why those are not converted.
         head_config: Arguments of the configuration beside the backbone's (segmentation and detection).
         palette: Colour (red, green, blue) of each class in pictures.
         reduce_labels: Whether 0 means unlabelled in the label maps of the data set, and k the class k - 1.
         num_original_labels: Rows of the original's classifier, where they are more than the classes.
-        test_scale: Longer and shorter side in pixels that test images are fitted into.
+        test_scale: Longer and shorter side in pixels that test images are fitted into; `None` for the default of the
+            image processor.
+        normalisation: Mean and standard deviation of each channel of test images, of values from 0 to 255; `None` for
+            those of ImageNet.
         size_divisor: Of the height and width of test images.
         window: Side and stride in pixels of the sliding windows on test images.
         license: Of the weights, as the Hub calls it.
@@ -178,12 +182,12 @@ class Checkpoint:
     file: str | None
     hub_name: str | None
     labels: list[str] | None
-    dropped: dict[str, str]
     head_config: dict[str, Any] = field(default_factory=dict)
     palette: list[list[int]] | None = None
     reduce_labels: bool = False
     num_original_labels: int | None = None
     test_scale: tuple[int, int] | None = None
+    normalisation: tuple[list[float], list[float]] | None = None
     size_divisor: int | None = None
     window: tuple[int, int] | None = None
     license: str = "mit"
@@ -219,14 +223,18 @@ class Checkpoint:
         """The official preprocessing."""
         if self.task == "image-classification":
             return create_image_processor(self.image_size[0])
-        longest_edge, shortest_edge = self.test_scale
-        size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+        settings: dict[str, Any] = {}
+        if self.test_scale:
+            settings["size"] = dict(zip(("longest_edge", "shortest_edge"), self.test_scale))
+        if self.normalisation:
+            mean, std = self.normalisation
+            settings |= {"image_mean": [value / 255 for value in mean], "image_std": [value / 255 for value in std]}
         if self.task == "object-detection":
-            arguments = {"size": size, "category_ids": self.category_ids}
+            settings["category_ids"] = self.category_ids
             if "DINO" not in self.head:
-                return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(**arguments)
+                return _preferred(MASK_RCNN_IMAGE_PROCESSOR_CLASSES)(**settings)
             max_detections = self.config().max_detections
-            return _preferred(DINO_DETR_IMAGE_PROCESSOR_CLASSES)(**arguments, max_detections=max_detections)
+            return _preferred(DINO_DETR_IMAGE_PROCESSOR_CLASSES)(**settings, max_detections=max_detections)
         windows = {}
         if self.window:
             windows = {
@@ -234,10 +242,7 @@ class Checkpoint:
                 for name, side in zip(("window_size", "window_stride"), self.window)
             }
         return _preferred(SEGMENTATION_IMAGE_PROCESSOR_CLASSES)(
-            size=size,
-            size_divisor=self.size_divisor,
-            do_reduce_labels=self.reduce_labels,
-            **windows,
+            size_divisor=self.size_divisor, do_reduce_labels=self.reduce_labels, **windows, **settings
         )
 
     def reported_text(self) -> str:
@@ -253,9 +258,8 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
     if row["task"] != "image-classification" and row["backbone"] not in ("H", "G"):
         # The original gives the T to XL backbones of its segmentation and detection models a layer scale of 1.
         architecture = architecture | {"layer_scale_init_value": 1.0}
-    dropped = {}
     if row["dataset"] == "iNaturalist 2018":
-        dropped = {"meta_": "the branch that takes date and place, no part of an image classifier"}
+        architecture = architecture | {"use_metadata_head": True}
     num_labels = int(row["num_labels"])
     data_set_of_classes = _CLASSES_OF.get(row["dataset"], row["dataset"])
     classes = SEGMENTATION_CLASSES.get(data_set_of_classes)
@@ -281,7 +285,6 @@ def _read_row(row: dict[str, str]) -> Checkpoint:
         file=row["file"] or None,
         hub_name=row["hub_name"] or None,
         labels=labels,
-        dropped=dropped,
         head_config=_head_config(row, architecture),
         palette=classes and [colour for _, *colour in classes["classes"]],
         reduce_labels=bool(classes and classes["reduce_zero_label"]),
@@ -385,9 +388,11 @@ def accuracy_commands(checkpoints) -> str:
                 f"python -m conversion.convert_internimage_to_hf --checkpoint {checkpoint.name} \\\n"
                 f"    --output-dir {model}"
             )
-        folder = "imagenet/val" if checkpoint.dataset.startswith("ImageNet") else "inat2018/val"
+        data = "--data_dir imagenet/val"
+        if checkpoint.architecture.get("use_metadata_head"):
+            data = "--dataset_name inat2018 \\\n    --metadata_columns date latitude longitude"
         lines.append(
             "accelerate launch -m examples.image_classification.evaluate_accuracy \\\n"
-            f"    --model_name_or_path {model} --data_dir {folder}"
+            f"    --model_name_or_path {model} {data}"
         )
     return "\n".join(lines)

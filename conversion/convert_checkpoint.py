@@ -170,10 +170,9 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
     computed = {name: compute(config) for name, compute in head.computed.items()}
     origins, dropped, superfluous, shapes = {}, {}, [], []
     parts_of: dict[tuple[str, int], dict[int, str]] = {}  # name and dimension of what is joined -> number -> key
-    dropped_keys = checkpoint.dropped | EMA_KEYS
     for key, tensor in original.items():
         names = head.rename_key(key)
-        reason = next((reason for prefix, reason in dropped_keys.items() if key.startswith(prefix)), None)
+        reason = next((reason for prefix, reason in EMA_KEYS.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
             continue

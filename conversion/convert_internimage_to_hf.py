@@ -7,6 +7,7 @@ Convert the official InternImage checkpoints, or your own, to folders that trans
     python -m conversion.convert_internimage_to_hf --checkpoint all --output-dir converted --push-to-hub my-org
     python -m conversion.convert_internimage_to_hf --checkpoint internimage_t_1k_224 --verify internimage_t
     python -m conversion.convert_internimage_to_hf --config my.yaml --source ckpt_epoch_99.pth --output-dir my_model
+    python -m conversion.convert_internimage_to_hf --config my_mask_rcnn.py --source epoch_12.pth --output-dir my_model
 """
 
 import argparse
@@ -41,7 +42,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the registry and stop")
     parser.add_argument("--markdown", action="store_true", help="with --list: as a Markdown table")
     parser.add_argument("--checkpoint", metavar="NAME", help="a name of the registry, or 'all'")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="for your own: its .yaml or config.json")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="for your own: its .py, .yaml or config.json")
     parser.add_argument("--source", type=Path, metavar="FILE", help="the .pth file (default: download it)")
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="the new folder; with 'all', the parent of the new folders"
@@ -105,9 +106,15 @@ def convert_one(parsed: argparse.Namespace):
     if parsed.config:
         checkpoint = checkpoint_from_config(parsed.config, parsed.source, parsed.ema)
     else:
-        checkpoint = find_checkpoint(parsed.checkpoint)
+        checkpoint = official = find_checkpoint(parsed.checkpoint)
         if parsed.source:
-            checkpoint = own_checkpoint(checkpoint, parsed.source, parsed.ema)
+            checkpoint = own_checkpoint(official, parsed.source, parsed.ema)
+        if checkpoint.num_labels != official.num_labels:
+            say(
+                f"warning: {parsed.source} has {checkpoint.num_labels} classes, {official.name} has "
+                f"{official.num_labels}: it is converted with its own.",
+                file=sys.stderr,
+            )
     if parsed.verify:
         verify(checkpoint, parsed.source, parsed.verify)
     else:

@@ -31,6 +31,7 @@ from modeling_internimage import (
     MaskRCNNForObjectDetection,
     SegformerHeadConfig,
     SegformerHeadForSemanticSegmentation,
+    encode_metadata,
     semantic_scores,
 )
 from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels
@@ -133,8 +134,14 @@ DINO_KEY_MAPPING = {
 
 
 def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The logits of a classifier or of semantic segmentation; for Mask2Former the scores of the classes."""
+    """The logits of semantic segmentation; for Mask2Former the scores of the classes."""
     return semantic_scores(model(pixel_values))
+
+
+def classifier_outputs(model: InternImageForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The logits, with a date and a place if the model takes them."""
+    metadata = encode_metadata(["2018-02-15"], [48.1], [11.6]) if model.config.use_metadata_head else {}
+    return model(pixel_values, **metadata).logits
 
 
 def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -226,7 +233,7 @@ class Head:
                 key = re.sub(pattern, replacement, key)
             if network:
                 key = re.sub("^encoder", f"{self.networks[network]}encoder", key)
-            return [key if key.startswith("classifier.") else self.backbone_prefix + key]
+            return [key if key.startswith(("classifier.", "metadata_head.")) else self.backbone_prefix + key]
         for pattern, replacement in self.key_mapping.items():
             key = re.sub(pattern, replacement, key)
         for pattern, parts in self.split.items():
@@ -284,6 +291,7 @@ HEADS: dict[str, Head] = {
         config_class=InternImageConfig,
         backbone_prefix="internimage.",
         classifier_keys=("head.bias",),
+        outputs=classifier_outputs,
     ),
     "UperNet": Head(
         model_class=UperNetForSemanticSegmentation,
@@ -316,6 +324,7 @@ HEADS: dict[str, Head] = {
         computed={"criterion.empty_weight": _no_object_weights},
     ),
     "Mask R-CNN": _MASK_RCNN,
+    "Faster R-CNN": _MASK_RCNN,
     "Cascade Mask R-CNN": _MASK_RCNN,
     "Cascade R-CNN": _MASK_RCNN,
     "DINO": _DINO,

@@ -62,6 +62,25 @@ for detection in detector("photo.jpg", threshold=0.5):
 
 `$auto_class` and `AutoImageProcessor` load it too${masks}.""",
 }
+METADATA_USE = """
+
+The classes also depend on when and where an image was taken, if the model is told:
+
+```python
+from modeling_internimage import encode_metadata
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("$name")
+image_processor = AutoImageProcessor.from_pretrained("$name")
+inputs = image_processor(Image.open("photo.jpg"), return_tensors="pt")
+metadata = encode_metadata(["2018-06-30"], latitudes=[48.1], longitudes=[11.6])  # None for what is unknown
+print(model.config.id2label[model(**inputs, **metadata).logits.argmax().item()])
+```"""
+METADATA_RESULTS = """
+
+They measured it with the date and the place of each image. Without them, as in the pipeline, the model goes by the
+image alone; its accuracy then was not reported."""
 # Test sets whose results are those of a model that was trained on more.
 TRAINING_SETS = {
     "LVIS v1 minival": "LVIS v1",
@@ -188,6 +207,10 @@ def _has_masks(checkpoint: Checkpoint) -> bool:
     return "Mask" in checkpoint.head
 
 
+def _takes_metadata(checkpoint: Checkpoint) -> bool:
+    return checkpoint.architecture.get("use_metadata_head", False)
+
+
 def _use(checkpoint: Checkpoint) -> str:
     windows = ""
     if checkpoint.window:
@@ -203,7 +226,8 @@ def _use(checkpoint: Checkpoint) -> str:
             else ""
         ),
     }
-    return Template(USES[checkpoint.task]).substitute(values)
+    use = USES[checkpoint.task] + (METADATA_USE if _takes_metadata(checkpoint) else "")
+    return Template(use).substitute(values)
 
 
 def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
@@ -240,7 +264,9 @@ def _results(checkpoint: Checkpoint, options) -> str:
     for entry in entries_of_file(checkpoint):
         rows = [f"| {METRICS[metric][0]} | {value} |" for metric, value in entry.reported.items()]
         tables.append("\n".join([f"| {entry.dataset} | percent |", "|---|---|", *rows]))
-    note = "\n\nHow they augmented at test time is not published." if _has_tta(checkpoint) else ""
+    note = METADATA_RESULTS if _takes_metadata(checkpoint) else ""
+    if _has_tta(checkpoint):
+        note += "\n\nHow they augmented at test time is not published."
     return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n" + "\n\n".join(tables) + note
 
 
@@ -262,8 +288,6 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
     for reason in dict.fromkeys(dropped.values()):
         keys = [key for key, its_reason in dropped.items() if its_reason == reason]
         changes.append(f"{len(keys)} tensors were left out ({_markdown(keys[0])}, ...): {reason}.")
-        if checkpoint.reported:
-            changes.append("The reported metric is that of the model with them.")
     if checkpoint.dataset == "Objects365":
         values = {"number": config.num_labels, "likely": {80: "COCO", 20: "VOC"}[config.num_labels]}
         changes.append(Template(UNKNOWN_CLASSES).substitute(values))
@@ -277,7 +301,8 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
             f"The original's classifiers have {checkpoint.num_original_labels} rows, of which only the first "
             f"{checkpoint.num_labels} stand for a class: the others were left out."
         )
-    changes.append("`config.json` and `preprocessor_config.json` were written anew; preprocessing is the authors'.")
+    preprocessing = "; preprocessing is the authors'" if checkpoint.file else ""
+    changes.append(f"`config.json` and `preprocessor_config.json` were written anew{preprocessing}.")
     if options.remote_code:
         changes.append("Two source files were added for `trust_remote_code=True`.")
     return changes

@@ -2,6 +2,7 @@
 """Records of users' own checkpoints, from a configuration of the original code or an official checkpoint's record."""
 
 import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,12 +12,15 @@ from pathlib import Path
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForImageClassification, AutoModelForObjectDetection
 
-from conversion.checkpoints import CHECKPOINTS, OWN_DATASET, Checkpoint
+from conversion.checkpoints import CHECKPOINTS, HEAD_DEFAULTS, OWN_DATASET, Checkpoint
 from conversion.errors import ConversionError, printable
 from conversion.heads import HEADS
 from conversion.original_checkpoint import count_parameters, read_classes, read_original_checkpoint
-from modeling_internimage import InternImageConfig
+from conversion.python_config import read_python_config
+from conversion.toolbox_models import HEAD_CONFIGS, Settings, head_of, image_settings, two_stage_head
+from modeling_internimage import InternImageConfig, MaskRCNNConfig
 
 
 # Fields of `InternImageConfig` that make an architecture.
@@ -25,61 +29,154 @@ ARCHITECTURE_FIELDS = (
     "post_norm", "res_post_norm", "depthwise_kernel_size", "center_feature_scale", "remove_center",
     "level2_post_norm_block_ids", "use_clip_projector", "cls_scale",
 )  # fmt: skip
+# Fields of other configurations that belong to the backbone, the classes or the file, not to the head.
+NO_HEAD_FIELDS = {
+    "backbone_config", "id2label", "label2id", "num_labels", "palette", "model_type", "architectures", "dtype",
+    "torch_dtype", "transformers_version", "auto_map", "_name_or_path",
+}  # fmt: skip
 MAX_CLASSES = 100_000  # several times those of ImageNet-22k: their names take memory
 _MAX_CONFIG_BYTES, _MAX_CONFIG_DEPTH = 100_000, 50
 
 
 def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -> Checkpoint:
     """
-    A record for a checkpoint that is not in the registry.
+    A record for a checkpoint that is not in the registry. The number of classes is that of its classifier, their names
+    are those in the checkpoint.
 
     Args:
-        config_file: A `.yaml` of the original's trainer or the `config.json` of one of its Hub repositories.
-        source: The checkpoint, whose classifier tells the number of classes (the trainer takes it from the data set).
+        config_file: Of a classifier a `.yaml` of the original's trainer or the `config.json` of one of its Hub
+            repositories; of a detector or a segmentation model a `.py` of mmdetection or mmsegmentation; of both a
+            `config.json` of the converted model.
+        source: The checkpoint.
         ema: As in `read_original_checkpoint`.
 
     Raises:
-        `ConversionError`: if the file is neither, or describes no InternImage.
+        `ConversionError`: if the file is none of these, or describes no InternImage.
     """
+    if config_file.suffix == ".py":
+        return own_checkpoint(_record_from_toolbox(config_file, source, ema), source, ema)
     arguments = _read_config(config_file)
+    if arguments.get("model_type") in {head.config_class.model_type for head in HEADS.values()} - {"internimage"}:
+        return own_checkpoint(_record_from_json(config_file, arguments, source, ema), source, ema)
     weights = read_original_checkpoint(source, ema)
     bias = weights.get("head.bias")
     if bias is None:
         raise ConversionError(
-            f"{source} has no classifier (`head.bias`): `--config` is for image classifiers. For a detector or a "
-            "segmentation model, name the official one of its architecture with `--checkpoint`."
+            f"{source} has no classifier (`head.bias`), but {config_file} is the configuration of an image "
+            "classifier. A detector or segmentation model needs the `.py` that it was trained with, or the "
+            "`config.json` of such a model."
         )
     arguments |= {"num_labels": _num_rows(source, "head.bias", bias)}
-    depths = arguments.get("depths")
-    if isinstance(depths, list) and sum(d for d in depths if isinstance(d, (int, float))) > len(weights):
-        raise ConversionError(f"{config_file} has `depths` {depths}, more layers than {source} has tensors.")
-    try:
-        if not all(math.isfinite(value) for value in arguments.values() if isinstance(value, (int, float))):
-            raise ValueError("a number is Inf or NaN")
-        config = InternImageConfig.from_dict(arguments)
-        architecture = {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
-        raise ConversionError(f"{config_file} does not describe an InternImage: {reason}") from error
+    with _readable(config_file):
+        backbone = _backbone(config_file, arguments, source, weights)
+    return _own_record(
+        source,
+        "linear classifier",
+        backbone | {"architecture": backbone["architecture"] | _metadata_head(weights)},
+        num_labels=arguments["num_labels"],
+    )
+
+
+def _record_from_toolbox(config_file: Path, source: Path, ema: bool) -> Checkpoint:
+    """The record of a detector or segmentation model from its Python configuration."""
+    if not config_file.is_file():
+        raise ConversionError(f"There is no file {config_file}.")
+    settings = Settings(config_file, read_python_config(config_file))
+    weights = read_original_checkpoint(source, ema)
+    with _readable(config_file):
+        model = settings.section("model")
+        head = head_of(model)
+        backbone = model.section("backbone")
+        left_out = ("type", "init_cfg", "out_indices", "with_cp")
+        arguments = {name: backbone.get(name) for name in backbone.entries if name not in left_out}
+        record = _own_record(
+            source,
+            head,
+            _backbone(config_file, arguments, source, weights) | image_settings(settings, _task(head)),
+            num_labels=_classifier_rows(head, source, weights),
+            head_config=HEAD_DEFAULTS.get(head, {}) | HEAD_CONFIGS[head](model),
+        )
+        record.config()
+    return record
+
+
+def _record_from_json(config_file: Path, arguments: dict, source: Path, ema: bool) -> Checkpoint:
+    """The record of a detector or segmentation model from the `config.json` of a converted one."""
+    weights = read_original_checkpoint(source, ema)
+    with _readable(config_file):
+        config_classes = {head.config_class.model_type: head.config_class for head in HEADS.values()}
+        config = config_classes[arguments["model_type"]].from_dict(dict(arguments))
+        kind = type(config), type(config.backbone_config)
+        heads = [name for name, head in HEADS.items() if (head.config_class, head.backbone_config_class) == kind]
+        if not heads:
+            raise ValueError(f"`backbone_config` has `model_type={config.backbone_config.model_type!r}`")
+        head = heads[0]
+        if isinstance(config, MaskRCNNConfig):
+            head = two_stage_head(len(config.bbox_reg_stds) > 1, config.use_mask_head)
+        num_labels = _classifier_rows(head, source, weights)
+        fields = (*ARCHITECTURE_FIELDS, "image_size")
+        has_names = config.num_labels == num_labels and config.id2label[0] != "LABEL_0"
+        record = _own_record(
+            source,
+            head,
+            _backbone(config_file, {name: getattr(config.backbone_config, name) for name in fields}, source, weights),
+            num_labels=num_labels,
+            labels=[printable(config.id2label[idx]) for idx in range(num_labels)] if has_names else None,
+            head_config={name: value for name, value in arguments.items() if name not in NO_HEAD_FIELDS},
+        )
+        record.config()
+    return record
+
+
+def _own_record(source: Path, head: str, arguments: dict, **kwargs) -> Checkpoint:
+    """The record of a user's weights, with `arguments` and keyword arguments of `Checkpoint`."""
     return Checkpoint(
         name=_title(source),
-        task="image-classification",
-        head="linear classifier",
-        backbone=f"with {config.embed_dim} channels",
-        architecture=architecture,
-        image_size=(config.image_size, config.image_size),
+        task=_task(head),
+        head=head,
         num_parameters=None,
         dataset=OWN_DATASET,
-        num_labels=config.num_labels,
         pretraining=None,
         reported={},
         file=None,
         hub_name=None,
-        labels=None,
-        dropped={},
         title=_title(source),
         license="unknown",
+        **({"labels": None} | arguments | kwargs),
     )
+
+
+def _task(head: str) -> str:
+    tasks = {
+        AutoModelForImageClassification: "image-classification",
+        AutoModelForObjectDetection: "object-detection",
+    }
+    return tasks.get(HEADS[head].auto_class, "image-segmentation")
+
+
+def _backbone(config_file: Path, arguments: dict, source: Path, weights: dict[str, torch.Tensor]) -> dict:
+    """Arguments of `Checkpoint` for the backbone that the arguments of `InternImageConfig` describe."""
+    depths = arguments.get("depths")
+    if isinstance(depths, list) and sum(d for d in depths if isinstance(d, (int, float))) > len(weights):
+        raise ConversionError(f"{config_file} has `depths` {depths}, more layers than {source} has tensors.")
+    if not all(math.isfinite(value) for value in arguments.values() if isinstance(value, (int, float))):
+        raise ValueError("a number is Inf or NaN")
+    config = InternImageConfig.from_dict(arguments)
+    return {
+        "backbone": f"with {config.embed_dim} channels",
+        "architecture": {name: getattr(config, name) for name in ARCHITECTURE_FIELDS},
+        "image_size": tuple([config.image_size] * 2 if isinstance(config.image_size, int) else config.image_size),
+    }
+
+
+@contextlib.contextmanager
+def _readable(config_file: Path):
+    """Turns the errors of configurations that describe no model into a `ConversionError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise ConversionError(f"{config_file} does not describe an InternImage: {reason}") from error
 
 
 def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Checkpoint:
@@ -100,6 +197,8 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
     )
     head = HEADS[record.head]
     weights = read_original_checkpoint(source, ema)
+    if record.task == "image-classification":
+        own = dataclasses.replace(own, architecture=record.architecture | _metadata_head(weights))
     key = next((key for key in head.classifier_keys if key in weights), None)
     if key is None:
         return own  # the plan will say what is missing
@@ -121,17 +220,28 @@ def own_checkpoint(record: Checkpoint, source: Path, ema: bool = False) -> Check
             f"{source} has {num_labels} class names in `meta` ({', '.join(map(printable, names[:5]))}), which do not "
             f"fit its classifier `{key}`, for {num_rows} classes. Correct the names there."
         )
-    has_palette = record.palette and palette and len(palette) == num_labels and all(map(_is_colour, palette))
+    has_palette = palette and len(palette) == num_labels and all(map(_is_colour, palette))
     return dataclasses.replace(
         own,
         dataset=OWN_DATASET,
         num_labels=num_labels,
         labels=names and [printable(name) for name in names],
         num_parameters=None,
-        palette=[list(colour) for colour in palette] if has_palette else None,
-        reduce_labels=False,
+        palette=[list(colour) for colour in palette] if has_palette and own.task == "image-segmentation" else None,
+        reduce_labels=record.title is not None and record.reduce_labels,  # as its own configuration says
         num_original_labels=num_rows if has_more_rows else None,
     )
+
+
+def _metadata_head(weights: dict[str, torch.Tensor]) -> dict[str, bool]:
+    """The field of `InternImageConfig` for a classifier with the branch for date and place, or without it."""
+    return {"use_metadata_head": any(key.startswith("meta_head.") for key in weights)}
+
+
+def _classifier_rows(head: str, source: Path, weights: dict[str, torch.Tensor]) -> int:
+    """The number of classes of a model with this head; 1 without a classifier, of which the plan will say more."""
+    key = next((key for key in HEADS[head].classifier_keys if key in weights), None)
+    return 1 if key is None else _num_rows(source, key, weights[key], HEADS[head].num_rows_without_class)
 
 
 def _num_rows(source: Path, key: str, bias: torch.Tensor, num_without_class: int = 0) -> int:
@@ -158,12 +268,7 @@ def _title(source: Path) -> str:
 
 
 def _read_config(file: Path) -> dict:
-    """Arguments of `InternImageConfig` from a file of the user."""
-    if file.suffix == ".py":
-        raise ConversionError(
-            f"{file} is Python, which is not run. Name the official checkpoint of the same architecture instead: "
-            "`--checkpoint NAME --source FILE`; the number and the names of the classes are in the file."
-        )
+    """Arguments of `InternImageConfig`, or of the configuration of another model, from a file of the user."""
     if file.suffix != ".json":
         return _read_yaml(file)
     try:

@@ -26,6 +26,7 @@ from .mask_rcnn import (
     MaskRCNNImageProcessorPil,
     MaskRCNNObjectDetectionOutput,
 )
+from .metadata import encode_metadata
 from .modeling_internimage import (
     DCNv3,
     InternImageBackbone,
@@ -66,6 +67,7 @@ __all__ = [
     "create_parameter_groups",
     "dcnv3_implementations",
     "detect_objects",
+    "encode_metadata",
     "fuse_boxes",
     "register_auto_classes",
     "register_dcnv3_kernel",

@@ -130,6 +130,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             batch normalisation and average (T to XL).
         cls_scale (`float`, *optional*, defaults to 1.5):
             Channels of the convolutional pooler relative to the last stage.
+        use_metadata_head (`bool`, *optional*, defaults to `False`):
+            Build the branch of the image classifier that takes the date and the place of each image (the official
+            iNaturalist model). It has no effect on images that come without them.
         image_size (`int` or `list[int]`, *optional*, defaults to 224):
             Side in pixels of the images the model was trained on, or their height and width; informative, any size
             works.
@@ -174,6 +177,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     level2_post_norm_block_ids: list[int] | tuple[int, ...] | None = None
     use_clip_projector: bool = False
     cls_scale: float | int = 1.5
+    use_metadata_head: bool = False
     image_size: int | list[int] | tuple[int, ...] = 224
     initializer_range: float = 0.02
     _out_features: list[str] | None = None

@@ -64,6 +64,14 @@ ORIGINAL_TO_CONVERTED_KEY_MAPPING = {
     r"^(?:model\.)?clip_projector\.cross_dcn\.proj\.": "pooler.out_proj.",
     r"^(?:model\.)?fc_norm\.0\.": "pooler.layernorm.",
     r"^(?:model\.)?head\.": "classifier.",
+    r"^(?:model\.)?meta_head_1\.": "metadata_head.temporal_embeddings.",
+    r"^(?:model\.)?meta_head_2\.": "metadata_head.spatial_embeddings.",
+    r"_embeddings\.0\.": "_embeddings.projection.",
+    r"_embeddings\.2\.": "_embeddings.layernorm.",
+    r"_embeddings\.3\.w(\d)\.": r"_embeddings.fc\1.",
+    r"_embeddings\.3\.norm_fn(\d)\.": r"_embeddings.layernorm\1.",
+    r"^(?:model\.)?meta_norm\.": "metadata_head.layernorm.",
+    r"^(?:model\.)?meta_head\.": "metadata_head.classifier.",
 }
 
 
@@ -619,6 +627,54 @@ class InternImageAttentionPooler(nn.Module):
         return self.layernorm(self.out_proj(pooled.flatten(1)))
 
 
+class InternImageMetadataEmbeddings(nn.Module):
+    """
+    Features of the date or the place of an image: a linear layer and a residual block (`meta_head_1` and `meta_head_2`
+    of the original, whose width is a constant too).
+    """
+
+    hidden_size = 64
+    layer_norm_eps = 1e-5
+
+    def __init__(self, input_size: int):
+        super().__init__()
+        size, eps = self.hidden_size, self.layer_norm_eps
+        self.projection = nn.Linear(input_size, size)
+        self.layernorm = nn.LayerNorm(size, eps=eps)
+        self.fc1 = nn.Linear(size, size)
+        self.layernorm1 = nn.LayerNorm(size, eps=eps)
+        self.fc2 = nn.Linear(size, size)
+        self.layernorm2 = nn.LayerNorm(size, eps=eps)
+
+    def forward(self, metadata: torch.Tensor) -> torch.Tensor:
+        """(batch_size, input_size) -> (batch_size, 64)"""
+        hidden_states = self.projection(metadata.to(self.projection.weight.dtype))
+        hidden_states = self.layernorm(nn.functional.relu(hidden_states))
+        branch = self.layernorm1(nn.functional.relu(self.fc1(hidden_states)))
+        branch = self.layernorm2(nn.functional.relu(self.fc2(branch)))
+        return hidden_states + branch
+
+
+class InternImageMetadataHead(nn.Module):
+    """Logits from the dates and places of images (`meta_norm` and `meta_head` of the original)."""
+
+    temporal_size = 4
+    spatial_size = 3
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__()
+        self.temporal_embeddings = InternImageMetadataEmbeddings(self.temporal_size)
+        self.spatial_embeddings = InternImageMetadataEmbeddings(self.spatial_size)
+        size = 2 * InternImageMetadataEmbeddings.hidden_size
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(size, config.num_labels)
+
+    def forward(self, temporal: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+        """(batch_size, 4) and (batch_size, 3) -> (batch_size, num_labels)"""
+        hidden_states = torch.cat((self.temporal_embeddings(temporal), self.spatial_embeddings(spatial)), dim=-1)
+        return self.classifier(self.layernorm(hidden_states))
+
+
 class InternImagePreTrainedModel(PreTrainedModel):
     """Weight initialisation and loading, shared by all InternImage models."""
 
@@ -627,7 +683,12 @@ class InternImagePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["InternImageEmbeddings", "InternImageLayer", "InternImageAttentionPooler"]
+    _no_split_modules = [
+        "InternImageEmbeddings",
+        "InternImageLayer",
+        "InternImageAttentionPooler",
+        "InternImageMetadataHead",
+    ]
 
     def __init__(self, config: InternImageConfig, *inputs, **kwargs):
         if getattr(config, "model_type", None) != self.config_class.model_type:
@@ -721,7 +782,7 @@ class InternImageModel(InternImagePreTrainedModel):
     """
 
     # Most checkpoints are classifiers, whose head this model does not need.
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^metadata_head\."]
 
     def __init__(self, config: InternImageConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -798,7 +859,10 @@ class InternImageModel(InternImagePreTrainedModel):
 
 
 class InternImageForImageClassification(InternImagePreTrainedModel):
-    """InternImage with an image classification head: a linear layer on the pooled features."""
+    """
+    InternImage with an image classification head: a linear layer on the pooled features. With
+    `config.use_metadata_head`, a second one adds logits from the date and the place of each image.
+    """
 
     accepts_loss_kwargs = False
 
@@ -808,6 +872,11 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         self.internimage = InternImageModel(config)
         pooled_size = self.internimage.pooler.output_size
         self.classifier = nn.Linear(pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.metadata_head = None
+        if config.use_metadata_head:
+            if config.num_labels == 0:
+                raise ValueError("`use_metadata_head=True` adds to the logits, but `num_labels=0` makes none.")
+            self.metadata_head = InternImageMetadataHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -816,6 +885,8 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         pixel_values: torch.FloatTensor,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        temporal: torch.FloatTensor | None = None,
+        spatial: torch.FloatTensor | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
         r"""
@@ -827,6 +898,13 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
                 multi-label problems floats, see `config.problem_type`.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the outputs of the stem and of every stage. Defaults to the configuration's value.
+            temporal (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
+                Dates: (sin, cos, 0, 0) of `2 * pi * month / 12`, or zeros for an unknown one. `encode_metadata` of the
+                package `modeling_internimage` makes `temporal` and `spatial`. Needs `config.use_metadata_head`.
+            spatial (`torch.FloatTensor` of shape `(batch_size, 3)`, *optional*):
+                Places as points on the unit sphere: (cos lat cos lon, cos lat sin lon, sin lat), or zeros for an
+                unknown one. If only one of `temporal` and `spatial` is given, the other one is unknown; if neither
+                is, the logits are those of the image alone.
             return_dict (`bool`, *optional*):
                 Whether to return a [`~transformers.utils.ModelOutput`] or a tuple.
 
@@ -835,8 +913,9 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
             `logits` of shape `(batch_size, num_labels)` and, if asked for, `hidden_states` as in [`InternImageModel`].
 
         Raises:
-            `ValueError`: as [`InternImageModel`], and for labels on the CPU that are NaN or out of range. (On a GPU
-            looking at the values would stall the device; a `DataLoader`'s labels can be checked before they go there.)
+            `ValueError`: as [`InternImageModel`]; for `temporal` or `spatial` of another shape, or for a model without
+            `config.use_metadata_head`; and for labels on the CPU that are NaN or out of range. (On a GPU looking at
+            the values would stall the device; a `DataLoader`'s labels can be checked before they go there.)
 
         Example:
 
@@ -851,10 +930,35 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         ```"""
         if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_labels(labels)
+        has_metadata = temporal is not None or spatial is not None
+        if has_metadata:
+            temporal, spatial = self._check_metadata(pixel_values, temporal, spatial)
         outputs = self.internimage(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(outputs.pooler_output)
+        if has_metadata:
+            logits = logits + self.metadata_head(temporal, spatial).to(logits.device)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _check_metadata(self, pixel_values, temporal, spatial) -> tuple[torch.Tensor, torch.Tensor]:
+        """`temporal` and `spatial`, zeros for one that is `None`. Raises a `ValueError` if they do not fit."""
+        if self.metadata_head is None:
+            raise ValueError(
+                "`temporal` and `spatial` need a model with `config.use_metadata_head=True`; this one takes images "
+                "only."
+            )
+        sizes = {"temporal": self.metadata_head.temporal_size, "spatial": self.metadata_head.spatial_size}
+        metadata = {"temporal": temporal, "spatial": spatial}
+        for name, size in sizes.items():
+            shape = (pixel_values.shape[0], size)
+            if metadata[name] is None:
+                metadata[name] = pixel_values.new_zeros(shape)
+            elif metadata[name].shape != shape or not metadata[name].is_floating_point():
+                raise ValueError(
+                    f"`{name}` must be floating point of shape {tuple(shape)}, got {metadata[name].dtype} of shape "
+                    f"{tuple(metadata[name].shape)}. `modeling_internimage.encode_metadata` makes it."
+                )
+        return metadata["temporal"], metadata["spatial"]
 
     def _check_labels(self, labels: torch.Tensor):
         if labels.is_floating_point():
@@ -877,7 +981,12 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
 
     has_attentions = False
     # A backbone is often loaded from a classification checkpoint, whose pooler and classifier it has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^(internimage\.)?pooler\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^pooler\.",
+        r"^(internimage\.)?pooler\.",
+        r"^classifier\.",
+        r"^metadata_head\.",
+    ]
 
     def __init__(self, config: InternImageConfig):
         super().__init__(config)

@@ -8,7 +8,8 @@ Top-1 and top-5 accuracy of InternImage, or any model of `AutoModelForImageClass
 
 The second form uses every GPU (`torchrun --nproc_per_node 2` in place of `accelerate launch`: any number of processes,
 also on a CPU). Preprocessing is that of the checkpoint's image processor. `--dataset_name digits`
-is built in.
+is built in. With `--metadata_columns date latitude longitude`, a model with `use_metadata_head` (iNaturalist) is also
+given the date and the place of each image.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from examples.evaluation import (
 from examples.image_classification.digits import load_digits_dataset
 from examples.image_datasets import decode_image, image_endings, load_split, named_split, published_name
 from examples.output_files import mark_of, write_json
+from modeling_internimage import encode_metadata
 
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = evaluation_parser(__doc__, "folder with one folder of images per class", "label", "the labels")
     parser.add_argument("--skip_corrupt", action="store_true", help="leave corrupt images out and count them")
     parser.add_argument("--batch_size", type=int, default=32, help="images at once, in each process")
+    parser.add_argument(
+        "--metadata_columns",
+        nargs=3,
+        metavar=("DATE", "LATITUDE", "LONGITUDE"),
+        help="columns for a model that takes date and place: ISO dates, degrees; empty where unknown",
+    )
     args = parser.parse_args(argv)
+    if args.metadata_columns and args.data_dir is not None:
+        raise ValueError(
+            "`--metadata_columns` needs `--dataset_name`: a folder of classes has no such columns. A folder with the "
+            "images and a `metadata.csv` (file_name, label, date, latitude, longitude) is a dataset that has them."
+        )
     check_numbers_and_output(args, {"batch_size": 1, "num_workers": 0, "max_samples": 1}, MARK)
     return args
 
@@ -153,16 +166,57 @@ def model_labels(rows: datasets.Dataset, column: str, config: transformers.PreTr
     return labels
 
 
+def read_metadata(rows: datasets.Dataset, columns: list[str] | None, config) -> dict[str, torch.Tensor]:
+    """
+    The inputs `temporal` (num_images, 4) and `spatial` (num_images, 3) of the model from the `columns` for date,
+    latitude and longitude; nothing if there are no `columns`. Missing values count as unknown.
+
+    Raises:
+        `ValueError`: for a model that takes none, for a column that is missing, and for a malformed value, naming its
+        row.
+    """
+    takes_metadata = getattr(config, "use_metadata_head", False)
+    if not columns:
+        if takes_metadata:
+            logger.warning(
+                "The model takes date and place too, but goes by the images alone here: `--metadata_columns` names "
+                "the columns with them."
+            )
+        return {}
+    if not takes_metadata:
+        raise ValueError(
+            "`--metadata_columns` needs a model that takes date and place (`use_metadata_head` in its configuration)."
+        )
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise ValueError(f"`--metadata_columns`: the dataset has no column '{missing[0]}', only {rows.column_names}.")
+    try:
+        return encode_metadata(*(rows[column][:] for column in columns))
+    except ValueError as error:
+        raise ValueError(
+            f"`--metadata_columns {' '.join(columns)}`, where an entry is a row of the dataset: {error} Correct it "
+            "there, or make it empty."
+        ) from error
+
+
 class Images(torch.utils.data.Dataset):
     """
-    Preprocessed images: `pixel_values` (channels, height, width) and `label`, an index of the model's classes; of
-    corrupt images the label `CORRUPT`, no `pixel_values` and an `error`.
+    Preprocessed images: `inputs` of the model, which are `pixel_values` (channels, height, width) and the row of each
+    tensor in `metadata`, and `label`, an index of the model's classes; of corrupt images the label `CORRUPT`, no
+    `inputs` and an `error`.
     """
 
-    def __init__(self, rows: datasets.Dataset, image_column: str, labels: list[int], image_processor):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        image_column: str,
+        labels: list[int],
+        metadata: dict[str, torch.Tensor],
+        image_processor,
+    ):
         self.rows = rows.select_columns([image_column])
         self.image_column = image_column
         self.labels = labels
+        self.metadata = metadata
         self.image_processor = image_processor
 
     def __len__(self) -> int:
@@ -174,16 +228,17 @@ class Images(torch.utils.data.Dataset):
             image = decode_image(row | {"path": row["path"] or f"of row {idx}"}, self.image_processor.size)
         except ValueError as error:
             return {"index": idx, "label": CORRUPT, "error": str(error)}
-        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
-        return {"index": idx, "label": self.labels[idx], "pixel_values": pixel_values}
+        inputs = {"pixel_values": self.image_processor(image, return_tensors="pt")["pixel_values"][0]}
+        inputs |= {name: tensor[idx] for name, tensor in self.metadata.items()}
+        return {"index": idx, "label": self.labels[idx], "inputs": inputs}
 
 
 def collate(examples: list[dict]) -> dict:
-    """`labels` (batch_size,), `pixel_values` of those that are not `CORRUPT`, `errors` of the others by index."""
-    pixel_values = [example["pixel_values"] for example in examples if "pixel_values" in example]
+    """`labels` (batch_size,), `inputs` of those that are not `CORRUPT`, if any, `errors` of the others by index."""
+    inputs = [example["inputs"] for example in examples if "inputs" in example]
     return {
         "labels": torch.tensor([example["label"] for example in examples]),
-        "pixel_values": torch.stack(pixel_values) if pixel_values else torch.empty(0),
+        "inputs": torch.utils.data.default_collate(inputs) if inputs else {},
         "errors": {example["index"]: example["error"] for example in examples if "error" in example},
     }
 
@@ -216,8 +271,9 @@ def evaluate_model(model, loader, accelerator: Accelerator, skip_corrupt: bool) 
         errors |= batch["errors"]
         batch_places = batch["labels"].clone()
         intact = batch_places != CORRUPT
-        if len(batch["pixel_values"]):
-            logits = model(batch["pixel_values"].to(model.dtype)).logits.float()
+        if batch["inputs"]:
+            inputs = {name: tensor.to(model.dtype) for name, tensor in batch["inputs"].items()}
+            logits = model(**inputs).logits.float()
             if logits.isnan().any():
                 raise ValueError(
                     f"The model computes values that are not numbers in {model.dtype}: choose another `--dtype`."
@@ -248,15 +304,28 @@ def describe_results(
     image_processor,
     places: torch.Tensor,
     errors: dict[int, str],
+    metadata: dict[str, torch.Tensor],
     seconds: float,
 ) -> dict:
-    """All that is known about a run, for the JSON file. `places` (num_images,) of the images that are not corrupt."""
+    """
+    All that is known about a run, for the JSON file. `places` (num_images,) of the images that are not corrupt,
+    `metadata` (num_images, ...) of the same, nothing if the model was given none.
+    """
     k = min(5, model.config.num_labels)
     num_images = len(places)
     counts = {f"top-{best}": int((places < best).sum()) for best in (1, k)}
     accuracies = {name: round(100 * count / num_images, 4) for name, count in counts.items()}
     metrics = [("accuracy", name, value) for name, value in accuracies.items()]
-    skipped = {"skipped_images": len(errors)} if errors else {}
+    dataset_args = {"skipped_images": len(errors)} if errors else {}
+    described_metadata = None
+    if metadata:
+        known = {name: int(tensor.any(dim=1).sum()) for name, tensor in metadata.items()}
+        dataset_args["metadata_columns"] = args.metadata_columns
+        described_metadata = {
+            "columns": args.metadata_columns,
+            "images_with_date": known["temporal"],
+            "images_with_place": known["spatial"],
+        }
     return {
         "model": published_name(args.model_name_or_path),
         "dataset": describe_data(args),
@@ -265,10 +334,11 @@ def describe_results(
         "skipped": list(errors.values()),
         "top_1": {"percent": accuracies["top-1"], "count": counts["top-1"]},
         "top_5": {"percent": accuracies[f"top-{k}"], "count": counts[f"top-{k}"], "k": k},
+        "metadata": described_metadata,
         "batch_size": args.batch_size,
         "preprocessing": describe_preprocessing(image_processor),
         **describe_run(args, accelerator, model, num_images, seconds),
-        "model_index": create_model_index(args, "image-classification", metrics, skipped),
+        "model_index": create_model_index(args, "image-classification", metrics, dataset_args),
     }
 
 
@@ -279,8 +349,10 @@ def main(argv: list[str] | None = None):
         rows = load_rows(args)
     model, image_processor = load_model(args, accelerator.device)
     labels = model_labels(rows, args.label_column_name, model.config)
-    images = Images(rows, args.image_column_name, labels, image_processor)
-    images = torch.utils.data.Subset(images, choose_images(len(images), args))
+    metadata = read_metadata(rows, args.metadata_columns, model.config)
+    images = Images(rows, args.image_column_name, labels, metadata, image_processor)
+    chosen = choose_images(len(images), args)
+    images = torch.utils.data.Subset(images, chosen)
     loader = torch.utils.data.DataLoader(
         images,
         batch_size=args.batch_size,
@@ -292,14 +364,15 @@ def main(argv: list[str] | None = None):
     start = time.perf_counter()
     places, errors = evaluate_model(model, accelerator.prepare(loader), accelerator, args.skip_corrupt)
     seconds = time.perf_counter() - start
-    places = places[places != CORRUPT]
+    intact = places != CORRUPT
+    places, metadata = places[intact], {name: tensor[chosen][intact] for name, tensor in metadata.items()}
     if len(places) == 0:
         raise ValueError(f"All {len(errors)} images are corrupt. The first: {next(iter(errors.values()))}")
     if not accelerator.is_main_process:
         return
     for error in errors.values():
         print(f"Skipped: {error}")
-    result = describe_results(args, accelerator, model, image_processor, places, errors, seconds)
+    result = describe_results(args, accelerator, model, image_processor, places, errors, metadata, seconds)
     print(
         f"top-1 {result['top_1']['percent']:.2f}%, top-{result['top_5']['k']} {result['top_5']['percent']:.2f}% of "
         f"{len(places)} images ({len(errors)} skipped) in {seconds:.1f} s"

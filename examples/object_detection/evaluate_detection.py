@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def in_views(args: argparse.Namespace) -> bool:
-    """Whether boxes found in several sizes or mirror images are merged."""
+    """Whether the images are seen in other sizes than the image processor's, or mirrored."""
     return args.scales != [1.0] or args.flip
 
 
@@ -99,25 +99,32 @@ def load_rows(args: argparse.Namespace):
 
 def evaluate_model(model, rows, image_processor, evaluator: CocoEvaluator, indices: list[int], args, accelerator):
     """Adds this process's images, those at `indices`, to `evaluator`."""
-    augmentation = v2.Identity() if in_views(args) else None  # in place of the resizing, which each view has
     columns = (args.image_column_name, args.label_column_name)
-    images = DetectionImages(rows, columns, image_processor, with_masks=False, augmentation=augmentation)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(images, indices),
-        batch_size=None if in_views(args) else args.batch_size,
-        num_workers=args.num_workers,
-        collate_fn=None if in_views(args) else Collate(image_processor),
-    )
-    for batch in tqdm(loader, desc="Evaluating", unit="batch", disable=not accelerator.is_main_process):
-        if in_views(args):
-            detections = detect_objects(model, image_processor, batch["image"], args.scales, args.flip)
-            evaluator.add_detections([detections], [batch["labels"]])
-            continue
+    images = DetectionImages(rows, columns, image_processor, with_masks=False)
+    collate = Collate(image_processor)
+    for batch in load(images, indices, args, accelerator, batch_size=args.batch_size, collate_fn=collate):
         labels = batch.pop("labels")
         batch = send_to_device(batch, accelerator.device)
         with torch.inference_mode():
             outputs = model(batch["pixel_values"].to(model.dtype), pixel_mask=batch["pixel_mask"])
         evaluator.add(outputs, labels)
+
+
+def evaluate_in_views(model, rows, image_processor, evaluator: CocoEvaluator, indices: list[int], args, accelerator):
+    """As [`evaluate_model`], with boxes merged from `--scales` and `--flip`."""
+    columns = (args.image_column_name, args.label_column_name)
+    as_they_are = v2.Identity()  # in place of the resizing, which every view has of its own
+    images = DetectionImages(rows, columns, image_processor, with_masks=False, augmentation=as_they_are)
+    for example in load(images, indices, args, accelerator, batch_size=None):
+        detections = detect_objects(model, image_processor, example["image"], args.scales, args.flip)
+        evaluator.add_detections([detections], [example["labels"]])
+
+
+def load(images: DetectionImages, indices: list[int], args, accelerator: Accelerator, **kwargs):
+    """Batches, or single examples, of the images at `indices`, with a bar that shows the progress."""
+    images = torch.utils.data.Subset(images, indices)
+    loader = torch.utils.data.DataLoader(images, num_workers=args.num_workers, **kwargs)
+    return tqdm(loader, desc="Evaluating", unit="batch", disable=not accelerator.is_main_process)
 
 
 def percent(fraction: float) -> float | None:
@@ -132,9 +139,9 @@ def describe_results(
     metrics, per_category = results
     metrics = {name: percent(value) for name, value in metrics.items()}
     reported = [("bbox_map", "box AP"), ("segm_map", "mask AP")]
-    test_time = (
-        {"scales": args.scales, "flip": args.flip, "merging": "weighted boxes fusion"} if in_views(args) else {}
-    )
+    test_time = {"scales": args.scales, "flip": args.flip} if in_views(args) else {}
+    if len(args.scales) > 1 or args.flip:
+        test_time["merging"] = "weighted boxes fusion"
     rules = {} if args.metric == "coco" else {"metric": args.metric}
     return {
         "model": published_name(args.model_name_or_path),
@@ -176,7 +183,8 @@ def main(argv: list[str] | None = None):
     evaluator = LvisEvaluator(*arguments, args.annotations) if args.metric == "lvis" else CocoEvaluator(*arguments)
 
     start = time.perf_counter()
-    evaluate_model(model, rows, image_processor, evaluator, own, args, accelerator)
+    evaluate_images = evaluate_in_views if in_views(args) else evaluate_model
+    evaluate_images(model, rows, image_processor, evaluator, own, args, accelerator)
     results = evaluator.compute()
     seconds = time.perf_counter() - start
     if not accelerator.is_main_process:

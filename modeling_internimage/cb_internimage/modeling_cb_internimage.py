@@ -30,7 +30,7 @@ class CBInternImageBackboneOutput(BackboneOutput):
             Outputs of the stem and of the stages of the lead network.
     """
 
-    assisting_feature_maps: tuple[torch.FloatTensor, ...] | None = None
+    assisting_feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
 class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):

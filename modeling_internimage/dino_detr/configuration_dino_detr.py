@@ -53,7 +53,8 @@ class DinoDetrConfig(PreTrainedConfig):
         dropout (`float`, *optional*, defaults to 0.0), attention_dropout (`float`, *optional*, defaults to 0.0),
             activation_dropout (`float`, *optional*, defaults to 0.0): Dropout in the transformer.
         max_detections (`int`, *optional*, defaults to 100):
-            Most detections for an image; the official models of H and G, and those for LVIS, return 300.
+            Most detections for an image. This is a setting of the image processor, which is made with this number by
+            conversion and training; the official models return 300, those on T 100.
         auxiliary_loss (`bool`, *optional*, defaults to `True`):
             Whether the earlier decoder layers are trained directly too.
         num_denoising (`int`, *optional*, defaults to 100):

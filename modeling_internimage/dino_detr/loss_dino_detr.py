@@ -200,7 +200,7 @@ def dino_detr_losses(
     if with_assisting:
         half = len(targets) // 2
         halves = {"_assisting": slice(half), "": slice(half, None)}
-    losses = {}
+    losses: dict[str, torch.Tensor] = {}
     for name, half in halves.items():
         own = targets[half], image_sizes[half]
         counts = [(matches[0, half] >= 0).sum()]

@@ -19,7 +19,6 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrEncoderLayer,
     DeformableDetrMLPPredictionHead,
     DeformableDetrMultiscaleDeformableAttention,
-    MultiScaleDeformableAttention,
 )
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
 from transformers.utils.generic import can_return_tuple
@@ -28,6 +27,7 @@ from ..cb_internimage import CBInternImageBackbone
 from ..detection.targets import get_image_sizes, prepare_targets
 from ..modeling_internimage import check_pixel_values
 from .configuration_dino_detr import NUM_NORM_GROUPS, DinoDetrConfig
+from .deformable_attention import DinoDetrMultiScaleDeformableAttention
 from .denoising_dino_detr import DenoisingQueries, create_denoising_queries
 from .loss_dino_detr import dino_detr_losses, inverse_sigmoid
 
@@ -222,33 +222,6 @@ class DinoDetrNeck(nn.Module):
         return levels
 
 
-class DinoDetrMultiScaleDeformableAttention(MultiScaleDeformableAttention):
-    """
-    As its base class, but inference handles a part of the queries at a time: with the tens of thousands of queries of
-    the encoder, that takes a fraction of the memory, and half of the time on a CPU. A kernel of the Hub replaces this
-    method too.
-    """
-
-    num_queries_at_a_time = 4096
-
-    def forward(
-        self,
-        value: torch.Tensor,
-        value_spatial_shapes: torch.Tensor,
-        value_spatial_shapes_list: list[tuple],
-        level_start_index: torch.Tensor,
-        sampling_locations: torch.Tensor,
-        attention_weights: torch.Tensor,
-        im2col_step: int,
-    ) -> torch.Tensor:
-        levels = (value, value_spatial_shapes, value_spatial_shapes_list, level_start_index)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(*levels, sampling_locations, attention_weights, im2col_step)
-        parts = [tensor.split(self.num_queries_at_a_time, dim=1) for tensor in (sampling_locations, attention_weights)]
-        attend = super().forward
-        return torch.cat([attend(*levels, *part, im2col_step) for part in zip(*parts)], dim=1)
-
-
 class DinoDetrEncoder(nn.Module):
     """Deformable attention between the positions of all levels (`DetrTransformerEncoder` of the original)."""
 
@@ -299,6 +272,8 @@ class DinoDetrDecoder(nn.Module):
         super().__init__()
         width = config.d_model
         self.layers = nn.ModuleList(DeformableDetrDecoderLayer(config) for _ in range(config.decoder_layers))
+        for layer in self.layers:
+            layer.encoder_attn.attn = DinoDetrMultiScaleDeformableAttention()
         self.ref_point_head = DeformableDetrMLPPredictionHead(2 * width, width, width, num_layers=2)
         self.norm = nn.LayerNorm(width)
 

@@ -186,7 +186,7 @@ def _num_layers_after(
     for prefix, config in backbones.items():
         if name.startswith(prefix):
             is_composite = isinstance(config, CBInternImageConfig)
-            return 0 if is_composite else exponent(name.removeprefix(prefix), config.depths)
+            return 0 if is_composite else exponent(name.removeprefix(prefix), list(config.depths))
     if is_dino and ".level_embed." in name:
         return max((sum(config.depths) + 1 for config in backbones.values()), default=0)
     return 0

@@ -32,6 +32,13 @@ CHECKPOINT = {"model": WEIGHTS, "meta": {"CLASSES": ("a", "b"), "best": numpy.fl
 SETTINGS = {"CORE_OP": "DCNv3", "DEPTHS": [1, 1, 1, 1], "GROUPS": [1, 2, 4, 8], "CHANNELS": 16, "LAYER_SCALE": "None"}
 YAML = json.dumps({"BASE": [""], "DATA": {"IMG_SIZE": 64}, "MODEL": {"INTERN_IMAGE": SETTINGS}}, indent=1)
 CONFIG = json.dumps({name.lower(): value for name, value in SETTINGS.items()} | {"id2label": {"0": "a"}})
+PYTHON = """_base_ = ["base.py"]
+channels = 2 * 8
+model = dict(type="EncoderDecoder", backbone=dict(type="InternImage", depths=[1, 1, 1, 1], groups=[1, 2, 4, 8],
+    channels=channels), decode_head={"type": "SegformerHead", "channels": 8, "num_classes": 4})
+norm = dict(mean=[0, 0, 0], std=[1, 1, 1], to_rgb=True)
+test_pipeline = [dict(type="Resize", scale=(64, 32), keep_ratio=True), dict(type="Normalize", **norm)]
+"""
 PICKLE_PIECES = [
     b"R", b"b", b"}", b"(", b"t", b"\x85", b"\x86", b"Q", b"\x81", b"h\x00", b"J\xff\xff\xff\x7f",
     b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"ctorch\nFloatStorage\n", b"cnumpy\ndtype\n",
@@ -40,6 +47,12 @@ PICKLE_PIECES = [
 TEXT_PIECES = [
     b"&a ", b"*a", b"!!", b"[", b"{", b": ", b"- ", b"9" * 21, b".inf", b".nan", b"NaN", b"1e999", b"null", b'"',
     b"-1", b"!!python/object:os.system", b"2001-99-99", b"<<: ", b"[" * 5000, b"true", b"[]",
+]  # fmt: skip
+
+
+PYTHON_PIECES = [
+    b"**model", b"*", b"/ 0", b"model", b"[", b"(", b"{", b"-", b"lambda: 0", b"if 1:", b"None", b"True", b"1e999",
+    b'"', b"0x", b"9" * 5000, b"(" * 5000, b"\n", b"\0", b"_delete_=True", b"[0] * 9**9", b"__import__('os')",
 ]  # fmt: skip
 
 
@@ -74,14 +87,18 @@ def main(folder: Path, number: int, seed: int = 0):
     torch.save(
         {"model": {str(idx): torch.ones(1) for idx in range(9)} | {"head.bias": torch.ones(4)}}, folder / "own.pth"
     )
+    (folder / "base.py").write_text("model = dict(decode_head=dict(align_corners=False))")
     for _ in range(number):
-        suffix = rng.choice([".pth", ".pth", ".yaml", ".json"])
+        suffix = rng.choice([".pth", ".pth", ".yaml", ".json", ".py"])
         file = folder / f"mutated{suffix}"
         try:
             if suffix == ".pth":
                 file.write_bytes(saved(CHECKPOINT, rng))
                 read_original_checkpoint(file, ema=rng.random() < 0.1)
                 read_classes(file)
+            elif suffix == ".py":
+                file.write_bytes(mutated(PYTHON.encode(), PYTHON_PIECES, rng))
+                checkpoint_from_config(file, folder / "own.pth")
             else:
                 text = YAML if suffix == ".yaml" else CONFIG
                 file.write_bytes(mutated(text.encode(), TEXT_PIECES, rng))

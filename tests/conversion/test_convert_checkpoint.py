@@ -4,6 +4,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from testing_utils import (
     original_state_dict,
     write_without_data,
 )
+from torch.nn.functional import layer_norm, linear
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from conversion import convert_checkpoint, convert_internimage_to_hf
@@ -34,7 +36,7 @@ from conversion.convert_internimage_to_hf import main
 from conversion.imagenet_head import IMAGENET_22K_TO_1K, use_imagenet_1k_head
 from conversion.measure_peak_memory import peak_command
 from conversion.model_card import card_metadata
-from modeling_internimage import InternImageBackbone, InternImageForImageClassification
+from modeling_internimage import InternImageBackbone, InternImageForImageClassification, encode_metadata
 
 
 @pytest.fixture
@@ -94,14 +96,71 @@ def test_full_size_models(name, tmp_path):
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_every_classification_checkpoint_is_accounted_for(name, tmp_path, capsys):
-    """At full size: all keys used or left out with a reason, all parameters found."""
+    """At full size: all keys used, all parameters found."""
     write_without_data(name, tmp_path / "source.pth")
     assert main(["--checkpoint", name, "--source", str(tmp_path / "source.pth"), "--dry-run"]) == 0
     output = capsys.readouterr().out
-    metadata_keys = [key for key in MANIFESTS[name]["keys"] if key.startswith("meta_")]
-    assert f"{len(MANIFESTS[name]['keys']) - len(metadata_keys)} tensors" in output
-    assert f"{len(metadata_keys)} left out" in output and ("date and place" in output) == bool(metadata_keys)
+    assert f"{len(MANIFESTS[name]['keys'])} tensors" in output and "; 0 left out" in output
     assert not (tmp_path / "converted").exists()
+
+
+@pytest.fixture
+def inaturalist_checkpoint(monkeypatch, tmp_path):
+    """The iNaturalist checkpoint at reduced width: its name, its file and the stand-in weights of it."""
+    name, golden = "internimage_h_22ktoinat18_384", REDUCED_MODELS["tiny_h"]
+    metadata_keys = {key: shape for key, shape in MANIFESTS[name]["keys"].items() if key.startswith("meta_")}
+    keys = (
+        golden["keys"] | metadata_keys | {"head.weight": [8142, golden["keys"]["head.weight"][1]], "head.bias": [8142]}
+    )
+    weights = original_state_dict(keys, 3)
+    torch.save({"model": weights}, tmp_path / "inat.pth")
+    architecture = {
+        key: golden["config"][key] for key in ("channels", "depths", "groups", "level2_post_norm_block_ids")
+    }
+    record = CHECKPOINTS[name]
+    record = dataclasses.replace(record, architecture=record.architecture | architecture, image_size=(64, 64))
+    monkeypatch.setitem(CHECKPOINTS, name, record)
+    monkeypatch.setattr(convert_internimage_to_hf, "download_original", lambda checkpoint: tmp_path / "inat.pth")
+    return name, tmp_path / "inat.pth", weights
+
+
+@torch.no_grad()
+def test_date_and_place(inaturalist_checkpoint, tmp_path):
+    """The branch is converted, rests without its inputs, and the card says that the metric was measured with it."""
+    name, _, weights = inaturalist_checkpoint
+    assert main(["--checkpoint", name, "--output-dir", str(tmp_path / "converted")]) == 0
+    model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    assert model.config.use_metadata_head and not any(info.values())
+    pixel_values = torch.randn(2, 3, 64, 64)
+    added = model(pixel_values, **encode_metadata(["2018-07-04", None], [10, 0], [20, 30])).logits
+    added = added - model(pixel_values).logits
+    features = []
+    temporal = torch.tensor([[math.sin(7 * math.pi / 6), math.cos(7 * math.pi / 6), 0, 0], [0] * 4])
+    latitude, longitude = math.radians(10), math.radians(20)
+    place = [math.cos(latitude) * math.cos(longitude), math.cos(latitude) * math.sin(longitude), math.sin(latitude)]
+    for part, x in (("meta_head_1", temporal), ("meta_head_2", torch.tensor([place, [0] * 3]))):
+        own = {key.removeprefix(f"{part}."): tensor for key, tensor in weights.items() if key.startswith(f"{part}.")}
+        x = linear(x, own["0.weight"], own["0.bias"]).relu()
+        x = layer_norm(x, (64,), own["2.weight"], own["2.bias"])
+        y = x
+        for idx in "12":
+            y = linear(y, own[f"3.w{idx}.weight"], own[f"3.w{idx}.bias"]).relu()
+            y = layer_norm(y, (64,), own[f"3.norm_fn{idx}.weight"], own[f"3.norm_fn{idx}.bias"])
+        features.append(x + y)
+    features = layer_norm(torch.cat(features, 1), (128,), weights["meta_norm.weight"], weights["meta_norm.bias"], 1e-6)
+    expected = linear(features, weights["meta_head.weight"], weights["meta_head.bias"])
+    torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-4)
+    card = (tmp_path / "converted" / "README.md").read_text()
+    assert "92.6" in card and "measured it with the date and the place of each image" in card
+    assert "encode_metadata(" in card
+
+
+def test_date_and_place_of_ones_own(inaturalist_checkpoint, capsys):
+    """The same architecture trained without the branch has no keys for it."""
+    name, source, weights = inaturalist_checkpoint
+    torch.save({"model": {key: tensor for key, tensor in weights.items() if not key.startswith("meta_")}}, source)
+    assert main(["--checkpoint", name, "--source", str(source), "--dry-run"]) == 0
+    assert "; 0 left out" in capsys.readouterr().out
 
 
 def rename_one(state_dict):
@@ -219,7 +278,11 @@ def test_yaml_of_the_original_trainer(write_original, tmp_path):
         ("my.yaml", "BASE: [../other.yaml]\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "beside or below"),
         ("my.yaml", "BASE: 3\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}", "not a list of file names"),
         ("my.yaml", 'BASE: "\\e[2J"\nMODEL: {INTERN_IMAGE: {CHANNELS: 16}}', r"not a list of file names: \\x1b\[2J"),
-        ("my.py", "model = dict()", "is Python, which is not run. .*--checkpoint NAME"),
+        (
+            "my.json",
+            '{"model_type": "upernet"}',
+            "does not describe an InternImage: `backbone_config` has `model_type='r",
+        ),
     ],
 )
 def test_other_configurations_are_refused(file, text, message, write_original, tmp_path, capsys):
@@ -497,21 +560,14 @@ def test_finished_means_the_same_conversion(write_original, tmp_path, capsys):
     assert main(arguments) == 1 and "is not empty" in capsys.readouterr().err
 
 
-def test_left_out_keys_are_reported(write_original, tmp_path, monkeypatch):
-    arguments = write_original(change=lambda state_dict: state_dict.update({"teacher.head": torch.ones(1)}))
-    create = convert_internimage_to_hf.checkpoint_from_config
-
-    def with_dropped(*arguments):
-        return dataclasses.replace(create(*arguments), dropped={"teacher.": "weights of another model"})
-
-    monkeypatch.setattr(convert_internimage_to_hf, "checkpoint_from_config", with_dropped)
+def test_left_out_keys_are_reported(write_original, tmp_path):
+    arguments = write_original(change=lambda state_dict: state_dict.update({"ema_head_bias": torch.ones(10)}))
     folder = tmp_path / "new" / "parents" / "converted"
     assert main([*arguments, "--output-dir", str(folder)]) == 0
     report = json.loads((folder / "conversion_report.json").read_text())
-    assert report["keys"]["dropped"] == {"teacher.head": "weights of another model"}
-    assert (
-        "1 tensors were left out (teacher.head, ...): weights of another model" in (folder / "README.md").read_text()
-    )
+    (reason,) = report["keys"]["dropped"].values()
+    assert list(report["keys"]["dropped"]) == ["ema_head_bias"] and "second set of weights" in reason
+    assert f"1 tensors were left out (ema_head_bias, ...): {reason}" in (folder / "README.md").read_text()
 
 
 def test_mixed_precision_and_double_names(write_original, tmp_path, capsys):

@@ -17,6 +17,7 @@ from conversion.checkpoints import CHECKPOINTS
 from conversion.convert_checkpoint import ConversionOptions, empty_model, plan_conversion
 from conversion.errors import ConversionError
 from conversion.model_card import create_model_card
+from conversion.original_config import own_checkpoint
 from modeling_internimage import CBInternImageBackbone
 from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels, refine
 
@@ -199,6 +200,22 @@ def test_settings(name):
     assert image_processor.size_divisor == facts["padding_divisor"]
     np.testing.assert_allclose(np.multiply(image_processor.image_mean, 255), facts["normalisation"]["mean"])
     np.testing.assert_allclose(np.multiply(image_processor.image_std, 255), facts["normalisation"]["std"])
+
+
+@pytest.mark.parametrize("names", [None, ("crack", "hole", "rust")])
+def test_own_classes(names, tmp_path):
+    """A detector that a user trained from an official one: its own classes, nothing that is the authors'."""
+    record = CHECKPOINTS["dino_4scale_internimage_t_1x_coco"]
+    source = write_manifest_checkpoint(record.name, tmp_path / "mine.pth")
+    content = torch.load(source)
+    for key, tensor in content["state_dict"].items():
+        if "cls_branches" in key or "label_embedding" in key:
+            content["state_dict"][key] = torch.zeros(()).expand(3, *tensor.shape[1:])
+    torch.save(content | {"meta": {"CLASSES": names} if names else {}}, source)
+    own = own_checkpoint(record, source)
+    plan = plan_conversion(own, source, ConversionOptions())
+    assert list(plan.config.id2label.values()) == list(names or ("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert (own.reported, own.category_ids, own.title) == ({}, None, "mine")
 
 
 def model_card(name: str) -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The evaluation script, against accuracies that are known by construction."""
 
+import csv
 import json
 import pickle
 import shutil
@@ -23,6 +24,7 @@ from modeling_internimage import (
     InternImageForImageClassification,
     InternImageModel,
     create_image_processor,
+    encode_metadata,
 )
 
 
@@ -367,6 +369,85 @@ def test_dataset(checkpoint, crops, labels, tmp_path):
     _, metrics = model_index_to_eval_results(result["model_index"])
     assert metrics[0].dataset_args == {"max_samples": 5, "seed": 2} and metrics[0].dataset_split == "test"
     assert run(checkpoint, tmp_path, **data, max_samples=50)["num_images"] == 11
+
+
+@pytest.fixture(scope="module")
+def metadata_checkpoint(tmp_path_factory):
+    """A model for which date and place decide: the images hardly change its logits."""
+    model = InternImageForImageClassification(InternImageConfig(**ARCHITECTURE, num_labels=7, use_metadata_head=True))
+    randomize(model).classifier.weight.data *= 1e-3
+    folder = tmp_path_factory.mktemp("metadata")
+    model.save_pretrained(folder)
+    create_image_processor(32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def annotated_images(metadata_checkpoint, crops, tmp_path):
+    """A folder of images with iNaturalist's columns. The labels are those that the model gives them with these."""
+    dates = ["2018-01-05", "2018-04-05 11:12:13", "", None, "2018-07-05", "2018-10-05+00:00", *["2018-09-01"] * 5]
+    latitudes = [48.2, -33.9, 60.0, 1.0, None, 0.0, 10, 20, 30, 40, 50]
+    longitudes = [-122.5, 151.2, 25.0, 103.8, 11.0, 11.0, 10, 20, 30, 40, 50]
+    model = InternImageForImageClassification.from_pretrained(metadata_checkpoint).eval()
+    processor = AutoImageProcessor.from_pretrained(metadata_checkpoint)
+    metadata = encode_metadata(dates, latitudes, longitudes)
+    with torch.inference_mode():
+        pixel_values = torch.cat([processor(crop, return_tensors="pt")["pixel_values"] for crop in crops])
+        labels = model(pixel_values, **metadata).logits.argmax(dim=1).tolist()
+        by_image = model(pixel_values).logits.argmax(dim=1).tolist()
+    folder = tmp_path / "inat" / "validation"
+    folder.mkdir(parents=True)
+    rows = []
+    for idx, crop in enumerate(crops):
+        crop.save(folder / f"{idx:02}.png")
+        rows.append([f"{idx:02}.png", labels[idx], dates[idx], latitudes[idx], longitudes[idx]])
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "label", "date", "latitude", "longitude"], *rows])
+    return folder, sum(one == other for one, other in zip(labels, by_image))
+
+
+COLUMNS = ["--metadata_columns", "date", "latitude", "longitude"]
+
+
+def test_date_and_place(metadata_checkpoint, annotated_images, tmp_path, caplog):
+    """All labels are found with them, some without; missing values count as unknown and are counted."""
+    folder, num_by_image = annotated_images
+    truncate(folder / "07.png")
+    data = {"dataset_name": folder.parent}
+    result = run(metadata_checkpoint, tmp_path, "--skip_corrupt", *COLUMNS, **data)
+    assert (result["num_images"], result["top_1"]["count"]) == (10, 10) and num_by_image < 10
+    expected = {"columns": COLUMNS[1:], "images_with_date": 8, "images_with_place": 8}
+    assert result["metadata"] == expected and "by the images alone" not in caplog.text
+    _, metrics = model_index_to_eval_results(result["model_index"])
+    assert metrics[0].dataset_args == {"skipped_images": 1, "metadata_columns": COLUMNS[1:]}
+    result = run(metadata_checkpoint, tmp_path, "--skip_corrupt", **data)
+    assert result["top_1"]["count"] < 10 and result["metadata"] is None
+    assert "The model takes date and place too, but goes by the images alone here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("2018-01-05", "5 Jan 2018", "entry 0 is '5 Jan 2018'. Correct it there, or make it empty"),
+        ("-33.9", "133.9", "`latitudes` must be degrees from -90 to 90, .* entry 1 is 133.9"),
+        ("103.8", "E103", "`longitudes` must be degrees .* entry 3 is 'E103'"),
+        (",longitude", ",east", r"the dataset has no column 'longitude', only \[.*'east'\]"),
+    ],
+)
+def test_bad_date_or_place(old, new, message, metadata_checkpoint, annotated_images, tmp_path):
+    """Before anything is computed."""
+    folder, _ = annotated_images
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=rf"`--metadata_columns.*{message}"):
+        run(metadata_checkpoint, tmp_path, *COLUMNS, dataset_name=folder.parent)
+
+
+def test_date_and_place_that_are_of_no_use(checkpoint, metadata_checkpoint, annotated_images, image_folder, tmp_path):
+    with pytest.raises(ValueError, match="`--metadata_columns` needs a model that takes date and place"):
+        run(checkpoint, tmp_path, *COLUMNS, dataset_name=annotated_images[0].parent)
+    with pytest.raises(ValueError, match="`--metadata_columns` needs `--dataset_name`: a folder of classes"):
+        run(metadata_checkpoint, tmp_path, *COLUMNS, data_dir=image_folder)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -83,7 +83,8 @@ def is_not_run(words):
 
 
 def has_imagenet_arguments(words):
-    assert evaluate_accuracy.parse_arguments(words[4:]).data_dir in ("imagenet/val", "inat2018/val")
+    arguments = evaluate_accuracy.parse_arguments(words[4:])
+    assert (arguments.data_dir, arguments.dataset_name) in (("imagenet/val", None), (None, "inat2018"))
 
 
 def has_eight_processes(words):

@@ -11,11 +11,16 @@ from huggingface_hub.errors import StrictDataclassError
 from testing_utils import randomize, run_in_two_processes
 from torch import nn
 from transformers import AutoModelForObjectDetection, ResNetConfig
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from modeling_internimage import CBInternImageConfig, DinoDetrConfig, DinoDetrForObjectDetection
+from modeling_internimage.dino_detr.deformable_attention import DinoDetrMultiScaleDeformableAttention
 from modeling_internimage.dino_detr.denoising_dino_detr import create_denoising_queries
 from modeling_internimage.dino_detr.loss_dino_detr import generalized_iou, match_queries, set_losses
-from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels, sampling_directions
+from modeling_internimage.dino_detr.modeling_dino_detr import (
+    DinoDetrLevels,
+    sampling_directions,
+)
 
 
 @pytest.fixture
@@ -423,15 +428,31 @@ def test_kernel_of_the_hub(build):
 
 
 @torch.no_grad()
-def test_attention_in_parts(build, monkeypatch):
-    """The number of queries that are handled at a time does not matter, and training handles all."""
-    model, pixel_values = build().double(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
-    expected = model(pixel_values).encoder_last_hidden_state
-    attention = model.encoder.layers[0].self_attn.attn
-    monkeypatch.setattr(type(attention), "num_queries_at_a_time", 7)
-    torch.testing.assert_close(model(pixel_values).encoder_last_hidden_state, expected)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_deformable_attention(dtype, monkeypatch):
+    """Inference, part by part, and training compute the same as transformers, also for points outside the levels."""
+    shapes = [(5, 7), (3, 4), (1, 2)]
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(2, sum(height * width for height, width in shapes), 3, 8, generator=generator)
+    locations = torch.rand(2, 11, 3, 3, 2, 2, generator=generator) * 2 - 0.5
+    locations[0, 0] = torch.tensor([0.0, 1.0])
+    weights = torch.rand(2, 11, 3, 3, 2, generator=generator)
+    levels = torch.tensor(shapes), shapes, torch.tensor([0, 35, 47])
+    inputs = [value.to(dtype), *levels, locations.to(dtype), weights.to(dtype), 64]
+    exact = [
+        tensor.double() if torch.is_tensor(tensor) and tensor.is_floating_point() else tensor for tensor in inputs
+    ]
+    expected = MultiScaleDeformableAttention()(*exact)
+    attention = DinoDetrMultiScaleDeformableAttention()
+    monkeypatch.setattr(attention, "num_queries_at_a_time", 4)
+    output = attention(*inputs)
+    assert output.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(output.double(), expected, rtol=4 * eps, atol=16 * eps)
     with torch.enable_grad():
-        torch.testing.assert_close(model(pixel_values).encoder_last_hidden_state, expected)
+        torch.testing.assert_close(attention(*exact), expected)
+    inputs[4][1, 3] = torch.nan
+    assert attention(*inputs).isfinite().all()  # NaN comes from the weights and values, which have it too
 
 
 def test_layers_of_transformers(build):

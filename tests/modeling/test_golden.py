@@ -78,13 +78,12 @@ def test_parameter_counts(name):
     """Every released architecture, on the meta device: same parameters, buffers and shapes as the original."""
     manifest = MANIFESTS[name]
     with torch.device("meta"):
-        model = InternImageForImageClassification(InternImageConfig(**manifest["config"]))
-    # The metadata branch of the iNaturalist model is not part of the image classifier.
-    metadata_keys = {key: shape for key, shape in manifest["keys"].items() if key.startswith("meta_")}
-    assert bool(metadata_keys) == (name == "internimage_h_22ktoinat18_384")
-    num_metadata_parameters = sum(int(np.prod(shape)) for shape in metadata_keys.values())
-    assert model.num_parameters() == manifest["num_parameters"] - num_metadata_parameters
-    expected = {rename(key): shape for key, shape in manifest["keys"].items() if key not in metadata_keys}
+        has_metadata = name == "internimage_h_22ktoinat18_384"
+        model = InternImageForImageClassification(
+            InternImageConfig(**manifest["config"], use_metadata_head=has_metadata)
+        )
+    assert model.num_parameters() == manifest["num_parameters"]
+    expected = {rename(key): shape for key, shape in manifest["keys"].items()}
     assert {key.removeprefix("internimage."): list(v.shape) for key, v in model.state_dict().items()} == expected
 
 

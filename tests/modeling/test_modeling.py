@@ -558,6 +558,7 @@ def test_module_names_are_stable(clip_config, tiny_config):
     """Parameter names are the checkpoint format: changing one breaks what users saved."""
     config = tiny_config(layer_scale_init_value=1.0)
     names = set(InternImageForImageClassification(config).state_dict())
+    clip_config.use_metadata_head = True
     names |= set(InternImageForImageClassification(clip_config).state_dict())
     clip_config.post_norm, clip_config.res_post_norm = False, True
     names |= set(InternImageForImageClassification(clip_config).state_dict())

@@ -199,15 +199,18 @@ def test_schedule_has_one_lowest_and_first_rate(warmup):
         schedule.step()
 
 
-@pytest.mark.parametrize("warmup", [0, 20])
-def test_steps_with_warmup(warmup):
-    """mmcv's `StepLrUpdaterHook` with `warmup="linear"`, `warmup_ratio=0.001`, by its formula."""
+@pytest.mark.parametrize("warmup, milestones", [(0, [80, 110]), (20, [80, 110]), (20, [])])
+def test_steps_with_warmup(warmup, milestones):
+    """
+    mmcv's `StepLrUpdaterHook` with `warmup="linear"`, `warmup_ratio=0.001`, by its formula; without steps, as for the
+    largest DINO detectors, constant.
+    """
     rates = [1e-4, 3e-5]
     optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
-    schedule = create_step_schedule(optimizer, warmup, milestones=[80, 110])
+    schedule = create_step_schedule(optimizer, warmup, milestones)
     for step in range(121):
         for group, rate in zip(optimizer.param_groups, rates):
-            expected = rate * (0.1 ** ((step >= 80) + (step >= 110)))
+            expected = rate * 0.1 ** sum(step >= milestone for milestone in milestones)
             if step < warmup:
                 expected *= 1 - (1 - step / warmup) * (1 - 0.001)
             assert group["lr"] == pytest.approx(expected)

@@ -109,6 +109,15 @@ def test_recipes_schedule_is_the_trainer_s(train, tmp_path):
     check(trainer)
 
 
+def test_rates_of_the_recipe_reach_the_optimizer(train):
+    """As in DINO's recipe of L with a tenth for the backbone; without milestones the rates stay."""
+    recipe = Recipe(backbone_multiplier=0.1, decay_all=True, lr_milestones=[])
+    trainer = train(recipe, max_steps=2, weight_decay=0.05, warmup_steps=0)
+    backbone, classifier = sorted(trainer.optimizer.param_groups, key=lambda group: group["lr"])
+    assert (backbone["lr"], classifier["lr"]) == (pytest.approx(1e-4), 1e-3) and len(classifier["params"]) == 2
+    assert backbone["weight_decay"] == classifier["weight_decay"] == 0.05
+
+
 def test_average_of_a_bfloat16_model_moves():
     """Steps that bfloat16, DeepSpeed's type of the weights, cannot hold."""
     model = nn.Linear(1, 1, dtype=torch.bfloat16)
