@@ -3,6 +3,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from examples.image_datasets import DatasetArguments, published_name
 from examples.pictures import plt
-from modeling_internimage import InternImageBackbone, InternImageConfig
+from modeling_internimage import CBInternImageBackbone, CBInternImageConfig, InternImageBackbone, InternImageConfig
 from modeling_internimage.training import InternImageTrainer, Recipe
 
 
@@ -61,16 +62,21 @@ class HeadArguments(CheckpointArguments):
     backbone: str | None = field(
         default=None, metadata={"help": "InternImage checkpoint, for example a classifier, that gets a new head."}
     )
+    composite_backbone: bool = field(
+        default=False,
+        metadata={"help": "Two of the backbone in one, CB-InternImage; at the start both are the same."},
+    )
     head_overrides: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of the new head's configuration, a JSON object: '{\"hidden_size\": 256}'."},
     )
 
     def __post_init__(self):
-        if self.model_name_or_path is not None and (self.backbone or self.config_overrides or self.head_overrides):
+        new = (self.backbone, self.config_overrides, self.composite_backbone, self.head_overrides)
+        if self.model_name_or_path is not None and any(new):
             raise ValueError(
-                "`--backbone`, `--config_overrides` and `--head_overrides` describe a new model: leave out "
-                "`--model_name_or_path`."
+                "`--backbone`, `--config_overrides`, `--composite_backbone` and `--head_overrides` describe a new "
+                "model: leave out `--model_name_or_path`."
             )
         if self.backbone is not None and self.config_overrides is not None:
             raise ValueError("`--config_overrides` describes a new backbone: leave out `--backbone`.")
@@ -124,16 +130,19 @@ def parse_head_arguments(model_type: type, data_type: type, argv: list[str]) -> 
     return arguments
 
 
-def create_backbone(model_args: HeadArguments, hub: dict) -> tuple[InternImageBackbone | None, InternImageConfig]:
+def create_backbone(
+    model_args: HeadArguments, hub: dict, out_features: Sequence[str] = ("stage1", "stage2", "stage3", "stage4")
+) -> tuple[InternImageBackbone | CBInternImageBackbone | None, InternImageConfig]:
     """
-    The backbone that `model_args.backbone` names, with four feature maps, and its configuration. Without that
+    The backbone that `model_args.backbone` names, with these feature maps, and its configuration. Without that
     argument, `None` and the configuration of a new one.
     """
-    stages = [f"stage{idx}" for idx in range(1, 5)]
-    drop_path = {} if model_args.drop_path_rate is None else {"drop_path_rate": model_args.drop_path_rate}
+    arguments = {"out_features": list(out_features)}
+    if model_args.drop_path_rate is not None:
+        arguments["drop_path_rate"] = model_args.drop_path_rate
     if model_args.backbone is None:
-        overrides = read_overrides(model_args.config_overrides) | drop_path
-        return None, InternImageConfig(**overrides, out_features=stages)
+        config_class = CBInternImageConfig if model_args.composite_backbone else InternImageConfig
+        return None, config_class(**read_overrides(model_args.config_overrides) | arguments)
     config = AutoConfig.from_pretrained(model_args.backbone, **hub)
     if not isinstance(config, InternImageConfig):
         raise ValueError(
@@ -141,12 +150,26 @@ def create_backbone(model_args: HeadArguments, hub: dict) -> tuple[InternImageBa
             "(A checkpoint with heads is `--model_name_or_path`.)"
         )
     # (`AutoBackbone` does not load folders in transformers 5.22.)
-    backbone = InternImageBackbone.from_pretrained(model_args.backbone, out_features=stages, **drop_path, **hub)
+    is_composite = isinstance(config, CBInternImageConfig)
+    backbone_class = CBInternImageBackbone if is_composite else InternImageBackbone
+    backbone = backbone_class.from_pretrained(model_args.backbone, **arguments, **hub)
+    if model_args.composite_backbone and not is_composite:
+        backbone = couple_two(backbone)
     return backbone, backbone.config
 
 
+def couple_two(backbone: InternImageBackbone) -> CBInternImageBackbone:
+    """Two copies of `backbone` in one, not coupled yet, as the gammas are 0."""
+    fields = backbone.config.to_dict()
+    composite = CBInternImageBackbone(CBInternImageConfig(**{**fields, "model_type": CBInternImageConfig.model_type}))
+    composite.embeddings.load_state_dict(backbone.embeddings.state_dict())
+    for encoder in (composite.assisting_encoder, composite.lead_encoder):
+        encoder.load_state_dict(backbone.encoder.state_dict())
+    return composite
+
+
 def freeze_stages(model, num_stages: int):
-    """Freeze the stem and the first `num_stages` stages of the InternImage in `model`."""
+    """Freeze the stem and the first `num_stages` stages of the InternImage, or of both in one, in `model`."""
     if num_stages == 0:
         return
     internimages = [
@@ -160,10 +183,15 @@ def freeze_stages(model, num_stages: int):
             "checkpoint has not: leave it out."
         )
     internimage = internimages[0]
-    stages = internimage.encoder.stages
-    if not 0 <= num_stages <= len(stages):
-        raise ValueError(f"`--freeze_stages {num_stages}` must be between 0 and {len(stages)}, the number of stages.")
-    for module in (internimage.embeddings, *stages[:num_stages]):
+    if isinstance(internimage, CBInternImageBackbone):
+        encoders = [internimage.assisting_encoder, internimage.lead_encoder]
+    else:
+        encoders = [internimage.encoder]
+    if not 0 <= num_stages <= len(encoders[0].stages):
+        raise ValueError(
+            f"`--freeze_stages {num_stages}` must be between 0 and {len(encoders[0].stages)}, the number of stages."
+        )
+    for module in (internimage.embeddings, *(stage for encoder in encoders for stage in encoder.stages[:num_stages])):
         module.requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ import torch
 from examples.feature_extraction.extract_features import displayable, load
 from examples.output_files import check_outputs, mark_of
 from examples.pictures import plt
+from examples.sampling_points import draw_points, inputs_of
 from modeling_internimage.modeling_internimage import InternImageDCNv3
 
 
@@ -69,15 +70,8 @@ def main():
         )
 
     last_dcns = [stage.layers[-1].dcn for stage in model.encoder.stages]
-    inputs = {}
-    hooks = [
-        dcn.register_forward_pre_hook(lambda module, arguments: inputs.update({module: arguments[0]}))
-        for dcn in last_dcns
-    ]
-    with torch.inference_mode():
-        model(pixel_values)
-    for hook in hooks:
-        hook.remove()
+    inputs, _ = inputs_of(last_dcns, lambda: model(pixel_values))
+    inputs = {dcn: arguments[0] for dcn, arguments in inputs.items()}
 
     figure, panels = plt.subplots(
         1, len(last_dcns), figsize=(3.4 * len(last_dcns), 4), layout="constrained", squeeze=False
@@ -90,21 +84,16 @@ def main():
             points, weights, grid = sampling_points(dcn, inputs[dcn], row, column)
         to_image = torch.tensor([stride_x, stride_y])
         points, grid = ((positions + 0.5) * to_image - 0.5 for positions in (points, grid))
-        order = weights.flatten().argsort()
-        axes.imshow(image, alpha=0.55)
-        scatter = axes.scatter(
-            *points.flatten(0, 1)[order].T, c=weights.flatten()[order], s=16, cmap="viridis_r", vmin=0, linewidths=0
-        )
+        weights = weights.flatten()
+        scatter = draw_points(axes, image, points.flatten(0, 1), weights, c=weights, s=16, cmap="viridis_r", vmin=0)
         axes.plot(*grid.T, "x", color="black", markersize=5, markeredgewidth=0.9)
         axes.plot(x, y, "o", color="red", markersize=9, markerfacecolor="none", markeredgewidth=2)
         axes.set_title(
-            f"stage {stage}, stride {stride_x:.0f}\n{dcn.num_groups} groups of {weights.shape[1]} points", fontsize=10
+            f"stage {stage}, stride {stride_x:.0f}\n{dcn.num_groups} groups of {points.shape[1]} points", fontsize=10
         )
         reach = 1.15 * (points - torch.tensor([x, y])).abs().max().item()  # zoom in on the points
         axes.set_xlim(x - reach, x + reach)
         axes.set_ylim(y + reach, y - reach)
-        axes.set_xticks([])
-        axes.set_yticks([])
         outside = ((points < 0) | (points > torch.tensor([width, height]) - 1)).any(-1).float().mean()
         axes.set_xlabel(f"{outside:.0%} of the points outside", fontsize=9)
         figure.colorbar(scatter, ax=axes, shrink=0.6, label="weight" if stage == len(last_dcns) else None)

@@ -1,14 +1,14 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Loading a detector for inference."""
+"""The detectors of this library: which there are, and loading one for inference."""
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from examples.evaluation import load_trained_model
-from modeling_internimage import DinoDetrConfig, MaskRCNNConfig
+from modeling_internimage import DinoDetrConfig, DinoDetrImageProcessor, MaskRCNNConfig, MaskRCNNImageProcessor
 
 
-DETECTORS = (MaskRCNNConfig.model_type, DinoDetrConfig.model_type)
+DETECTORS = {config.model_type: config for config in (MaskRCNNConfig, DinoDetrConfig)}
 
 
 def load_detection_model(model_name_or_path: str, dtype: str, device: torch.device, use_kernels: bool):
@@ -33,3 +33,10 @@ def check_detector(config, argument: str):
 def has_masks(config) -> bool:
     """Whether the model finds masks, too."""
     return getattr(config, "use_mask_head", False)
+
+
+def create_image_processor(config) -> MaskRCNNImageProcessor | DinoDetrImageProcessor:
+    """The image processor of a new detector."""
+    if isinstance(config, DinoDetrConfig):
+        return DinoDetrImageProcessor(max_detections=config.max_detections)
+    return MaskRCNNImageProcessor()

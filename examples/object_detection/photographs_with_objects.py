@@ -41,7 +41,6 @@ PHOTOGRAPHS = {
 }
 OUTLINES = Path(__file__).parent / "outlines.json"
 CORNERS_OF_ELLIPSE = 24
-THRESHOLD = 0.8
 
 
 def polygon(outline: list[int]) -> list[float]:
@@ -78,14 +77,14 @@ def write_data_set(folder: Path):
     print(f"{len(images)} photographs with {len(annotations)} objects in {folder}")
 
 
-def draw_photographs(folder: Path, model_name: str, path: Path):
-    """All photographs with the detections of a model."""
+def draw_photographs(folder: Path, model_name: str, threshold: float, path: Path):
+    """All photographs with the detections of a model that have a higher score than `threshold`."""
     check_outputs([path], MARK)
     model, image_processor = load_detection_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
     figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
     for name, axis in zip(PHOTOGRAPHS, axes.flat):
         image = Image.open(folder / "images" / f"{name}.png").convert("RGB")
-        axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold=THRESHOLD), model.config))
+        axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold), model.config))
         axis.set_axis_off()
     figure.savefig(path, dpi=80, metadata={"Software": MARK})
     plt.close(figure)
@@ -96,9 +95,10 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/objects"), help="folder for images and JSON")
     parser.add_argument("--model", help="trained detector, to draw detections of")
+    parser.add_argument("--threshold", type=float, default=0.8, help="draw detections with a higher score")
     args = parser.parse_args(argv)
     if args.model is not None:
-        draw_photographs(args.output_dir, args.model, args.output_dir / "detections.png")
+        draw_photographs(args.output_dir, args.model, args.threshold, args.output_dir / "detections.png")
         return
     write_data_set(args.output_dir)
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Fine-tune a two-stage detector, with masks or without, on images annotated in the format of COCO or a Hub dataset.
+Fine-tune a detector on images annotated in the format of COCO or a Hub dataset: Mask R-CNN, with masks or without, its
+cascades, or DINO.
 
     python run_object_detection.py --train_dir images --train_annotations train.json --backbone ... --do_train
     python run_object_detection.py arguments.json
@@ -9,12 +10,13 @@ The shape is that of transformers' own example of this name. README.md beside th
 """
 
 import logging
+import re
 import sys
 from dataclasses import dataclass, field
 
 import datasets
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, set_seed
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, set_seed
 
 from examples.image_datasets import DatasetArguments, select_samples, train_and_validation, undecoded
 from examples.object_detection.detection_augmentation import training_augmentation
@@ -28,7 +30,7 @@ from examples.object_detection.detection_data import (
     read_coco,
 )
 from examples.object_detection.detection_metrics import CocoEvaluator
-from examples.object_detection.detection_models import check_detector
+from examples.object_detection.detection_models import DETECTORS, check_detector, create_image_processor, has_masks
 from examples.training import (
     HeadArguments,
     create_backbone,
@@ -37,9 +39,15 @@ from examples.training import (
     read_overrides,
     train_and_evaluate,
 )
-from modeling_internimage import MaskRCNNConfig, MaskRCNNForObjectDetection, MaskRCNNImageProcessor
 from modeling_internimage.training import InternImageTrainer
 from modeling_internimage.training.sync_batch_norm import InternImageSyncBatchNorm
+
+
+# Patterns of the tensors that are new when a checkpoint is trained with other classes, or with masks if it had none.
+NEW_TENSORS = {
+    "mask_rcnn": r"roi_heads\.(box_heads\.\d+\.(classifier|box_regressor)|mask_heads)\.",
+    "dino_detr": r"(class_embed\.\d+|denoising_class_embed)\.",
+}
 
 
 @dataclass
@@ -47,8 +55,10 @@ class ModelArguments(HeadArguments):
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Detector to fine-tune: a folder or a Hub id."}
     )
+    head: str = field(default="mask_rcnn", metadata={"help": "Of a new model.", "choices": list(DETECTORS)})
     use_mask_head: bool | None = field(
-        default=None, metadata={"help": "Whether masks are trained. Default: checkpoint's; a new model has them."}
+        default=None,
+        metadata={"help": "Whether Mask R-CNN trains masks. Default: checkpoint's; a new model has them."},
     )
 
 
@@ -141,32 +151,16 @@ def load_images(
 
 
 def load_model(model_args: ModelArguments, data_args: DataArguments, categories: dict[int, str]):
-    """The model and its image processor: of a checkpoint, or with new heads."""
+    """The model and its image processor: of a checkpoint, or with a new head."""
     hub = model_args.hub_arguments()
     names = list(categories.values())
-    fields = {} if model_args.use_mask_head is None else {"use_mask_head": model_args.use_mask_head}
-    if model_args.model_name_or_path is None:
-        backbone, backbone_config = create_backbone(model_args, hub)
-        fields |= read_overrides(model_args.head_overrides) | _classes(names)
-        model = MaskRCNNForObjectDetection(MaskRCNNConfig(backbone_config=backbone_config, **fields))
-        if backbone is not None:
-            model.backbone.load_state_dict(backbone.state_dict())
-    else:
-        config = AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
-        check_detector(config, f"--model_name_or_path {model_args.model_name_or_path}")
-        if set(names) != set(config.id2label.values()):  # else in the order of the checkpoint
-            fields |= _classes(names)
-        if model_args.drop_path_rate is not None:
-            config.backbone_config.drop_path_rate = model_args.drop_path_rate
-        config.update(fields)
-        model = MaskRCNNForObjectDetection.from_pretrained(
-            model_args.model_name_or_path,
-            config=config,
-            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-            **hub,
-        )
+    create_model = new_model if model_args.model_name_or_path is None else pretrained_model
+    model = create_model(model_args, names, hub)
     source = model_args.image_processor_name or model_args.model_name_or_path
-    image_processor = MaskRCNNImageProcessor() if source is None else AutoImageProcessor.from_pretrained(source, **hub)
+    if source is None:
+        image_processor = create_image_processor(model.config)
+    else:
+        image_processor = AutoImageProcessor.from_pretrained(source, **hub)
     size = dict(image_processor.size)
     if data_args.shortest_edge is not None:
         size = {"shortest_edge": data_args.shortest_edge, "longest_edge": data_args.shortest_edge * 5 // 3}
@@ -180,6 +174,56 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, categories:
     image_processor.size = size
     image_processor.category_ids = order_categories(categories, model.config.id2label)
     return model, image_processor
+
+
+def new_model(model_args: ModelArguments, names: list[str], hub: dict):
+    """A model with a new head, whose backbone is that of a checkpoint or also new."""
+    config_class = DETECTORS[model_args.head]
+    backbone, backbone_config = create_backbone(model_args, hub, config_class().backbone_config.out_features)
+    fields = read_overrides(model_args.head_overrides) | _mask_fields(model_args, config_class) | _classes(names)
+    model = AutoModelForObjectDetection.from_config(config_class(backbone_config=backbone_config, **fields))
+    if backbone is not None:
+        model.backbone.load_state_dict(backbone.state_dict())
+    return model
+
+
+def pretrained_model(model_args: ModelArguments, names: list[str], hub: dict):
+    """The detector of a checkpoint. If it has other classes, what depends on their number is new."""
+    argument = f"--model_name_or_path {model_args.model_name_or_path}"
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
+    check_detector(config, argument)
+    fields = _mask_fields(model_args, type(config))
+    if set(names) != set(config.id2label.values()):  # else in the order of the checkpoint
+        fields |= _classes(names)
+    if model_args.drop_path_rate is not None:
+        config.backbone_config.drop_path_rate = model_args.drop_path_rate
+    config.update(fields)
+    model, info = AutoModelForObjectDetection.from_pretrained(
+        model_args.model_name_or_path,
+        config=config,
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        output_loading_info=True,
+        **hub,
+    )
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    unexpected = sorted(name for name in new if not re.match(NEW_TENSORS[config.model_type], name))
+    if unexpected:
+        raise ValueError(
+            f"`{argument}` lacks '{unexpected[0]}', or has it in another shape than its config.json says, such as of "
+            "another number of feature levels. Correct the config.json, or train a new head: `--backbone`."
+        )
+    return model
+
+
+def _mask_fields(model_args: ModelArguments, config_class: type) -> dict[str, bool]:
+    if model_args.use_mask_head is None:
+        return {}
+    if not hasattr(config_class, "use_mask_head"):
+        raise ValueError(
+            f"`--use_mask_head {str(model_args.use_mask_head).lower()}` is for Mask R-CNN, {config_class.model_type} "
+            "has no masks: leave it out."
+        )
+    return {"use_mask_head": model_args.use_mask_head}
 
 
 def _classes(names: list[str]) -> dict:
@@ -220,7 +264,7 @@ def main(argv: list[str] | None = None):
         splits["train"] = splits["train"].filter(_has_annotations, input_columns=columns[1])
     splits = select_samples(splits, data_args, training_args)
     model, image_processor = load_model(model_args, data_args, categories)
-    with_masks = model.config.use_mask_head
+    with_masks = has_masks(model.config)
     for rows in splits.values():
         check_objects(rows, columns[1], with_masks)
     freeze_stages(model, model_args.freeze_stages)

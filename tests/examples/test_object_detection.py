@@ -15,21 +15,31 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
 from testing_utils import GOLDEN, REPOSITORY, randomize, run_in_two_processes, run_short_training
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import AutoModelForObjectDetection, pipeline
+from transformers.image_transforms import center_to_corners_format
 
 from conversion.checkpoints import CHECKPOINTS, find_checkpoint
 from examples import evaluation
-from examples.object_detection import detect
+from examples.object_detection import detect, show_sampling_points
 from examples.object_detection import detection_augmentation as augmentation
 from examples.object_detection import detection_data as data
 from examples.object_detection import detection_metrics as metrics
 from examples.object_detection import evaluate_detection as evaluate
 from examples.object_detection import photographs_with_objects as photographs_script
 from examples.object_detection import run_object_detection as script
-from modeling_internimage import DinoDetrConfig, InternImageForImageClassification, MaskRCNNImageProcessor
+from modeling_internimage import (
+    CBInternImageBackbone,
+    CBInternImageConfig,
+    DinoDetrConfig,
+    DinoDetrImageProcessor,
+    InternImageForImageClassification,
+    MaskRCNNConfig,
+    MaskRCNNImageProcessor,
+)
 
 
 FOLDER = REPOSITORY / "examples" / "object_detection"
@@ -153,6 +163,129 @@ def test_train_save_resume_and_use(scenes, tmp_path):
     assert detections and {detection["label"] for detection in detections} <= {"left", "right"}
 
 
+DINO = {"d_model": 64, "encoder_layers": 1, "encoder_ffn_dim": 32, "decoder_layers": 2, "decoder_ffn_dim": 32}
+DINO |= {"num_queries": 20, "num_denoising": 4, "max_detections": 30}
+
+
+def classifier_checkpoint(folder, config) -> InternImageForImageClassification:
+    classifier = randomize(InternImageForImageClassification(config))
+    classifier.save_pretrained(folder)
+    return classifier
+
+
+def test_dino(scenes, tmp_path, tiny_config):
+    """A new head on a classifier, resumed; then other classes, for which only what depends on their number is new."""
+    classifier_checkpoint(tmp_path / "classifier", tiny_config())
+    options = {"config_overrides": None, "head_overrides": None, "gradient_checkpointing": True}
+    dino = options | {"head": "dino_detr", "head_overrides": DINO, "backbone": str(tmp_path / "classifier")}
+    first = tmp_path / "first"
+    run(scenes, first, **dino, max_steps=2, save_strategy="steps", save_steps=2, eval_strategy="no", do_eval=False)
+    results = run(scenes, first, **dino, metric_for_best_model="bbox_map", load_best_model_at_end=True)
+    log = json.loads((first / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+    assert 0 <= results["eval_bbox_map"] <= 1 and "eval_segm_map" not in results
+    image_processor = DinoDetrImageProcessor.from_pretrained(first)
+    assert (image_processor.category_ids, image_processor.max_detections) == ([3, 70], 30)
+    detections = pipeline("object-detection", model=str(first))(str(scenes / "images" / "0.jpg"), threshold=0.0)
+    assert len(detections) == 30 and {detection["label"] for detection in detections} == {"left", "right"}
+
+    content = json.loads((scenes / "annotations.json").read_text())
+    content["categories"] = [{"id": 5, "name": "new"}, *CATEGORIES]
+    (scenes / "annotations.json").write_text(json.dumps(content))
+    run(scenes, tmp_path / "second", **options, model_name_or_path=str(first), max_steps=1, do_eval=False,
+        eval_strategy="no", learning_rate=0.0, weight_decay=0.0)  # fmt: skip
+    kept, actual = (load_file(folder / "model.safetensors") for folder in (first, tmp_path / "second"))
+    assert kept.keys() == actual.keys()
+    new = {name for name, tensor in actual.items() if not torch.equal(tensor, kept[name])}
+    expected = {f"class_embed.{idx}.{part}" for idx in range(3) for part in ("weight", "bias")}
+    assert new == expected | {"denoising_class_embed.weight"}
+    assert {len(actual[name]) for name in new} == {3}
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "dino_detr"])
+@pytest.mark.parametrize("kind", ["classifier", "composite", "new"])
+def test_composite_backbones(head, kind, tmp_path, tiny_config):
+    """Two copies of a classifier's backbone, a composite backbone of its own, a new one; both networks are frozen."""
+    arguments = {"head": head, "head_overrides": DINO if head == "dino_detr" else HEADS, "composite_backbone": True}
+    if kind == "classifier":
+        expected = classifier_checkpoint(tmp_path / kind, tiny_config()).internimage.encoder.state_dict()
+    elif kind == "composite":
+        composite = randomize(CBInternImageBackbone(CBInternImageConfig(**ARCHITECTURE)))
+        composite.save_pretrained(tmp_path / kind)
+        arguments["composite_backbone"] = False
+        expected = composite.lead_encoder.state_dict()
+    arguments |= {"config_overrides": ARCHITECTURE} if kind == "new" else {"backbone": str(tmp_path / kind)}
+    model_args = script.ModelArguments(**arguments)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64)
+    model, _ = script.load_model(model_args, data_args, {3: "left"})
+    assert isinstance(model.backbone, CBInternImageBackbone)
+    assert len(model.backbone.out_features) == (3 if head == "dino_detr" else 4)
+    if kind != "new":
+        actual = model.backbone.lead_encoder.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
+    if kind == "classifier":
+        actual = model.backbone.assisting_encoder.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
+    script.freeze_stages(model, 1)
+    frozen = {re.match(r"backbone\.(\w+(\.stages\.\d)?)", name)[1] for name, parameter in model.named_parameters()
+              if not parameter.requires_grad}  # fmt: skip
+    assert frozen == {"embeddings", "assisting_encoder.stages.0", "lead_encoder.stages.0"}
+
+
+def test_other_levels(tmp_path):
+    """A checkpoint whose configuration was changed is refused; masks are for Mask R-CNN."""
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head="dino_detr", head_overrides=DINO)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64)
+    model, image_processor = script.load_model(model_args, data_args, {3: "left"})
+    model.config.num_feature_levels = 5
+    model.save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    model_args = script.ModelArguments(model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match="lacks 'decoder.*', or has it in another shape .* number of feature levels"):
+        script.load_model(model_args, data_args, {3: "left"})
+    model_args.use_mask_head = True
+    with pytest.raises(ValueError, match="`--use_mask_head true` is for Mask R-CNN, dino_detr has no masks"):
+        script.load_model(model_args, data_args, {3: "left"})
+
+
+@torch.no_grad()
+def test_sampling_points_of_a_detection(scenes, tmp_path):
+    """Relative to the image without padding; the box is that of the detection; a picture of all layers."""
+    head = DINO | {"decoder_layers": 3}
+    model_args = script.ModelArguments(config_overrides=ARCHITECTURE, head="dino_detr", head_overrides=head)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=200, longest_edge=320)
+    model, image_processor = script.load_model(model_args, data_args, {3: "left", 70: "right"})
+    randomize(model).save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    inputs = image_processor(Image.new("RGB", (250, 200), "red"), return_tensors="pt")
+    assert inputs["pixel_values"].shape[2:] == (224, 256)
+    detection = show_sampling_points.detection_with_points(model, inputs, number=2)
+    expected = image_processor.post_process_object_detection(model(**inputs), target_sizes=[(1, 1)])[0]
+    assert (detection["score"], detection["label"]) == (expected["scores"][2], expected["labels"][2])
+    corners = center_to_corners_format(detection["boxes"][-1]).clamp(0, 1)
+    torch.testing.assert_close(corners, expected["boxes"][2])
+
+    locations = {}
+    for idx, layer in enumerate(model.decoder.layers):
+        layer.encoder_attn.attn.register_forward_pre_hook(
+            lambda module, arguments, idx=idx: locations.update({idx: arguments[4]})
+        )
+    outputs = model(**inputs)
+    query = outputs.logits[0].sigmoid().flatten().argsort(descending=True)[2].item() // 2
+    # Positions of each level in the image: 25 of 28 rows and 32 of 32 columns of the finest, 4 of 4 of the coarsest.
+    ratios = torch.tensor([[1, 25 / 28], [1, 13 / 14], [1, 1], [1, 1]])[:, None]
+    for idx, points in enumerate(detection["points"]):
+        torch.testing.assert_close(points * ratios, locations[idx][0, query], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detection["weights"].sum(dim=(2, 3)), torch.ones(3, 8))
+
+    options = ["--model_name_or_path", str(tmp_path), "--image", str(scenes / "images" / "0.jpg")]
+    show_sampling_points.main([*options, "--output", str(tmp_path / "points.png")])
+    with Image.open(tmp_path / "points.png") as picture:
+        assert picture.width > 1000 and np.asarray(picture.convert("RGB")).std() > 20
+    with pytest.raises(ValueError, match=r"\(`--detection`\) must be from 0 to 39"):
+        show_sampling_points.main([*options, "--output", str(tmp_path / "points.png"), "--detection", "40"])
+
+
 def hub_dataset(folder, scenes, category_name: str = "category"):
     """As `cppe-5`: files inside a table, objects as lists."""
     import datasets
@@ -186,8 +319,7 @@ FILES = dict.fromkeys(("train_dir", "train_annotations", "validation_dir", "vali
 def test_a_hub_dataset_without_masks(scenes, tmp_path, tiny_config):
     """New heads on a classifier's backbone, which is kept; then other classes, in the order of the data."""
     hub_dataset(tmp_path / "hub", scenes)
-    classifier = InternImageForImageClassification(tiny_config())
-    randomize(classifier).save_pretrained(tmp_path / "classifier")
+    classifier = classifier_checkpoint(tmp_path / "classifier", tiny_config())
     options = {"config_overrides": None, "learning_rate": 0.0, "weight_decay": 0.0, "gradient_checkpointing": True}
     results = run(scenes, tmp_path / "first", **options, **FILES, dataset_name=str(tmp_path / "hub"),
                   backbone=str(tmp_path / "classifier"), use_mask_head=False, freeze_stages=2)  # fmt: skip
@@ -337,6 +469,47 @@ def test_two_processes_count_every_image_once(detector, tmp_path):
             assert [result[f"eval_{name}"] for result in trainer] == pytest.approx([expected] * 2, abs=1e-6)
         assert one[f"{kind}_map"] == pytest.approx(np.mean(list(one["categories"][kind].values())), abs=1e-3)
     assert one["model_index"][0]["results"][0]["metrics"][0]["name"] == "box AP"
+
+
+@pytest.mark.slow
+def test_dino_in_two_processes(scenes, tmp_path):
+    """
+    One image each, one of them without objects: losses are divided by the mean number of objects, and every parameter
+    has a gradient, as processes require with gradient checkpointing.
+    """
+    head = DINO | {"label_noise_ratio": 0.0, "box_noise_scale": 0.0}
+    architecture = ARCHITECTURE | {"drop_path_rate": 0.0}
+    model_args = script.ModelArguments(config_overrides=architecture, head="dino_detr", head_overrides=head)
+    data_args = script.DataArguments(train_dir="x", train_annotations="y", shortest_edge=64, horizontal_flip=False)
+    categories = {entry["id"]: entry["name"] for entry in CATEGORIES}
+    model, image_processor = script.load_model(model_args, data_args, categories)
+    randomize(model).save_pretrained(tmp_path / "start")
+    image_processor.save_pretrained(tmp_path / "start")
+    content = json.loads((scenes / "annotations.json").read_text())
+    content["images"] = content["images"][1:3]  # with two objects and none
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in (10, 20)]
+    (scenes / "annotations.json").write_text(json.dumps(content))
+
+    rows, _ = data.read_coco(str(scenes / "images"), str(scenes / "annotations.json"), "--annotations")
+    augmentation = script.training_augmentation(image_processor, data_args)
+    images = data.DetectionImages(rows, ("image", "objects"), image_processor, False, augmentation)
+    expected = 0
+    model.train()
+    for example, (own, own_denoising) in zip((images[0], images[1]), ((2, 4), (0, 0))):
+        for name, loss in model(**data.Collate(image_processor)([example])).loss_dict.items():
+            count, mean = (own_denoising, 2) if "_dn" in name else (own, 1)
+            expected += loss.item() * max(count, 1) / mean / 2
+
+    options = {f"{split}_dir": str(scenes / "images") for split in ("train", "validation")}
+    options |= {f"{split}_annotations": str(scenes / "annotations.json") for split in ("train", "validation")}
+    options |= {"model_name_or_path": str(tmp_path / "start"), "horizontal_flip": False, "output_dir": str(tmp_path),
+                "do_train": True, "max_steps": 2, "per_device_train_batch_size": 1, "gradient_checkpointing": True,
+                "learning_rate": 0.0, "logging_steps": 1, "report_to": "none", "disable_tqdm": True}  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(options))
+    code = "from examples.object_detection import run_object_detection\nrun_object_detection.main(arguments[0])"
+    run_in_two_processes(tmp_path, code, [str(tmp_path / "run.json")])
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["loss"] for entry in log if "loss" in entry] == pytest.approx([expected] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("random_crop", [False, True])
@@ -648,7 +821,7 @@ def test_other_bad_input(scenes, detector, tmp_path, tiny_config):
     with pytest.raises(ValueError, match="`--data_dir` and `--annotations` go together"):
         evaluate.main(evaluation)
     InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(ValueError, match="is a model of type internimage, it must be mask_rcnn"):
+    with pytest.raises(ValueError, match="is a model of type internimage, it must be mask_rcnn or dino_detr"):
         detect.main(["x.jpg", "--model_name_or_path", str(tmp_path / "classifier")])
     hub_dataset(tmp_path / "hub", scenes, category_name="kind")
     with pytest.raises(ValueError, match="It must have objects with `bbox` and `category`"):
@@ -729,7 +902,7 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     assert recipe.layer_counting == "downstream" and data_args.skip_images_without_annotations
     assert model_args.backbone.split("/")[1] in CHECKPOINTS
     official = find_checkpoint(name).config().to_dict()
-    ours = script.MaskRCNNConfig(**script.read_overrides(model_args.head_overrides)).to_dict()
+    ours = MaskRCNNConfig(**script.read_overrides(model_args.head_overrides)).to_dict()
     for field in official.keys() - {"backbone_config", "id2label", "label2id", "palette", "architectures", "dtype"}:
         assert ours[field] == official[field], field
 

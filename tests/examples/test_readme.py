@@ -39,6 +39,8 @@ from examples.image_classification import evaluate_accuracy
 from examples.object_detection import photographs_with_objects
 from examples.semantic_segmentation import coins
 from modeling_internimage import (
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
@@ -263,6 +265,13 @@ def add_detection(folder: Path, images: list[Image.Image]):
         randomize(MaskRCNNForObjectDetection(config)).save_pretrained(folder / name)
         size = {"shortest_edge": 64, "longest_edge": 128}
         modeling_internimage.MaskRCNNImageProcessor(size=size).save_pretrained(folder / name)
+    config = DinoDetrConfig(
+        backbone_config=InternImageConfig(**TINY, out_features=STAGES[1:]), d_model=64, encoder_layers=1,
+        decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=20,
+        **named(list(photographs_with_objects.CATEGORIES)),
+    )  # fmt: skip
+    randomize(DinoDetrForObjectDetection(config)).save_pretrained(folder / "outputs" / "objects_dino")
+    modeling_internimage.DinoDetrImageProcessor(size=size).save_pretrained(folder / "outputs" / "objects_dino")
 
 
 def add_segmentation(folder: Path, images: list[Image.Image]):
