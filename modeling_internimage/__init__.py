@@ -35,7 +35,13 @@ from .modeling_internimage import (
     InternImagePreTrainedModel,
 )
 from .segformer_head import SegformerHeadConfig, SegformerHeadForSemanticSegmentation
-from .segmentation import InternImageSegmentationImageProcessorPil, segment_image, semantic_scores, window_scores
+from .segmentation import (
+    InternImageMask2FormerImageProcessorPil,
+    InternImageSegmentationImageProcessorPil,
+    segment_image,
+    semantic_scores,
+    window_scores,
+)
 from .training import create_parameter_groups
 
 
@@ -53,6 +59,7 @@ __all__ = [
     "InternImageBackbone",
     "InternImageConfig",
     "InternImageForImageClassification",
+    "InternImageMask2FormerImageProcessorPil",
     "InternImageModel",
     "InternImagePreTrainedModel",
     "InternImageSegmentationImageProcessorPil",
@@ -80,9 +87,17 @@ __all__ = [
 if is_torchvision_available():
     from .dino_detr import DinoDetrImageProcessor  # noqa: F401
     from .mask_rcnn import MaskRCNNImageProcessor  # noqa: F401
-    from .segmentation import InternImageSegmentationImageProcessor  # noqa: F401
+    from .segmentation import (  # noqa: F401
+        InternImageMask2FormerImageProcessor,
+        InternImageSegmentationImageProcessor,
+    )
 
-    __all__ += ["DinoDetrImageProcessor", "InternImageSegmentationImageProcessor", "MaskRCNNImageProcessor"]
+    __all__ += [
+        "DinoDetrImageProcessor",
+        "InternImageMask2FormerImageProcessor",
+        "InternImageSegmentationImageProcessor",
+        "MaskRCNNImageProcessor",
+    ]
 
 register_auto_classes()
 register_dcnv3_kernel()

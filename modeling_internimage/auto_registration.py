@@ -27,7 +27,7 @@ from .image_processing_internimage import IMAGE_PROCESSOR_CLASSES
 from .mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES, MaskRCNNConfig, MaskRCNNForObjectDetection
 from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
 from .segformer_head import SegformerHeadConfig, SegformerHeadForSemanticSegmentation
-from .segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
+from .segmentation import MASK2FORMER_IMAGE_PROCESSOR_CLASSES, SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
 def register_auto_classes():
@@ -43,9 +43,13 @@ def register_auto_classes():
 
     AutoConfig.register(SegformerHeadConfig.model_type, SegformerHeadConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(SegformerHeadConfig, SegformerHeadForSemanticSegmentation, exist_ok=True)
-    # UperNet and Mask2Former find this image processor by the name in their preprocessor_config.json.
+    # UperNet and Mask2Former find these image processors by the name in their preprocessor_config.json. (Mask2Former's
+    # checkpoints in transformers name transformers' image processor and find that one.)
     AutoImageProcessor.register(
         SegformerHeadConfig, image_processor_classes=SEGMENTATION_IMAGE_PROCESSOR_CLASSES, exist_ok=True
+    )
+    AutoImageProcessor.register(
+        Mask2FormerConfig, image_processor_classes=MASK2FORMER_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
 
     AutoConfig.register(CBInternImageConfig.model_type, CBInternImageConfig, exist_ok=True)

@@ -38,7 +38,7 @@ from examples.semantic_segmentation.segmentation_metrics import (
     segmentation_metrics,
     warn_of_absent_classes,
 )
-from examples.semantic_segmentation.segmentation_models import load_segmentation_model
+from examples.semantic_segmentation.segmentation_models import IGNORE_INDEX_FIELDS, load_segmentation_model
 from modeling_internimage import segment_image
 
 
@@ -148,9 +148,9 @@ def main(argv: list[str] | None = None):
     model, image_processor = load_segmentation_model(
         args.model_name_or_path, args.dtype, accelerator.device, args.use_kernels
     )
-    if args.ignore_index is None:  # SegFormer of transformers has another name for it
-        names = ("loss_ignore_index", "semantic_loss_ignore_index")
-        args.ignore_index = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), 255)
+    if args.ignore_index is None:
+        fields = (name for name in IGNORE_INDEX_FIELDS if hasattr(model.config, name))
+        args.ignore_index = next((getattr(model.config, name) for name in fields), 255)
     do_reduce_labels = bool(getattr(image_processor, "do_reduce_labels", False))
     check_ignore_index(args.ignore_index, model.config.num_labels, do_reduce_labels)
     map_arguments = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import SegformerImageProcessorPil
+from transformers import Mask2FormerImageProcessorPil, SegformerImageProcessorPil
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
@@ -81,6 +81,13 @@ class InternImageSegmentationProcessing(EightBitImages):
         return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
 
 
+class Mask2FormerProcessing(InternImageSegmentationProcessing):
+    """Also instance and panoptic segmentation, for Mask2Former only: the code of transformers' image processor."""
+
+    post_process_instance_segmentation = Mask2FormerImageProcessorPil.post_process_instance_segmentation
+    post_process_panoptic_segmentation = Mask2FormerImageProcessorPil.post_process_panoptic_segmentation
+
+
 def semantic_scores(outputs, size: Sequence[int] | None = None) -> torch.Tensor:
     """
     (batch_size, num_labels, height, width): the logits of a semantic segmentation model; for Mask2Former, over all
@@ -128,3 +135,7 @@ def _resize(image, size, size_divisor: int | None, is_map: bool):
 
 class InternImageSegmentationImageProcessorPil(InternImageSegmentationProcessing, SegformerImageProcessorPil):
     """As [`InternImageSegmentationImageProcessor`], without torchvision."""
+
+
+class InternImageMask2FormerImageProcessorPil(Mask2FormerProcessing, SegformerImageProcessorPil):
+    """As [`InternImageMask2FormerImageProcessor`], without torchvision."""

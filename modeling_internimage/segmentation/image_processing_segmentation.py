@@ -3,7 +3,7 @@
 
 from transformers import SegformerImageProcessor
 
-from .image_processing_pil_segmentation import InternImageSegmentationProcessing
+from .image_processing_pil_segmentation import InternImageSegmentationProcessing, Mask2FormerProcessing
 
 
 class InternImageSegmentationImageProcessor(InternImageSegmentationProcessing, SegformerImageProcessor):
@@ -20,4 +20,14 @@ class InternImageSegmentationImageProcessor(InternImageSegmentationProcessing, S
             Or `height` and `width`.
         size_divisor, do_reduce_labels, window_size, window_stride:
             See [`InternImageSegmentationImageProcessorKwargs`].
+    """
+
+
+class InternImageMask2FormerImageProcessor(Mask2FormerProcessing, SegformerImageProcessor):
+    """
+    [`InternImageSegmentationImageProcessor`] for Mask2Former, with transformers' `post_process_instance_segmentation`
+    and `post_process_panoptic_segmentation`. `pipeline("image-segmentation")` looks for these methods: with this image
+    processor, its default is panoptic segmentation, and `subtask` may be "panoptic", "instance" or "semantic".
+
+    It also loads the file of the other class: `InternImageMask2FormerImageProcessor.from_pretrained(folder)`.
     """

@@ -29,7 +29,13 @@ from testing_utils import (
     write_official_checkpoint,
     write_without_data,
 )
-from transformers import UperNetConfig, UperNetForSemanticSegmentation, pipeline
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
 
 import modeling_internimage
 from conversion import hub
@@ -299,6 +305,15 @@ def add_segmentation(folder: Path, images: list[Image.Image]):
     for name in ("outputs/coins_model", "outputs/my_segmenter", "upernet_internimage_t_512_160k_ade20k"):
         randomize(UperNetForSemanticSegmentation(config)).save_pretrained(folder / name)
         image_processor.save_pretrained(folder / name)
+    model = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(
+            backbone_config=InternImageConfig(**TINY, out_features=STAGES), feature_size=32, mask_feature_size=32,
+            hidden_dim=32, encoder_layers=1, decoder_layers=2, num_queries=5, **named(["dark", "bright"]),
+        )
+    )  # fmt: skip
+    image_processor = modeling_internimage.InternImageMask2FormerImageProcessor(size={"height": 64, "width": 64})
+    randomize(model).save_pretrained(folder / "outputs" / "coins_mask2former")
+    image_processor.save_pretrained(folder / "outputs" / "coins_mask2former")
 
 
 @pytest.mark.parametrize("block", blocks("python"))

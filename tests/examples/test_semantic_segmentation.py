@@ -23,6 +23,7 @@ from transformers import (
 from conversion.checkpoints import CHECKPOINTS
 from examples.semantic_segmentation import coins, segment
 from examples.semantic_segmentation import run_semantic_segmentation as script
+from examples.semantic_segmentation import segmentation_batches as batches
 from examples.semantic_segmentation import segmentation_data as data
 from modeling_internimage import (
     InternImageForImageClassification,
@@ -188,7 +189,7 @@ def augmentation(**kwargs):
     arguments = {"train_dir": "x", "image_size": 64, "photometric_distortion": False} | kwargs
     data_args = script.DataArguments(**arguments)
     image_processor = script.InternImageSegmentationImageProcessor(size={"shortest_edge": 64, "longest_edge": 256})
-    return script.training_augmentation(image_processor, data_args), image_processor
+    return batches.training_augmentation(image_processor, data_args), image_processor
 
 
 @pytest.mark.parametrize("size", [(200, 90), (40, 300), (1, 1)], ids=str)
@@ -229,7 +230,7 @@ def test_crops_of_several_classes():
     labels = torch.zeros(100, 100, dtype=torch.int64)
     labels[50:, 50:] = 1
     labels[:50, :50] = 255
-    crop = script.RandomCropOfSeveralClasses(40, 0.75, 255)
+    crop = batches.RandomCropOfSeveralClasses(40, 0.75, 255)
     fractions = []
     for seed in range(50):
         torch.manual_seed(seed)
@@ -395,15 +396,16 @@ def test_a_single_class(scenes, tmp_path):
             run_it()
 
 
-def test_checkpoints_that_cannot_be_trained(segmenter, scenes, tmp_path, tiny_config):
+def test_checkpoints_that_cannot_be_trained(scenes, tmp_path, tiny_config):
     InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
     options = {"config_overrides": None, "head_overrides": None}
     with pytest.raises(
         ValueError, match="classifier` is a model of type internimage, .* as `--backbone`, for a new head"
     ):
         run(scenes, tmp_path / "output", **options, model_name_or_path=str(tmp_path / "classifier"))
-    with pytest.raises(ValueError, match="`--backbone .*model` is a model of type upernet, it must be InternImage"):
-        run(scenes, tmp_path / "output", **options, backbone=str(segmenter))
+    tiny_segformer().save_pretrained(tmp_path / "segformer")
+    with pytest.raises(ValueError, match="`--backbone .*former` is a model of type segformer, it must be InternImage"):
+        run(scenes, tmp_path / "output", **options, backbone=str(tmp_path / "segformer"))
 
 
 def test_what_the_heads_need_for_training(segmenter, tiny_config):
@@ -491,18 +493,26 @@ def test_coins(tmp_path):
 
 
 @pytest.mark.slow
-def test_coins_are_learned(tmp_path):
+@pytest.mark.parametrize("recipe, max_steps", [("coins", 30), ("coins_mask2former", 100)])
+def test_coins_are_learned(recipe, max_steps, tmp_path):
     """A few steps of the recipe are enough."""
     coins.write_folders(tmp_path)
-    arguments = json.loads((script.RECIPES.parent / "coins.json").read_text())
+    arguments = json.loads((script.RECIPES.parent / f"{recipe}.json").read_text())
     arguments = {name: value.replace("outputs/coins/", f"{tmp_path}/") if isinstance(value, str) else value
                  for name, value in arguments.items()}  # fmt: skip
-    run(tmp_path, **arguments | {"output_dir": str(tmp_path / "model"), "max_steps": 30, "eval_strategy": "no",
+    run(tmp_path, **arguments | {"output_dir": str(tmp_path / "model"), "max_steps": max_steps, "eval_strategy": "no",
                                  "disable_tqdm": True})  # fmt: skip
     assert json.loads((tmp_path / "model" / "all_results.json").read_text())["eval_mean_iou"] > 0.75
     coins.main(["--output_dir", str(tmp_path), "--model", str(tmp_path / "model")])
     with Image.open(tmp_path / "predictions.png") as picture:
         assert picture.width > 600 and np.asarray(picture.convert("L")).std() > 10
+    if recipe == "coins_mask2former":
+        segmenter = pipeline("image-segmentation", model=str(tmp_path / "model"))
+        expected = np.asarray(Image.open(tmp_path / "validation" / "maps" / "0_256.png")) == 1
+        for subtask in ("semantic", "instance", "panoptic"):
+            parts = segmenter(str(tmp_path / "validation" / "images" / "0_256.png"), subtask=subtask, threshold=0.5)
+            found = np.any([np.asarray(part["mask"]) > 0 for part in parts if part["label"] == "coin"], axis=0)
+            assert (found & expected).sum() > 0.7 * (found | expected).sum(), subtask
 
 
 def test_pictures_and_maps(segmenter, scenes, tmp_path, capsys):

@@ -35,7 +35,7 @@ from modeling_internimage import (
     window_scores,
 )
 from modeling_internimage.resizing import resize_bilinear
-from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
+from modeling_internimage.segmentation import MASK2FORMER_IMAGE_PROCESSOR_CLASSES, SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.segmentation.inference import _add_probabilities
 
 
@@ -97,6 +97,20 @@ def test_image_processor_round_trip(backend, tmp_path):
     loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
     assert type(loaded) is type(image_processor) and loaded.to_dict() == image_processor.to_dict()
     assert loaded.window_stride == windows["window_stride"] and loaded.size_divisor == 32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_processor_of_mask2former(backend, tmp_path):
+    """Found by its name, where transformers' own also is. Only this one has what `pipeline` takes for instances."""
+    MASK2FORMER_IMAGE_PROCESSOR_CLASSES[backend](size={"height": 64, "width": 32}).save_pretrained(tmp_path / "ours")
+    kind = {"pil": "Mask2FormerImageProcessorPil", "torchvision": "Mask2FormerImageProcessor"}[backend]
+    getattr(transformers, kind)().save_pretrained(tmp_path / "theirs")
+    ours, theirs = (
+        AutoImageProcessor.from_pretrained(tmp_path / name, backend=backend) for name in ("ours", "theirs")
+    )
+    assert type(ours) is MASK2FORMER_IMAGE_PROCESSOR_CLASSES[backend] and type(theirs).__name__ == kind
+    for name in ("post_process_instance_segmentation", "post_process_panoptic_segmentation"):
+        assert hasattr(ours, name) and not hasattr(SEGMENTATION_IMAGE_PROCESSOR_CLASSES[backend], name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
