@@ -72,7 +72,7 @@ def main():
         }
         for name in models
     }
-    base = medians[args.models[0]]
+    base = dict(medians[args.models[0]])
     for row in medians.values():
         row |= {f"{kind}_ratio": round(row[kind] / base[kind], 2) for kind in base}
     result = {
