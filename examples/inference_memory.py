@@ -6,12 +6,13 @@ of the size that the checkpoint is made for.
     export LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3
     python -m examples.inference_memory --task segmentation --output examples/results/segmentation_memory.json
     python -m examples.inference_memory --task detection --output examples/results/detection_memory.json
+    python -m examples.inference_memory --task dino --output examples/results/dino_memory.json
     python -m examples.inference_memory --table examples/results/detection_memory.json
 
 The peak is that of the tensors a real forward pass on the CPU allocates. On a GPU they are the same tensors; nothing
-has been measured there. Each stage of the backbone has two layers: further ones run when those before them have freed
-their memory, and do not change the peak. Detectors find as many objects as they may. Workspaces and the allocator's
-reserve come on top.
+has been measured there. Each stage of the backbone has two layers, and so have encoder and decoder of DINO: further
+ones run when those before them have freed their memory, and do not change the peak. Detectors find as many objects as
+they may. Workspaces and the allocator's reserve come on top.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from conversion.convert_checkpoint import empty_model
 from conversion.heads import HEADS
 from examples.benchmark import machine_description, peak_memory_mib
 from examples.output_files import check_outputs, mark_of, write_json
-from modeling_internimage import use_dcnv3_kernel
+from modeling_internimage import DinoDetrConfig, use_dcnv3_kernel
 
 
 MARK = mark_of(__file__)
@@ -50,6 +51,8 @@ MODELS = {
         "mask_rcnn_internimage_b_fpn_1x_coco",
         "cascade_internimage_l_fpn_1x_coco",
         "cascade_internimage_xl_fpn_1x_coco",
+    ],
+    "dino": [
         "dino_4scale_internimage_t_1x_coco",
         "dino_4scale_internimage_l_1x_coco_layer_wise_lr",
         "dino_4scale_internimage_h_objects365_coco",
@@ -72,6 +75,8 @@ def measure(name: str, dtype: torch.dtype, with_kernel: bool) -> float:
     config.dtype = dtype
     config.backbone_config.depths = [2, 2, 2, 2]
     config.backbone_config.level2_post_norm_block_ids = None
+    if isinstance(config, DinoDetrConfig):
+        config.encoder_layers = config.decoder_layers = 2
     if hasattr(config, "score_threshold"):
         config.score_threshold = 0.0
     model = empty_model(HEADS[checkpoint.head].model_class, config).to_empty(device="cpu").eval()

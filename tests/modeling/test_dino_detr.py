@@ -419,6 +419,7 @@ def test_saved_configuration(build, tmp_path):
 
 def test_kernel_of_the_hub(build):
     """`use_kernels=True` finds the deformable attention by this mark."""
+    pytest.importorskip("kernels")
     names = {
         getattr(type(module), "kernel_layer_name", None)
         for name, module in build().named_modules()
