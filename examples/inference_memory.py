@@ -101,7 +101,8 @@ def measure_in_process(*arguments) -> float:
 def markdown_table(result: dict) -> str:
     lines = ["| checkpoint | pixels | weights, float32 | " + " | ".join(SETTINGS) + " |", "|---" * 6 + "|"]
     for name, row in result["models"].items():
-        cells = [f"{row['peak_mib'][setting] / 1024:.2f} GiB" for setting in SETTINGS]
+        peaks = [row["peak_mib"].get(setting) for setting in SETTINGS]
+        cells = ["not measured" if peak is None else f"{peak / 1024:.2f} GiB" for peak in peaks]
         weights = f"{4 * row['num_parameters'] / 2**30:.2f} GiB"
         lines.append(f"| {name} | {row['pixels']} | {weights} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -111,6 +112,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=MODELS, default="segmentation", help="whose models to measure")
     parser.add_argument("--models", nargs="+", choices=CHECKPOINTS, metavar="NAME", help="in place of the task's")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="all by default")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--table", type=Path, help="print an earlier JSON file as Markdown, measure nothing")
     args = parser.parse_args()
@@ -125,7 +127,7 @@ def main():
         models[name] = {
             "pixels": "x".join(map(str, checkpoint.image_size)),
             "num_parameters": checkpoint.num_parameters,
-            "peak_mib": {setting: measure_in_process(name, *options) for setting, options in SETTINGS.items()},
+            "peak_mib": {setting: measure_in_process(name, *SETTINGS[setting]) for setting in args.settings},
         }
         print(json.dumps({name: models[name]}), flush=True)
     if args.output:
