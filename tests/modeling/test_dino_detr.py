@@ -355,15 +355,13 @@ def test_half_precision(dtype, build):
 @pytest.mark.slow
 @torch.no_grad()
 def test_compile(build):
-    """As one graph, of every size. (The default backend takes minutes.)"""
+    """As one graph. (Other sizes: `test_export`; the default backend takes minutes.)"""
     model = build()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in ((2, 3, 96, 130), (1, 3, 130, 96)):
-        pixel_values, pixel_mask = torch.randn(shape), torch.ones(shape[0], *shape[2:], dtype=torch.int64)
-        pixel_mask[-1, :, 70:] = 0
-        expected, outputs = model(pixel_values, pixel_mask), compiled(pixel_values, pixel_mask)
-        torch.testing.assert_close(outputs.logits, expected.logits, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, rtol=1e-3, atol=1e-3)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    batch = padded_batch()
+    expected, outputs = model(**batch), compiled(**batch)
+    torch.testing.assert_close(outputs.logits, expected.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
