@@ -2,6 +2,7 @@
 """Every command and every code block of the READMEs runs."""
 
 import dataclasses
+import gzip
 import importlib.util
 import json
 import re
@@ -17,6 +18,7 @@ import datasets
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from golden_detectors import DETECTION, read_facts
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from testing_utils import (
@@ -205,6 +207,12 @@ def stock(photographs, tmp_path_factory):
     torch.save({"model": original_state_dict(REDUCED["keys"], seed=0)}, folder / "ckpt_epoch_99.pth")
     settings = {"CHANNELS": 16, "DEPTHS": REDUCED["config"]["depths"], "GROUPS": REDUCED["config"]["groups"]}
     (folder / "my.yaml").write_text(json.dumps({"MODEL": {"INTERN_IMAGE": settings}}))
+    facts = read_facts("mask_rcnn_t_like.json")["mask_rcnn_t_like"]
+    pipeline = json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes()))[
+        "mask_rcnn_internimage_t_fpn_1x_coco"
+    ]["config"]["test_pipeline"]
+    (folder / "my_mask_rcnn.py").write_text(f"model = {facts['model']!r}\ntest_pipeline = {pipeline!r}\n")
+    torch.save({"state_dict": original_state_dict(facts["keys"], seed=0)}, folder / "epoch_12.pth")
     add_segmentation(folder, images)
     add_detection(folder, images)
     return folder
