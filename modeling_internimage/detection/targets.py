@@ -19,7 +19,7 @@ def get_image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None)
         `ValueError`: if `pixel_mask` has another shape.
     """
     if pixel_mask is None:
-        return torch.tensor(pixel_values.shape[2:], device=pixel_values.device).expand(len(pixel_values), 2)
+        return torch.tensor(pixel_values.shape[2:], device=pixel_values.device).expand(pixel_values.shape[0], 2)
     shape = pixel_values.shape[:1] + pixel_values.shape[2:]
     if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != shape:
         raise ValueError(

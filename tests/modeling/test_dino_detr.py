@@ -366,17 +366,21 @@ def test_compile(build):
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("composite", [False, True])
-def test_export(composite, build):
+@pytest.mark.parametrize(("composite", "with_mask"), [(False, True), (True, True), (False, False)])
+def test_export(composite, with_mask, build):
     """With any batch size and any size of more than 64 pixels."""
     model, dynamic = build(composite), torch.export.Dim.DYNAMIC
-    pixel_values, pixel_mask = torch.randn(2, 3, 96, 130), torch.ones(2, 96, 130, dtype=torch.int64)
-    sizes = {0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic, 1: dynamic, 2: dynamic}
-    exported = torch.export.export(model, (pixel_values, pixel_mask), dynamic_shapes=sizes).module()
-    for shape in ((3, 3, 65, 131), (1, 3, 200, 96)):
-        pixel_values, pixel_mask = torch.randn(shape), torch.ones(shape[0], *shape[2:], dtype=torch.int64)
+
+    def inputs(*shape):
+        pixel_mask = torch.ones(shape[0], *shape[2:], dtype=torch.int64)
         pixel_mask[-1, :, 70:] = 0
-        expected, outputs = model(pixel_values, pixel_mask), exported(pixel_values, pixel_mask)
+        return (torch.randn(shape), pixel_mask)[: 1 + with_mask]
+
+    sizes = ({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic, 1: dynamic, 2: dynamic})[: 1 + with_mask]
+    exported = torch.export.export(model, inputs(2, 3, 96, 130), dynamic_shapes=sizes).module()
+    for shape in ((3, 3, 65, 131), (1, 3, 200, 96)):
+        batch = inputs(*shape)
+        expected, outputs = model(*batch), exported(*batch)
         torch.testing.assert_close(outputs.logits, expected.logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, rtol=1e-4, atol=1e-4)
 
