@@ -10,6 +10,7 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageMLP
+from .adaptive_pooling import ExportableAdaptiveAvgPool2d
 from .deform_conv import DeformConvDCNv3, pointwise_convolution
 from .grid_sample import GridSampleDCNv3
 
@@ -73,6 +74,7 @@ def prepare_for_export(model: nn.Module, operator: str) -> nn.Module:
     # What `deepcopy` finds here, by its identity, counts as copied already.
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, shared)
+<<<<<<< HEAD
     _replace_children(model, REPLACEMENTS[operator])
     return model.eval()  # also the new modules
 
@@ -85,3 +87,16 @@ def _replace_children(module: nn.Module, replacements: dict[str, type[nn.Module]
                 setattr(module, name, child)
                 break
         _replace_children(child, replacements)
+=======
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, InternImageDCNv3) and operator == "deform_conv":
+                setattr(module, name, DeformConvDCNv3(child))
+            elif isinstance(child, InternImageMLP) and operator == "deform_conv":
+                setattr(module, name, ChannelsFirstMLP(child))
+            elif isinstance(child, DCNv3):
+                setattr(module, name, DCNv3())
+            elif isinstance(child, nn.AdaptiveAvgPool2d):
+                setattr(module, name, ExportableAdaptiveAvgPool2d(child.output_size))
+    return model
+>>>>>>> main
