@@ -7,9 +7,9 @@ runtimes. Weights are random.
     LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python -m examples.deployment.benchmark \\
         --kernel --output examples/results/deployment_cpu.json
 
-All run in one process and in turn on the same images, after a check that they agree with PyTorch. A ratio is the median
-of the ratios of neighbouring runs. Where a machine is busy with something else, `--clock cpu` and `OMP_NUM_THREADS=1`
-measure what the computation takes of the processor.
+All run in one process and in turn on the same images, after a check that they agree with PyTorch. A ratio is the
+median of the ratios of neighbouring runs. Where a machine is busy with something else, `--clock cpu` and
+`OMP_NUM_THREADS=1` measure the time that the processor spends on the computation.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from modeling_internimage.export import export_onnx
 MARK = mark_of(__file__)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIZE = 224
-# The forms of DCNv3 that each runtime takes. ONNX Runtime is faster with the first, and OpenVINO knows only the second.
+# ONNX Runtime is faster with the first, and OpenVINO knows only the second.
 OPERATORS = ("deform_conv", "grid_sample")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 

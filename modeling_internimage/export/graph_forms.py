@@ -4,6 +4,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -17,9 +18,6 @@ from .grid_sample import GridSampleDCNv3
 
 class FusableGELU(nn.Module):
     """Exact GELU in the order of operations that ONNX Runtime replaces by a single kernel when it loads a file."""
-
-    def __init__(self, gelu: GELUActivation):
-        super().__init__()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return (hidden_states * 0.5) * (torch.erf(hidden_states / math.sqrt(2)) + 1)
@@ -40,12 +38,16 @@ class PointwiseConvolutionMLP(nn.Module):
 
 
 # What takes the place of a module, by the name of its class (the code beside a checkpoint has classes of its own).
+_WITH_ANY_OPERATOR = {
+    GELUActivation.__name__: lambda gelu: FusableGELU(),
+    nn.AdaptiveAvgPool2d.__name__: lambda pool: ExportableAdaptiveAvgPool2d(pool.output_size),
+}
 REPLACEMENTS = {
-    "grid_sample": {DCNv3.__name__: GridSampleDCNv3, GELUActivation.__name__: FusableGELU},
+    "grid_sample": {DCNv3.__name__: lambda dcnv3: GridSampleDCNv3(), **_WITH_ANY_OPERATOR},
     "deform_conv": {
         InternImageDCNv3.__name__: DeformConvDCNv3,
         InternImageMLP.__name__: PointwiseConvolutionMLP,
-        GELUActivation.__name__: FusableGELU,
+        **_WITH_ANY_OPERATOR,
     },
 }
 
@@ -74,12 +76,11 @@ def prepare_for_export(model: nn.Module, operator: str) -> nn.Module:
     # What `deepcopy` finds here, by its identity, counts as copied already.
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, shared)
-<<<<<<< HEAD
     _replace_children(model, REPLACEMENTS[operator])
     return model.eval()  # also the new modules
 
 
-def _replace_children(module: nn.Module, replacements: dict[str, type[nn.Module]]):
+def _replace_children(module: nn.Module, replacements: dict[str, Callable[[nn.Module], nn.Module]]):
     for name, child in module.named_children():
         for ancestor in type(child).__mro__:
             if ancestor.__name__ in replacements:
@@ -87,16 +88,3 @@ def _replace_children(module: nn.Module, replacements: dict[str, type[nn.Module]
                 setattr(module, name, child)
                 break
         _replace_children(child, replacements)
-=======
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, InternImageDCNv3) and operator == "deform_conv":
-                setattr(module, name, DeformConvDCNv3(child))
-            elif isinstance(child, InternImageMLP) and operator == "deform_conv":
-                setattr(module, name, ChannelsFirstMLP(child))
-            elif isinstance(child, DCNv3):
-                setattr(module, name, DCNv3())
-            elif isinstance(child, nn.AdaptiveAvgPool2d):
-                setattr(module, name, ExportableAdaptiveAvgPool2d(child.output_size))
-    return model
->>>>>>> main

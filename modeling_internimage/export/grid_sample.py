@@ -15,9 +15,6 @@ class GridSampleDCNv3(DCNv3):
     in the samples, so that runtimes add long rows of pixels instead of a few neighbouring points at a time.
     """
 
-    def __init__(self, dcnv3: DCNv3):
-        super().__init__()
-
     def forward(
         self, value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale,
         remove_center, softmax,
