@@ -3,13 +3,11 @@
 
 import copy
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers.activations import GELUActivation
 
 from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageMLP
 from .adaptive_pooling import ExportableAdaptiveAvgPool2d
@@ -18,13 +16,6 @@ from .grid_sample import GridSampleDCNv3
 
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class FusableGELU(nn.Module):
-    """Exact GELU in the order of operations that ONNX Runtime replaces by a single kernel when it loads a file."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return (hidden_states * 0.5) * (torch.erf(hidden_states / math.sqrt(2)) + 1)
 
 
 class PointwiseConvolutionMLP(nn.Module):
@@ -43,7 +34,6 @@ class PointwiseConvolutionMLP(nn.Module):
 
 # What takes the place of a module, by the name of its class (the code beside a checkpoint has classes of its own).
 _WITH_ANY_OPERATOR = {
-    GELUActivation.__name__: lambda gelu: FusableGELU(),
     nn.AdaptiveAvgPool2d.__name__: lambda pool: ExportableAdaptiveAvgPool2d(pool.output_size),
 }
 REPLACEMENTS: dict[str, dict[str, Callable[[Any], nn.Module]]] = {

@@ -16,6 +16,7 @@ from ..dino_detr import DinoDetrForObjectDetection
 from ..kernel_integration import PYTORCH_REFERENCE, dcnv3_implementations
 from ..mask_rcnn import MaskRCNNForObjectDetection
 from .graph_forms import prepare_for_export
+from .grid_sample import onnx_dcnv3, onnx_gelu
 from .verification import (
     PACKAGES,
     TOLERANCE,
@@ -249,6 +250,10 @@ def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset:
         output_names=outputs,
         opset_version=opset,
         dynamic_shapes=_dynamic_dimensions(names, model, dynamic),
+        custom_translation_table={
+            torch.ops.modeling_internimage.dcnv3.default: onnx_dcnv3,
+            torch.ops.aten.gelu.default: onnx_gelu,
+        },
         dynamo=True,
         verbose=False,
     )
