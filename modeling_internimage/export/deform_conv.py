@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """DCNv3 as `DeformConv`, a standard operator of ONNX since opset 19."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -73,7 +75,7 @@ def deform_conv(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, k
     """
     channels, dtype = value.shape[1], torch.promote_types(value.dtype, torch.float32)
     weight = torch.ones(channels, 1, kernel_size, kernel_size, dtype=dtype, device=value.device)
-    attributes = {"kernel_shape": [kernel_size] * 2, "pads": [kernel_size // 2] * 4, "group": channels}
+    attributes: dict[str, Any] = {"kernel_shape": [kernel_size] * 2, "pads": [kernel_size // 2] * 4, "group": channels}
     inputs = (value.to(dtype), weight, offset.to(dtype), None, mask.to(dtype))
     output = torch.onnx.ops.symbolic("DeformConv", inputs, attributes, dtype=dtype, shape=value.shape, version=19)
     return output.to(value.dtype)

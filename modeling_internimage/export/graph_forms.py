@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageMLP
 from .adaptive_pooling import ExportableAdaptiveAvgPool2d
 from .deform_conv import DeformConvDCNv3, pointwise_convolution
 from .grid_sample import GridSampleDCNv3
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class FusableGELU(nn.Module):
@@ -42,7 +46,7 @@ _WITH_ANY_OPERATOR = {
     GELUActivation.__name__: lambda gelu: FusableGELU(),
     nn.AdaptiveAvgPool2d.__name__: lambda pool: ExportableAdaptiveAvgPool2d(pool.output_size),
 }
-REPLACEMENTS = {
+REPLACEMENTS: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
     "grid_sample": {DCNv3.__name__: lambda dcnv3: GridSampleDCNv3(), **_WITH_ANY_OPERATOR},
     "deform_conv": {
         InternImageDCNv3.__name__: DeformConvDCNv3,
@@ -52,7 +56,7 @@ REPLACEMENTS = {
 }
 
 
-def prepare_for_export(model: nn.Module, operator: str) -> nn.Module:
+def prepare_for_export(model: Model, operator: str) -> Model:
     """
     A copy of a model for `torch.onnx.export`, which computes the same. The model itself stays as it is.
 
@@ -80,7 +84,7 @@ def prepare_for_export(model: nn.Module, operator: str) -> nn.Module:
     return model.eval()  # also the new modules
 
 
-def _replace_children(module: nn.Module, replacements: dict[str, Callable[[nn.Module], nn.Module]]):
+def _replace_children(module: nn.Module, replacements: dict[str, Callable[[Any], nn.Module]]):
     for name, child in module.named_children():
         for ancestor in type(child).__mro__:
             if ancestor.__name__ in replacements:
