@@ -58,10 +58,12 @@ def test_layer(operator, kernel_size, config):
 @pytest.mark.parametrize(
     "config",
     [
-        {"post_norm": True, "layer_scale_init_value": 0.5},
-        {"res_post_norm": True, "center_feature_scale": True, "remove_center": True, "use_clip_projector": True},
+        pytest.param(
+            {"res_post_norm": True, "center_feature_scale": True, "remove_center": True, "use_clip_projector": True},
+            id="like H and G",
+        ),
+        pytest.param({"post_norm": True, "layer_scale_init_value": 0.5}, id="like S to XL", marks=pytest.mark.slow),
     ],
-    ids=["like S to XL", "like H and G"],
 )
 def test_model(operator, config, tmp_path):
     """Whole models. The copy for the export leaves the model as it is, shares its weights, and has fused GELUs."""
