@@ -98,15 +98,15 @@ def test_golden_suppression():
     for threshold in (0.5, 0.7):
         kept = torchvision_ops.batched_nms(golden("nms.boxes"), golden("nms.scores"), golden("nms.labels"), threshold)
         assert kept.tolist() == golden(f"nms.keep_{threshold}").tolist()
-    boxes, scores = golden("multiclass_nms.boxes").unflatten(1, (4, 4)), golden("multiclass_nms.scores")[:, :-1]
-    row, label = select_detections(boxes, scores, 0.05, 0.5, 30)
-    assert (row * 4 + label).tolist() == golden("multiclass_nms.flat_index").tolist()
-    assert label.tolist() == golden("multiclass_nms.labels").tolist()
-    detections = torch.cat((boxes[row, label], scores[row, label][:, None]), dim=1)
+    boxes, all_scores = golden("multiclass_nms.boxes").unflatten(1, (4, 4)), golden("multiclass_nms.scores")[:, :-1]
+    scores, row, label = select_detections(boxes[None], all_scores[None], 0.05, 0.5, 30)
+    assert (row * 4 + label).tolist() == [golden("multiclass_nms.flat_index").tolist()]
+    assert label.tolist() == [golden("multiclass_nms.labels").tolist()]
+    detections = torch.cat((boxes[row[0], label[0]], scores[0, :, None]), dim=1)
     torch.testing.assert_close(detections, golden("multiclass_nms.dets"))
     # The size of the image does not matter: overlaps are relative.
-    scaled = select_detections(boxes * torch.tensor([2.17, 1.46, 2.17, 1.46]), scores, 0.05, 0.5, 30)
-    assert torch.equal(scaled[0], row) and torch.equal(scaled[1], label)
+    scaled = select_detections(boxes[None] * torch.tensor([2.17, 1.46, 2.17, 1.46]), all_scores[None], 0.05, 0.5, 30)
+    assert torch.equal(scaled[1], row) and torch.equal(scaled[2], label)
 
 
 def test_golden_pasting():
