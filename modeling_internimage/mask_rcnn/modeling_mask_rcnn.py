@@ -277,7 +277,13 @@ class MaskRCNNConvLayer(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.batch_norm(self.convolution(hidden_states)))
+        hidden_states, norm = self.convolution(hidden_states), self.batch_norm
+        if torch.compiler.is_exporting():
+            # PyTorch's batch normalisation asks whether there is any region. An exported program cannot know.
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            return self.activation(hidden_states * scale[:, None, None] + shift[:, None, None])
+        return self.activation(norm(hidden_states))
 
 
 class MaskRCNNBoxHead(nn.Module):
@@ -449,8 +455,7 @@ class MaskRCNNRoIHeads(nn.Module):
         if len(masks) == 1:
             return masks[0]
         # The logit log(p) - log(1 - p) of the mean probability p over the stages, where p may round to 0 or 1.
-        log_p = nn.functional.logsigmoid(masks).logsumexp(dim=0)
-        return log_p - nn.functional.logsigmoid(-masks).logsumexp(dim=0)
+        return _log_sum(nn.functional.logsigmoid(masks)) - _log_sum(nn.functional.logsigmoid(-masks))
 
 
 class MaskRCNNForObjectDetection(PreTrainedModel):
@@ -645,6 +650,14 @@ def logits_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
     """At least float32, which box coordinates need."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _log_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    `tensor.logsumexp(dim=0)` of finite numbers, which also exports: PyTorch's function asks whether there are any.
+    """
+    largest = tensor.amax(dim=0)
+    return largest + (tensor - largest).exp().sum(dim=0).log()
 
 
 def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
