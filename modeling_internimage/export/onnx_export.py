@@ -242,6 +242,8 @@ def _checked_shapes(model: PreTrainedModel, size: tuple[int, int], dynamic: str)
 
 
 def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset: int, size, dynamic: str):
+    from .non_maximum_suppression import onnx_non_maximum_suppression  # needs onnxscript
+
     batch_size = 1 if dynamic == "none" else 2  # torch takes a size of 1 for a constant
     return torch.onnx.export(
         ModelWithNamedOutputs(model).eval(),
@@ -249,6 +251,9 @@ def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset:
         output_names=outputs,
         opset_version=opset,
         dynamic_shapes=_dynamic_dimensions(names, model, dynamic),
+        custom_translation_table={
+            torch.ops.modeling_internimage.non_maximum_suppression.default: onnx_non_maximum_suppression
+        },
         dynamo=True,
         verbose=False,
     )

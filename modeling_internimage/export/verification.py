@@ -112,6 +112,11 @@ def compare_with_runtime(
 def _difference(output: torch.Tensor, expected: torch.Tensor) -> float:
     if output.shape != expected.shape:
         return float("inf")
+    if expected.is_floating_point():  # rows of detectors without a detection hold this number
+        is_filled = expected == torch.finfo(expected.dtype).min
+        if not torch.equal(output == torch.finfo(output.dtype).min, is_filled):
+            return float("inf")
+        output, expected = output[~is_filled], expected[~is_filled]
     if expected.numel() == 0:
         return 0.0
     output, expected = output.double(), expected.double()
