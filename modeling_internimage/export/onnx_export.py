@@ -17,13 +17,14 @@ from ..kernel_integration import PYTORCH_REFERENCE, dcnv3_implementations
 from ..mask_rcnn import MaskRCNNForObjectDetection
 from .graph_forms import prepare_for_export
 from .verification import (
+    DETECTION_TOLERANCE,
     PACKAGES,
     TOLERANCE,
     check_file,
     check_runtimes,
     compare_with_runtime,
-    half_precision_limits,
     model_inputs,
+    rounding_limits,
 )
 
 
@@ -153,7 +154,10 @@ def export_onnx(
         check_file(unfinished / MODEL_FILE)
         limits = dict.fromkeys(outputs, TOLERANCE)
         if model.dtype != torch.float32:
-            limits, expected = half_precision_limits(ModelWithNamedOutputs(model), batches, expected)
+            limits, expected = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float32)
+        elif isinstance(model, MaskRCNNForObjectDetection):
+            rounding, _ = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float64)
+            limits = {name: min(max(TOLERANCE, rounding[name]), DETECTION_TOLERANCE) for name in outputs}
         differences = {
             check: compare_with_runtime(check, unfinished / MODEL_FILE, batches, expected, limits) for check in checks
         }

@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_torchvision_available
 from transformers.utils.generic import can_return_tuple
 
-from ..detection.targets import get_image_sizes, prepare_targets
+from ..detection.targets import check_not_traced, get_image_sizes, prepare_targets
 from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
@@ -463,8 +463,11 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     Mask R-CNN, or its cascade, on any backbone: `backbone`, feature pyramid `neck`, region proposal network `rpn`, and
     `roi_heads` with one or more stages of box heads and, if `config.use_mask_head`, mask heads.
 
-    `backbone`, `neck` and `rpn.head` can be exported with `torch.export`. What follows loops over images, and the
-    number of regions depends on their content. Batch normalisation in box heads sees the regions of one process; with
+    The whole forward pass exports with `torch.export` and [`~modeling_internimage.export.export_onnx`], with any batch
+    size, height and width. The number of regions in the graph depends on the content of the images, and numbers that
+    are not finite raise no error there, but detect nothing.
+
+    Batch normalisation in box heads sees the regions of one process; with
     `training.sync_batch_norm.InternImageSyncBatchNorm`, as in the original, those of all processes.
     """
 
@@ -569,6 +572,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        check_not_traced(self)
         check_pixel_values(pixel_values, self.config.backbone_config)
         sizes = get_image_sizes(pixel_values, pixel_mask)
         targets = None

@@ -778,25 +778,24 @@ def test_tuples_and_whole_numbers(arguments, tmp_path):
         np.testing.assert_array_equal(getattr(config, name), value)
 
 
-class Exported(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.backbone, self.neck, self.head = model.backbone, model.neck, model.rpn.head
-
-    def forward(self, pixel_values):
-        return self.head(self.neck(self.backbone(pixel_values).feature_maps))
-
-
+@torch.no_grad()
 @pytest.mark.slow
-def test_export(build):
-    """Backbone, pyramid and region proposal network."""
-    model = build()
-    program = torch.export.export(Exported(model), (torch.randn(1, 3, 64, 96),))
-    pixel_values = torch.randn(1, 3, 64, 96)
-    expected = model.rpn.head(model.neck(model.backbone(pixel_values).feature_maps))
-    for outputs, references in zip(program.module()(pixel_values), expected):
-        for output, reference in zip(outputs, references):
-            torch.testing.assert_close(output, reference)
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade"])
+def test_export(kind, build):
+    """The whole model, with another batch size than the traced one, and with no region for the mask heads."""
+    dynamic_shapes = {"pixel_values": {0: torch.export.Dim.DYNAMIC}, "return_dict": None}
+    model = build(kind)
+    arguments = {"pixel_values": torch.randn(2, 3, 64, 96), "return_dict": False}
+    program = torch.export.export(model, (), arguments, dynamic_shapes=dynamic_shapes).module()
+    for pixel_values in (torch.randn(3, 3, 64, 96), torch.zeros(1, 3, 64, 96)):
+        expected = model(pixel_values, return_dict=False)
+        for output, reference in zip(program(pixel_values=pixel_values, return_dict=False), expected, strict=True):
+            torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_trace(build):
+    with pytest.raises(RuntimeError, match="`torch.jit.trace` does not support `MaskRCNNForObjectDetection`. Use"):
+        torch.jit.trace(build(), torch.randn(1, 3, 64, 96))
 
 
 def test_without_torchvision(monkeypatch):
