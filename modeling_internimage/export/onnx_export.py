@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Mask2FormerForUniversalSegmentation, PreTrainedModel
 from transformers.utils import logging
 
 from ..dino_detr import DinoDetrForObjectDetection
@@ -194,6 +194,11 @@ def _check_arguments(model: PreTrainedModel, operator: str, opset: int, size: tu
         )
     if dynamic not in DYNAMIC:
         raise ValueError(f"`dynamic` must be one of {', '.join(map(repr, DYNAMIC))}, got {dynamic!r}.")
+    if dynamic == "all" and isinstance(model, Mask2FormerForUniversalSegmentation):
+        raise ValueError(
+            "`dynamic='all'` is not for Mask2Former: transformers' pixel decoder keeps the sizes of the feature maps as "
+            "constants. Use `dynamic='batch'`, and one file for each `size`."
+        )
     if model.training:
         raise ValueError("`model` is in training mode: call `model.eval()` before the export.")
     if model.device.type != "cpu":

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""Non-maximum suppression as an operator of PyTorch, so that graphs hold one node, whatever number of boxes it keeps."""
+"""Non-maximum suppression as one operator of PyTorch, with as many outputs as inputs: graphs of any image hold it."""
 
 import torch
 from transformers.utils import is_torchvision_available

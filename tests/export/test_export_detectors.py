@@ -133,6 +133,13 @@ def test_whole_models(build, dynamic, tiny_config, tmp_path):
         assert report["outputs"] == ["class_queries_logits", "masks_queries_logits"]
 
 
+def test_open_size_of_mask2former(tiny_config, tmp_path):
+    model = build_mask2former(tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])).eval()
+    with pytest.raises(ValueError, match="`dynamic='all'` is not for Mask2Former.*Use `dynamic='batch'`"):
+        export_onnx(model, tmp_path / "onnx", size=(96, 128), dynamic="all")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_no_detections(tiny_config, tmp_path):
     """The heads see no region; runtimes differ in how they take empty arrays."""
