@@ -156,8 +156,8 @@ def export_onnx(
         if model.dtype != torch.float32:
             limits, expected = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float32)
         elif isinstance(model, MaskRCNNForObjectDetection):
-            rounding, _ = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float64)
-            limits = {name: min(max(TOLERANCE, rounding[name]), DETECTION_TOLERANCE) for name in outputs}
+            limits, expected = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float64)
+            limits = {name: min(max(TOLERANCE, limit), DETECTION_TOLERANCE) for name, limit in limits.items()}
         differences = {
             check: compare_with_runtime(check, unfinished / MODEL_FILE, batches, expected, limits) for check in checks
         }
@@ -196,8 +196,8 @@ def _check_arguments(model: PreTrainedModel, operator: str, opset: int, size: tu
         raise ValueError(f"`dynamic` must be one of {', '.join(map(repr, DYNAMIC))}, got {dynamic!r}.")
     if dynamic == "all" and isinstance(model, Mask2FormerForUniversalSegmentation):
         raise ValueError(
-            "`dynamic='all'` is not for Mask2Former: transformers' pixel decoder keeps the sizes of the feature maps as "
-            "constants. Use `dynamic='batch'`, and one file for each `size`."
+            "`dynamic='all'` is not for Mask2Former: transformers' pixel decoder keeps the sizes of the feature maps "
+            "as constants. Use `dynamic='batch'`, and one file for each `size`."
         )
     if model.training:
         raise ValueError("`model` is in training mode: call `model.eval()` before the export.")

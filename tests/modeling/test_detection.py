@@ -783,7 +783,7 @@ def test_tuples_and_whole_numbers(arguments, tmp_path):
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade"])
 def test_export(kind, build):
     """The whole model, with another batch size than the traced one, and with no region for the mask heads."""
-    dynamic_shapes = {"pixel_values": {0: torch.export.Dim.DYNAMIC}, "return_dict": None}
+    dynamic_shapes = {"pixel_values": {0: torch.export.Dim.DYNAMIC}, "kwargs": {"return_dict": None}}
     model = build(kind)
     arguments = {"pixel_values": torch.randn(2, 3, 64, 96), "return_dict": False}
     program = torch.export.export(model, (), arguments, dynamic_shapes=dynamic_shapes).module()
