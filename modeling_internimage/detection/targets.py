@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""What every detector does with `pixel_mask` and `labels` before it computes losses."""
+"""What every detector does with its inputs before it computes detections and losses."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,15 @@ from transformers.image_transforms import center_to_corners_format
 
 # Boxes may reach this fraction of the image beyond it, because of rounding in half precision.
 BOX_TOLERANCE = 0.01
+
+
+def check_not_traced(model: torch.nn.Module):
+    """Raise a `RuntimeError` in `torch.jit.trace`, which would keep the sizes and numbers of regions of one input."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            f"`torch.jit.trace` does not support `{type(model).__name__}`. Use `torch.export.export`, or "
+            "`modeling_internimage.export.export_onnx` for ONNX."
+        )
 
 
 def get_image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:

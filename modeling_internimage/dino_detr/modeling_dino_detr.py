@@ -24,7 +24,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerSine
 from transformers.utils.generic import can_return_tuple
 
 from ..cb_internimage import CBInternImageBackbone
-from ..detection.targets import get_image_sizes, prepare_targets
+from ..detection.targets import check_not_traced, get_image_sizes, prepare_targets
 from ..modeling_internimage import check_pixel_values
 from .configuration_dino_detr import NUM_NORM_GROUPS, DinoDetrConfig
 from .deformable_attention import DinoDetrMultiScaleDeformableAttention
@@ -457,6 +457,7 @@ class DinoDetrForObjectDetection(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        check_not_traced(self)
         check_pixel_values(pixel_values, self.config.backbone_config)
         if pixel_values.shape[0] == 0:
             raise ValueError("`pixel_values` have no image. Leave out empty batches.")

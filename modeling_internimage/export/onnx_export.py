@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Mask2FormerForUniversalSegmentation, PreTrainedModel
 from transformers.utils import logging
 
 from ..dino_detr import DinoDetrForObjectDetection
 from ..kernel_integration import PYTORCH_REFERENCE, dcnv3_implementations
 from ..mask_rcnn import MaskRCNNForObjectDetection
 from .graph_forms import prepare_for_export
-from .grid_sample import onnx_dcnv3, onnx_gelu
 from .verification import (
+    DETECTION_TOLERANCE,
     PACKAGES,
     TOLERANCE,
     check_file,
     check_runtimes,
     compare_with_runtime,
-    half_precision_limits,
     model_inputs,
+    rounding_limits,
 )
 
 
@@ -154,7 +154,10 @@ def export_onnx(
         check_file(unfinished / MODEL_FILE)
         limits = dict.fromkeys(outputs, TOLERANCE)
         if model.dtype != torch.float32:
-            limits, expected = half_precision_limits(ModelWithNamedOutputs(model), batches, expected)
+            limits, expected = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float32)
+        elif isinstance(model, MaskRCNNForObjectDetection):
+            limits, expected = rounding_limits(ModelWithNamedOutputs(model), batches, expected, torch.float64)
+            limits = {name: min(max(TOLERANCE, limit), DETECTION_TOLERANCE) for name, limit in limits.items()}
         differences = {
             check: compare_with_runtime(check, unfinished / MODEL_FILE, batches, expected, limits) for check in checks
         }
@@ -191,6 +194,11 @@ def _check_arguments(model: PreTrainedModel, operator: str, opset: int, size: tu
         )
     if dynamic not in DYNAMIC:
         raise ValueError(f"`dynamic` must be one of {', '.join(map(repr, DYNAMIC))}, got {dynamic!r}.")
+    if dynamic == "all" and isinstance(model, Mask2FormerForUniversalSegmentation):
+        raise ValueError(
+            "`dynamic='all'` is not for Mask2Former: transformers' pixel decoder keeps the sizes of the feature maps "
+            "as constants. Use `dynamic='batch'`, and one file for each `size`."
+        )
     if model.training:
         raise ValueError("`model` is in training mode: call `model.eval()` before the export.")
     if model.device.type != "cpu":
@@ -243,6 +251,8 @@ def _checked_shapes(model: PreTrainedModel, size: tuple[int, int], dynamic: str)
 
 
 def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset: int, size, dynamic: str):
+    from .translations import TRANSLATIONS  # needs onnxscript
+
     batch_size = 1 if dynamic == "none" else 2  # torch takes a size of 1 for a constant
     return torch.onnx.export(
         ModelWithNamedOutputs(model).eval(),
@@ -250,10 +260,7 @@ def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset:
         output_names=outputs,
         opset_version=opset,
         dynamic_shapes=_dynamic_dimensions(names, model, dynamic),
-        custom_translation_table={
-            torch.ops.modeling_internimage.dcnv3.default: onnx_dcnv3,
-            torch.ops.aten.gelu.default: onnx_gelu,
-        },
+        custom_translation_table=TRANSLATIONS,
         dynamo=True,
         verbose=False,
     )

@@ -195,7 +195,7 @@ def deltas_of_class(deltas: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Deltas (n, 4) for the classes `labels` (n,), from `deltas` (n, num_labels or 1, 4)."""
     if deltas.shape[1] == 1:
         return deltas[:, 0]
-    return deltas[torch.arange(len(labels), device=labels.device), labels]
+    return deltas[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
 def mask_loss(

@@ -17,15 +17,16 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_torchvision_available
 from transformers.utils.generic import can_return_tuple
 
-from ..detection.targets import get_image_sizes, prepare_targets
+from ..detection.targets import check_not_traced, get_image_sizes, prepare_targets
 from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
 from .loss_mask_rcnn import SampledProposals, box_head_losses, deltas_of_class, mask_loss, rpn_losses
+from .non_maximum_suppression import non_maximum_suppression
 
 
 if is_torchvision_available():
-    from torchvision.ops import batched_nms, roi_align
+    from torchvision.ops import roi_align
 
 # Regions with sides below twice this many pixels use the finest feature map; each doubling, the next coarser one.
 FINEST_REGION = 56
@@ -133,7 +134,7 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
 
     def forward(
         self, feature_maps: list[torch.Tensor], image_sizes: torch.Tensor, targets: list[dict] | None = None
-    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
         Args:
             feature_maps (`list[torch.Tensor]`):
@@ -144,7 +145,8 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
                 Objects of each image, from `prepare_targets`.
 
         Returns:
-            Proposals of each image, (n, 4) without gradient, the best first; and the losses, none without `targets`.
+            Boxes and scores of the proposals, from [`~MaskRCNNRegionProposalNetwork.propose`]; and the losses, none
+            without `targets`.
         """
         config, is_training = self.config, targets is not None
         logits, deltas = self.predict(feature_maps)
@@ -157,7 +159,7 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
             )
         else:
             _check_finite("proposals", feature_maps[0].dtype, *logits, *deltas)
-        proposals, _ = self.propose(
+        boxes, scores = self.propose(
             anchors,
             logits,
             deltas,
@@ -165,7 +167,7 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
             config.num_train_proposals_per_level if is_training else config.num_proposals_per_level,
             config.num_train_proposals if is_training else config.num_proposals,
         )
-        return proposals, losses
+        return boxes, scores, losses
 
     def predict(self, feature_maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """For each level, logits (batch_size, n) and deltas (batch_size, n, 4) in the order of the anchors."""
@@ -210,29 +212,29 @@ class MaskRCNNRegionProposalNetwork(nn.Module):
     @torch.no_grad()
     def propose(
         self, anchors, logits, deltas, image_sizes: torch.Tensor, num_per_level: int, num_proposals: int
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        For each image, boxes (n, 4) and scores (n,), the best first: the `num_per_level` best anchors of each level,
-        without empty boxes and those that overlap a better one of their level.
+        Boxes (batch_size, num_proposals, 4) and scores (batch_size, num_proposals) of the proposals, the best first:
+        the `num_per_level` best anchors of each level, without empty boxes and those that overlap a better one of
+        their level. Rows without a proposal are at the end, with score -1 and a box of zeros.
         """
         boxes, scores, levels = [], [], []
         for level, own_anchors in enumerate(anchors):
             level_scores = logits[level].sigmoid()
-            best_scores, best = level_scores.topk(min(num_per_level, level_scores.shape[1]))
+            best_scores, best = level_scores.topk(torch.sym_min(num_per_level, level_scores.shape[1]))
             best_deltas = deltas[level].gather(1, best[..., None].expand(-1, -1, 4))
             boxes.append(decode_boxes(own_anchors[best], best_deltas))
             scores.append(best_scores)
             levels.append(torch.full_like(best, level))
         boxes = clip_boxes(torch.cat(boxes, dim=1), image_sizes[:, None])
-        proposals, proposal_scores = [], []
-        for own_boxes, own_scores, own_levels in zip(boxes, torch.cat(scores, dim=1), torch.cat(levels, dim=1)):
-            kept = (own_boxes[:, 2:] > own_boxes[:, :2]).all(dim=1).nonzero()[:, 0]
-            own_boxes, own_scores = own_boxes[kept], own_scores[kept]
-            threshold = self.config.proposal_nms_threshold
-            kept = batched_nms(own_boxes, own_scores, own_levels[kept], threshold)[:num_proposals]
-            proposals.append(own_boxes[kept])
-            proposal_scores.append(own_scores[kept])
-        return proposals, proposal_scores
+        scores, levels = torch.cat(scores, dim=1), torch.cat(levels, dim=1)
+        scores = scores.masked_fill(~(boxes[..., 2:] > boxes[..., :2]).all(dim=-1), -1)
+        is_level = levels[..., None] == torch.arange(len(anchors), device=levels.device)
+        scores_of_levels = scores[..., None].masked_fill(~is_level, -1)
+        kept = non_maximum_suppression(boxes[:, :, None], scores_of_levels, -1, self.config.proposal_nms_threshold)
+        scores, best = best_rows(scores.masked_fill(~kept.any(dim=-1), -1), num_proposals, -1)
+        boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        return boxes.masked_fill((scores < 0)[..., None], 0), scores
 
 
 class MaskRCNNRoIAlign(nn.Module):
@@ -255,7 +257,7 @@ class MaskRCNNRoIAlign(nn.Module):
     def forward(self, feature_maps: list[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
         """Regions (n, 5), index of the image and box in pixels -> (n, channels, size, size)."""
         levels = self.levels(rois)
-        regions = feature_maps[0].new_empty((len(rois), feature_maps[0].shape[1], self.size, self.size))
+        regions = feature_maps[0].new_empty((rois.shape[0], feature_maps[0].shape[1], self.size, self.size))
         for level, (feature_map, stride) in enumerate(zip(feature_maps, self.feature_strides)):
             own = (levels == level).nonzero()[:, 0]
             # `roi_align` lacks half precision on some devices.
@@ -275,7 +277,13 @@ class MaskRCNNConvLayer(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.batch_norm(self.convolution(hidden_states)))
+        hidden_states, norm = self.convolution(hidden_states), self.batch_norm
+        if torch.compiler.is_exporting():
+            # PyTorch's batch normalisation asks whether there is any region. An exported program cannot know.
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            return self.activation(hidden_states * scale[:, None, None] + shift[:, None, None])
+        return self.activation(norm(hidden_states))
 
 
 class MaskRCNNBoxHead(nn.Module):
@@ -351,22 +359,26 @@ class MaskRCNNRoIHeads(nn.Module):
         self,
         feature_maps: list[torch.Tensor],
         image_sizes: torch.Tensor,
-        proposals: list[torch.Tensor],
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
         targets: list[dict] | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             feature_maps, image_sizes, targets:
                 As in [`MaskRCNNRegionProposalNetwork`].
-            proposals (`list[torch.Tensor]`):
-                Boxes (n, 4) for each image.
+            boxes (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`):
+                Proposals.
+            scores (`torch.Tensor` of shape `(batch_size, num_proposals)`):
+                Their scores, below 0 in rows without a proposal.
 
         Returns:
             The losses with `targets`, else the detections under the names of [`MaskRCNNObjectDetectionOutput`].
         """
         if targets is not None:
+            proposals = [own[own_scores >= 0] for own, own_scores in zip(boxes, scores)]
             return self.losses(feature_maps, image_sizes, proposals, targets)
-        return self.detect(feature_maps, image_sizes, proposals)
+        return self.detect(feature_maps, image_sizes, boxes, scores)
 
     def losses(self, feature_maps, image_sizes, proposals, targets) -> dict[str, torch.Tensor]:
         """Losses of all stages. Each stage samples the regions that the one before has refined."""
@@ -397,9 +409,10 @@ class MaskRCNNRoIHeads(nn.Module):
         boxes = decode_boxes(rois[:, 1:], deltas, self.config.bbox_reg_stds[stage])
         return torch.cat((rois[:, :1], clip_boxes(boxes, image_sizes[rois[:, 0].long()])), dim=1)
 
-    def detect(self, feature_maps, image_sizes, proposals) -> dict[str, torch.Tensor]:
-        config, dtype = self.config, feature_maps[0].dtype
-        rois = _concatenate(proposals, feature_maps[0])
+    def detect(self, feature_maps, image_sizes, boxes, scores) -> dict[str, torch.Tensor]:
+        config, batch_size = self.config, boxes.shape[0]
+        proposals = Rows(scores >= 0)
+        rois = proposals.regions(boxes)
         stages: list[tuple[torch.Tensor, torch.Tensor]] = []  # logits and deltas of each
         for stage, box_head in enumerate(self.box_heads):
             if stage > 0:
@@ -407,50 +420,42 @@ class MaskRCNNRoIHeads(nn.Module):
             stages.append(box_head(self.box_roi_align(feature_maps, rois)))
         logits = torch.stack([logits.to(rois.dtype) for logits, _ in stages]).mean(dim=0)
         probabilities = logits.softmax(dim=-1)[:, :-1]
-        _check_finite("detections", dtype, probabilities, *(deltas for _, deltas in stages))
+        _check_finite("detections", feature_maps[0].dtype, probabilities, *(deltas for _, deltas in stages))
         boxes = decode_boxes(rois[:, None, 1:], stages[-1][1].to(rois.dtype), config.bbox_reg_stds[-1])
         boxes = clip_boxes(boxes, image_sizes[rois[:, 0].long(), None])
-        boxes = boxes.expand(-1, config.num_labels, -1)
-        selected = [
-            select_detections(
-                boxes,
-                probabilities * (rois[:, :1] == idx),
-                config.score_threshold,
-                config.nms_threshold,
-                config.max_detections,
-            )
-            for idx in range(len(image_sizes))
-        ]
-        nothing = torch.zeros(0, dtype=torch.int64, device=rois.device)
-        row, label = (torch.cat(indices) for indices in zip((nothing, nothing), *selected))
-        boxes = boxes[row, label]
-        numbers = [len(own) for own, _ in selected]
-        sizes = image_sizes[rois[row, 0].long()].to(boxes.dtype)
-        relative = corners_to_center_format(boxes / sizes.flip(1).repeat(1, 2))
+
+        # (batch_size, num_proposals, ...) again
+        logits, boxes, probabilities = (proposals.pad(tensor) for tensor in (logits, boxes, probabilities))
+        scores, row, labels = select_detections(
+            boxes, probabilities, config.score_threshold, config.nms_threshold, config.max_detections
+        )
+        images = torch.arange(batch_size, device=row.device)[:, None]
+        boxes = boxes[images, row, labels if boxes.shape[2] > 1 else 0]
+        sizes = image_sizes.to(boxes.dtype).flip(1).repeat(1, 2)[:, None]
+        found = Rows(scores > 0)
         no_object = logits.new_full((config.num_labels + 1,), torch.finfo(logits.dtype).min)
         no_object[-1] = 0  # background has all of the probability
         detections = {
-            "logits": _pad(logits_of_labels(logits[row], label), numbers, config.max_detections, no_object),
-            "pred_boxes": _pad(relative, numbers, config.max_detections),
-            "pred_scores": _pad(probabilities[row, label], numbers, config.max_detections),
-            "pred_labels": _pad(label, numbers, config.max_detections, value=-1),
+            "logits": torch.where(found.mask[..., None], logits_of_labels(logits[images, row], labels), no_object),
+            "pred_boxes": corners_to_center_format(boxes / sizes).masked_fill(~found.mask[..., None], 0),
+            "pred_scores": scores,
+            "pred_labels": labels.masked_fill(~found.mask, -1),
         }
         if config.use_mask_head:
-            masks = self.predict_masks(feature_maps, torch.cat((rois[row, :1], boxes), dim=1), label)
-            detections["pred_masks"] = _pad(masks, numbers, config.max_detections, torch.finfo(masks.dtype).min)
+            masks = self.predict_masks(feature_maps, found.regions(boxes), found.select(labels))
+            detections["pred_masks"] = found.pad(masks, torch.finfo(masks.dtype).min)
         return detections
 
     def predict_masks(self, feature_maps, rois: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mask logits (n, height, width) of regions (n, 5) for their `labels` (n,)."""
         regions = self.mask_roi_align(feature_maps, rois)
-        indices = torch.arange(len(labels), device=labels.device)
+        indices = torch.arange(labels.shape[0], device=labels.device)
         masks = torch.stack([mask_head(regions)[indices, labels] for mask_head in self.mask_heads])
         _check_finite("masks", feature_maps[0].dtype, masks)
         if len(masks) == 1:
             return masks[0]
         # The logit log(p) - log(1 - p) of the mean probability p over the stages, where p may round to 0 or 1.
-        log_p = nn.functional.logsigmoid(masks).logsumexp(dim=0)
-        return log_p - nn.functional.logsigmoid(-masks).logsumexp(dim=0)
+        return _log_sum(nn.functional.logsigmoid(masks)) - _log_sum(nn.functional.logsigmoid(-masks))
 
 
 class MaskRCNNForObjectDetection(PreTrainedModel):
@@ -458,8 +463,11 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     Mask R-CNN, or its cascade, on any backbone: `backbone`, feature pyramid `neck`, region proposal network `rpn`, and
     `roi_heads` with one or more stages of box heads and, if `config.use_mask_head`, mask heads.
 
-    `backbone`, `neck` and `rpn.head` can be exported with `torch.export`. What follows loops over images, and the
-    number of regions depends on their content. Batch normalisation in box heads sees the regions of one process; with
+    The whole forward pass exports with `torch.export` and [`~modeling_internimage.export.export_onnx`], with any batch
+    size, height and width. The number of regions in the graph depends on the content of the images, and numbers that
+    are not finite raise no error there, but detect nothing.
+
+    Batch normalisation in box heads sees the regions of one process; with
     `training.sync_batch_norm.InternImageSyncBatchNorm`, as in the original, those of all processes.
     """
 
@@ -564,6 +572,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         ```"""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        check_not_traced(self)
         check_pixel_values(pixel_values, self.config.backbone_config)
         sizes = get_image_sizes(pixel_values, pixel_mask)
         targets = None
@@ -577,39 +586,69 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         feature_maps = self.neck(outputs.feature_maps)
         results = {"hidden_states": outputs.hidden_states}
         if targets is not None:
-            proposals, losses = self.rpn(feature_maps, sizes, targets)
-            losses |= self.roi_heads(feature_maps, sizes, proposals, targets)
+            *proposals, losses = self.rpn(feature_maps, sizes, targets)
+            losses |= self.roi_heads(feature_maps, sizes, *proposals, targets)
             results |= {"loss": sum(losses.values()), "loss_dict": losses}
         if targets is None or not self.training:
-            proposals, _ = self.rpn(feature_maps, sizes)
-            results |= self.roi_heads(feature_maps, sizes, proposals)
+            *proposals, _ = self.rpn(feature_maps, sizes)
+            results |= self.roi_heads(feature_maps, sizes, *proposals)
         return MaskRCNNObjectDetectionOutput(**results)
+
+
+class Rows:
+    """The rows of images that hold something: `mask` (batch_size, num_rows), of which n are true."""
+
+    def __init__(self, mask: torch.Tensor):
+        self.mask = mask
+        self.indices = mask.flatten().nonzero()[:, 0]
+
+    def select(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(batch_size, num_rows, ...) -> (n, ...)"""
+        return tensor.flatten(0, 1)[self.indices]
+
+    def pad(self, tensor: torch.Tensor, value: float = 0) -> torch.Tensor:
+        """(n, ...) -> (batch_size, num_rows, ...), `value` in the other rows."""
+        padded = tensor.new_full((self.mask.numel(), *tensor.shape[1:]), value)
+        return padded.index_copy(0, self.indices, tensor).unflatten(0, self.mask.shape)
+
+    def regions(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Boxes (batch_size, num_rows, 4) -> regions (n, 5), the index of the image first."""
+        images = self.indices // self.mask.shape[1]
+        return torch.cat((images[:, None].to(boxes.dtype), self.select(boxes)), dim=1)
+
+
+def best_rows(scores: torch.Tensor, number: int, value: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `scores` (batch_size, n), the best `number` and their indices. Missing ones are `value`, with index 0."""
+    best = torch.sym_min(number, scores.shape[1])
+    scores, indices = scores.topk(best, dim=1)
+    missing = (0, number - best)
+    return nn.functional.pad(scores, missing, value=value), nn.functional.pad(indices, missing)
 
 
 def select_detections(
     boxes: torch.Tensor, scores: torch.Tensor, score_threshold: float, nms_threshold: float, number: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Rows and labels, both (m,), of the best `number` of `boxes` (n, num_labels, 4), the best first: `scores`
-    (n, num_labels) above `score_threshold` that survive non-maximum suppression in their class (`multiclass_nms` of
-    mmdetection).
+    Scores, rows and labels, all (batch_size, number), of the best of `boxes` (batch_size, n, num_labels or 1, 4), the
+    best first: `scores` (batch_size, n, num_labels) above `score_threshold` that survive non-maximum suppression in
+    their class (`multiclass_nms` of mmdetection). Where there are fewer, scores are 0.
     """
-    row, label = (scores > score_threshold).nonzero(as_tuple=True)
-    kept = batched_nms(boxes[row, label], scores[row, label], label, nms_threshold)[:number]
-    return row[kept], label[kept]
+    kept = non_maximum_suppression(boxes, scores, score_threshold, nms_threshold)
+    scores, best = best_rows(scores.masked_fill(~kept, 0).flatten(1), number, 0)
+    return scores, best // kept.shape[2], best % kept.shape[2]
 
 
 def logits_of_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Logits (n, num_labels + 1) of regions -> of detections with `labels` (n,): classes at least as probable as the
+    Logits (..., num_labels + 1) of regions -> of detections with `labels` (...): classes at least as probable as the
     label give their probability to background, so that the label is the best class and keeps its probability.
     """
-    classes, labels = logits[:, :-1], labels[:, None]
+    classes, labels = logits[..., :-1], labels[..., None]
     # The margin covers logits that softmax rounds to the same probability.
-    is_other = (classes > classes.gather(1, labels) - 1e-3).scatter(1, labels, False)
-    background = torch.cat((classes.masked_fill(~is_other, -torch.inf), logits[:, -1:]), dim=1)
+    is_other = (classes > classes.gather(-1, labels) - 1e-3).scatter(-1, labels, False)
+    background = torch.cat((classes.masked_fill(~is_other, -torch.inf), logits[..., -1:]), dim=-1)
     classes = classes.masked_fill(is_other, torch.finfo(logits.dtype).min)
-    return torch.cat((classes, background.logsumexp(dim=1, keepdim=True)), dim=1)
+    return torch.cat((classes, background.logsumexp(dim=-1, keepdim=True)), dim=-1)
 
 
 def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -617,31 +656,27 @@ def _box_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _log_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    `tensor.logsumexp(dim=0)` of finite numbers, which also exports: PyTorch's function asks whether there are any.
+    """
+    largest = tensor.amax(dim=0)
+    return largest + (tensor - largest).exp().sum(dim=0).log()
+
+
 def _check_finite(what: str, dtype: torch.dtype, *tensors: torch.Tensor):
     """
-    Raise a `FloatingPointError` for Inf and NaN. Thresholds would drop them, and the image would look empty.
+    Raise a `FloatingPointError` for Inf and NaN. Thresholds would drop them, and the image would look empty. What is
+    exported or compiled cannot raise it.
     """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
     if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         raise FloatingPointError(
             f"The {what} are not finite; the feature maps are {dtype}. In float16 large activations overflow: load "
             "the model in bfloat16 or float32. Else `pixel_values` or weights are not finite; of the weights, "
             "`[name for name, weight in model.named_parameters() if not weight.isfinite().all()]`."
         )
-
-
-def _concatenate(boxes: list[torch.Tensor], feature_map: torch.Tensor) -> torch.Tensor:
-    """Boxes (n, 4) of each image -> regions (n of all, 5), the index of the image first."""
-    regions = [nn.functional.pad(own, (1, 0), value=idx) for idx, own in enumerate(boxes)]
-    return torch.cat(regions) if regions else feature_map.new_zeros((0, 5), dtype=_box_dtype(feature_map))
-
-
-def _pad(tensor: torch.Tensor, numbers: list[int], length: int, value: float | torch.Tensor = 0) -> torch.Tensor:
-    """Rows (n of all, ...), `numbers` of them for each image -> (batch_size, length, ...), filled with `value`."""
-    padded = tensor.new_empty((len(numbers), length, *tensor.shape[1:]))
-    padded[:] = value
-    for idx, own in enumerate(tensor.split(numbers)):
-        padded[idx, : len(own)] = own
-    return padded
 
 
 __all__ = ["MaskRCNNForObjectDetection", "MaskRCNNObjectDetectionOutput"]

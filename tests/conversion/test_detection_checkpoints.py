@@ -108,6 +108,7 @@ def named_outputs(case) -> dict[str, torch.Tensor]:
         anchors, *rpn_outputs, image_sizes, config.num_proposals_per_level, config.num_proposals
     )
     for idx, (boxes, scores) in enumerate(zip(*proposals)):
+        boxes, scores = boxes[scores >= 0], scores[scores >= 0]
         assert len(boxes) == facts["info"][f"num_proposals.{idx}"]
         named[f"proposals.{idx}"] = torch.cat((boxes, scores[:, None]), dim=1)
         named[f"proposals_top50.{idx}"] = named[f"proposals.{idx}"][:50]

@@ -98,15 +98,15 @@ def test_golden_suppression():
     for threshold in (0.5, 0.7):
         kept = torchvision_ops.batched_nms(golden("nms.boxes"), golden("nms.scores"), golden("nms.labels"), threshold)
         assert kept.tolist() == golden(f"nms.keep_{threshold}").tolist()
-    boxes, scores = golden("multiclass_nms.boxes").unflatten(1, (4, 4)), golden("multiclass_nms.scores")[:, :-1]
-    row, label = select_detections(boxes, scores, 0.05, 0.5, 30)
-    assert (row * 4 + label).tolist() == golden("multiclass_nms.flat_index").tolist()
-    assert label.tolist() == golden("multiclass_nms.labels").tolist()
-    detections = torch.cat((boxes[row, label], scores[row, label][:, None]), dim=1)
+    boxes, all_scores = golden("multiclass_nms.boxes").unflatten(1, (4, 4)), golden("multiclass_nms.scores")[:, :-1]
+    scores, row, label = select_detections(boxes[None], all_scores[None], 0.05, 0.5, 30)
+    assert (row * 4 + label).tolist() == [golden("multiclass_nms.flat_index").tolist()]
+    assert label.tolist() == [golden("multiclass_nms.labels").tolist()]
+    detections = torch.cat((boxes[row[0], label[0]], scores[0, :, None]), dim=1)
     torch.testing.assert_close(detections, golden("multiclass_nms.dets"))
     # The size of the image does not matter: overlaps are relative.
-    scaled = select_detections(boxes * torch.tensor([2.17, 1.46, 2.17, 1.46]), scores, 0.05, 0.5, 30)
-    assert torch.equal(scaled[0], row) and torch.equal(scaled[1], label)
+    scaled = select_detections(boxes[None] * torch.tensor([2.17, 1.46, 2.17, 1.46]), all_scores[None], 0.05, 0.5, 30)
+    assert torch.equal(scaled[1], row) and torch.equal(scaled[2], label)
 
 
 def test_golden_pasting():
@@ -781,22 +781,28 @@ def test_tuples_and_whole_numbers(arguments, tmp_path):
 class Exported(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.backbone, self.neck, self.head = model.backbone, model.neck, model.rpn.head
+        self.model = model
 
     def forward(self, pixel_values):
-        return self.head(self.neck(self.backbone(pixel_values).feature_maps))
+        return self.model(pixel_values, return_dict=False)
 
 
+@torch.no_grad()
 @pytest.mark.slow
-def test_export(build):
-    """Backbone, pyramid and region proposal network."""
-    model = build()
-    program = torch.export.export(Exported(model), (torch.randn(1, 3, 64, 96),))
-    pixel_values = torch.randn(1, 3, 64, 96)
-    expected = model.rpn.head(model.neck(model.backbone(pixel_values).feature_maps))
-    for outputs, references in zip(program.module()(pixel_values), expected):
-        for output, reference in zip(outputs, references):
-            torch.testing.assert_close(output, reference)
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade"])
+def test_export(kind, build):
+    """The whole model, with another batch size than the traced one."""
+    model = Exported(build(kind)).eval()
+    open_batch = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=open_batch).module()
+    pixel_values = torch.randn(3, 3, 64, 96)
+    for output, reference in zip(program(pixel_values), model(pixel_values), strict=True):
+        torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_trace(build):
+    with pytest.raises(RuntimeError, match="`torch.jit.trace` does not support `MaskRCNNForObjectDetection`. Use"):
+        torch.jit.trace(build(), torch.randn(1, 3, 64, 96))
 
 
 def test_without_torchvision(monkeypatch):
