@@ -30,11 +30,10 @@ from modeling_internimage.images import decode_image
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino", "nncf"]}
 PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DEFAULT_PICTURES = 300
 # The layers that int8 makes faster. The other operators of the network take little time, or have no int8 kernel.
-QUANTISED_OPERATORS = ["Conv", "Gemm", "MatMul"]
+QUANTIZED_OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
 class Node(NamedTuple):
@@ -181,7 +180,9 @@ class CalibrationInputs:
             yield inputs
 
 
-def quantise_for_onnxruntime(model_file: Path, make_inputs: Callable[[dict], CalibrationInputs], folder: Path) -> list:
+def quantize_for_onnxruntime(
+    model_file: Path, make_inputs: Callable[[dict], CalibrationInputs], folder: Path
+) -> list[str]:
     """Write `folder / "model.onnx"` with QDQ nodes. Returns the names of the sampling nodes, which stay in float32."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -206,7 +207,7 @@ def quantise_for_onnxruntime(model_file: Path, make_inputs: Callable[[dict], Cal
         folder / "model.onnx",
         Reader(),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=QUANTISED_OPERATORS,
+        op_types_to_quantize=QUANTIZED_OPERATORS,
         nodes_to_exclude=names,
         # Weights of 7 bits: before VNNI, processors add pairs of products in 16 bits, which 8 bits overflow.
         activation_type=QuantType.QUInt8,
@@ -219,11 +220,15 @@ def quantise_for_onnxruntime(model_file: Path, make_inputs: Callable[[dict], Cal
     return names
 
 
-def quantise_for_openvino(model_file: Path, make_inputs: Callable[[dict], CalibrationInputs], folder: Path) -> list:
+def quantize_for_openvino(
+    model_file: Path, make_inputs: Callable[[dict], CalibrationInputs], folder: Path
+) -> list[str]:
     """Write `folder / "model.xml"` and `model.bin`. Returns the names of the sampling nodes, which stay in float32."""
     import nncf
     import openvino
 
+    if "DeformConv" in {node.op_type for node in onnx.load(model_file, load_external_data=False).graph.node}:
+        raise ValueError("OpenVINO does not know DeformConv: export the model with `--operator grid_sample`.")
     model = openvino.Core().read_model(model_file)
     graph = openvino_graph(model)
     check_is_float(graph)
@@ -244,10 +249,18 @@ def quantise_for_openvino(model_file: Path, make_inputs: Callable[[dict], Calibr
     return names
 
 
-QUANTISERS = {"onnxruntime": quantise_for_onnxruntime, "openvino": quantise_for_openvino}
+class Runtime(NamedTuple):
+    packages: list[str]
+    quantize: Callable[[Path, Callable[[dict], CalibrationInputs], Path], list[str]]
 
 
-def quantise(
+RUNTIMES = {
+    "onnxruntime": Runtime(["onnxruntime"], quantize_for_onnxruntime),
+    "openvino": Runtime(["openvino", "nncf"], quantize_for_openvino),
+}
+
+
+def quantize_export(
     model_folder: Path, output: Path, runtime: str, calibration_dir: Path, num_pictures: int = DEFAULT_PICTURES
 ) -> dict:
     """
@@ -273,7 +286,7 @@ def quantise(
         `ValueError`: if a folder or file is missing, `output` exists, the model is quantised already or has no
             sampling operator, no picture can be read, or pictures do not fit the model.
     """
-    packages = PACKAGES[runtime]
+    packages = RUNTIMES[runtime].packages
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"Quantising for {runtime} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -293,7 +306,7 @@ def quantise(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
         folder = Path(temporary) / output.name
         folder.mkdir()
-        names = QUANTISERS[runtime](
+        names = RUNTIMES[runtime].quantize(
             model_folder / "model.onnx",
             lambda shapes: CalibrationInputs(pictures, image_processor, shapes),
             folder,
@@ -317,12 +330,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_folder", type=Path, help="folder of the exported model, with model.onnx")
     parser.add_argument("output", type=Path, help="new folder for the int8 model")
-    parser.add_argument("--runtime", choices=QUANTISERS, required=True, help="which runtime the model is for")
+    parser.add_argument("--runtime", choices=RUNTIMES, required=True, help="which runtime the model is for")
     parser.add_argument("--calibration_dir", type=Path, required=True, help="folder with pictures for calibration")
     parser.add_argument("--num_pictures", type=int, default=DEFAULT_PICTURES, help="how many of them to use, at most")
     args = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    description = quantise(args.model_folder, args.output, args.runtime, args.calibration_dir, args.num_pictures)
+    description = quantize_export(
+        args.model_folder, args.output, args.runtime, args.calibration_dir, args.num_pictures
+    )
     print(
         f"Written: {args.output}, calibrated with {description['calibration_pictures']} pictures, "
         f"{len(description['float_nodes'])} nodes of sampling positions in float32."
