@@ -35,11 +35,11 @@ FLOAT_MODULES = [r".*\.(offset|mask|center_feature_scale)_proj", "classifier"]
 LORA_MODULES = ["input_proj", "output_proj", "fc1", "fc2"]
 
 
-def load_int8_model(model_name_or_path: str, dtype: torch.dtype = torch.float32, **kwargs):
+def load_int8_model(model_name_or_path: str, dtype: torch.dtype = torch.float32):
     """The classifier with int8 weights in its linear layers, apart from `FLOAT_MODULES`; it computes in `dtype`."""
     quantization_config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=FLOAT_MODULES)
     return AutoModelForImageClassification.from_pretrained(
-        model_name_or_path, quantization_config=quantization_config, dtype=dtype, **kwargs
+        model_name_or_path, quantization_config=quantization_config, dtype=dtype
     )
 
 
@@ -54,12 +54,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     digits = load_digits_dataset()
     names = digits["train"].features["label"].names
-    base = load_int8_model(
-        args.model_name_or_path,
-        id2label=dict(enumerate(names)),
-        label2id={name: label for label, name in enumerate(names)},
-        ignore_mismatched_sizes=True,
-    )
+    base = load_int8_model(args.model_name_or_path)
+    # By hand: transformers 5.22 ignores `ignore_mismatched_sizes` for quantized models.
+    base.classifier = torch.nn.Linear(base.classifier.in_features, len(names))
+    base.config.id2label = dict(enumerate(names))
+    base.config.label2id = {name: label for label, name in enumerate(names)}
     lora_config = LoraConfig(
         r=args.rank, lora_alpha=2 * args.rank, target_modules=LORA_MODULES, modules_to_save=["classifier"]
     )

@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Quantise an exported model to int8 after training, calibrated with pictures like those it will see.
+Quantize an exported model to int8 after training, calibrated with pictures like those it will see.
 
     python -m examples.deployment.quantize outputs/exported outputs/int8 --runtime openvino --calibration_dir pictures
 
@@ -71,7 +71,8 @@ SHAPES = ("Shape", "ShapeOf", "Size")
 def sampling_nodes(graph: dict[str, Node]) -> list[str]:
     """
     Names of the nodes that compute where to sample: from the layers that predict offsets up to the operators that
-    sample.
+    sample. And of the layers that read the same features, for masks and gates: if one of them were quantized, ONNX
+    Runtime would give the quantized features to all.
 
     Raises:
         `ValueError`: if nothing in the graph samples.
@@ -95,15 +96,20 @@ def sampling_nodes(graph: dict[str, Node]) -> list[str]:
         found.add(name)
         if graph[name].operator not in PROJECTIONS:
             waiting += graph[name].inputs
-    return [name for name in graph if name in found]
+    features = {graph[name].inputs[0] for name in found if graph[name].operator in PROJECTIONS} - {None}
+    return [
+        name
+        for name, node in graph.items()
+        if name in found or (node.operator in PROJECTIONS and node.inputs[0] in features)
+    ]
 
 
 def check_is_float(graph: dict[str, Node]):
-    """Raise a `ValueError` for a model that is quantised already."""
-    quantisers = {"QuantizeLinear", "DequantizeLinear", "FakeQuantize"} & {node.operator for node in graph.values()}
-    if quantisers:
+    """Raise a `ValueError` for a model that is quantized already."""
+    quantizers = {"QuantizeLinear", "DequantizeLinear", "FakeQuantize"} & {node.operator for node in graph.values()}
+    if quantizers:
         raise ValueError(
-            f"The model is quantised already (it has {', '.join(sorted(quantisers))} nodes): start from the float32 "
+            f"The model is quantized already (it has {', '.join(sorted(quantizers))} nodes): start from the float32 "
             "export."
         )
 
@@ -264,7 +270,7 @@ def quantize_export(
     model_folder: Path, output: Path, runtime: str, calibration_dir: Path, num_pictures: int = DEFAULT_PICTURES
 ) -> dict:
     """
-    Quantise the exported model in a folder, and write the result to a new one.
+    Quantize the exported model in a folder, and write the result to a new one.
 
     Args:
         model_folder (`Path`):
@@ -283,13 +289,13 @@ def quantize_export(
 
     Raises:
         `ImportError`: if a package of the runtime is not installed.
-        `ValueError`: if a folder or file is missing, `output` exists, the model is quantised already or has no
+        `ValueError`: if a folder or file is missing, `output` exists, the model is quantized already or has no
             sampling operator, no picture can be read, or pictures do not fit the model.
     """
     packages = RUNTIMES[runtime].packages
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(f"Quantising for {runtime} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise ImportError(f"Quantizing for {runtime} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if output.exists():
         raise ValueError(f"The output folder {output} exists: name another one, or remove it.")
     for name in ("model.onnx", "preprocessor_config.json"):
