@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
     base = load_int8_model(args.model_name_or_path)
     # By hand: transformers 5.22 ignores `ignore_mismatched_sizes` for quantized models.
     base.classifier = torch.nn.Linear(base.classifier.in_features, len(names))
+    base.num_labels = len(names)
     base.config.id2label = dict(enumerate(names))
     base.config.label2id = {name: label for label, name in enumerate(names)}
     lora_config = LoraConfig(
