@@ -141,6 +141,11 @@ def run(words):
     run_module(*words[2:])
 
 
+def export(words):
+    run_module(f"{words[2]}.__main__", *words[3:])
+    assert {"onnxruntime", "openvino"} <= json.loads(Path(words[4], "export.json").read_text())["versions"].keys()
+
+
 CONVERT = r"python -m conversion\.convert_internimage_to_hf"
 # How commands are tested: the first entry that a command begins with counts.
 HOW = {
@@ -154,6 +159,7 @@ HOW = {
     r"python -m examples\.\w+\.run_\w+ ": train,
     rf"{CONVERT} --checkpoint internimage_[lh]_": plan_conversion,
     rf"{CONVERT} .*--verify ": convert_and_verify,
+    r"python -m modeling_internimage\.export ": export,
     r"python -m ": run,
 }
 
