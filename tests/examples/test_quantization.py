@@ -3,6 +3,7 @@
 
 import functools
 import importlib.util
+import json
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from testing_utils import REDUCED_MODELS, golden_input, randomize, write_official_checkpoint
+from testing_utils import REDUCED_MODELS, REPOSITORY, golden_input, randomize, write_official_checkpoint
 from transformers import AutoModelForImageClassification
 
 from examples.deployment.quantize import RUNTIMES, onnx_graph, openvino_graph, quantize_export, sampling_nodes
@@ -177,3 +178,19 @@ def test_lora_learns(tmp_path, torchao):
     accuracy = finetune_int8_lora.main([*arguments, "--num_train_epochs", "3"])
     assert accuracy["accuracy_before"] < 0.3 and accuracy["accuracy_after"] > 0.6
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 1e6
+
+
+def test_tables_in_the_guide(torchao):
+    pytest.importorskip("peft")
+    from examples.deployment import measure_int8, measure_weight_only
+
+    guide = (REPOSITORY / "examples" / "deployment" / "int8.md").read_text()
+    results = {
+        name: json.loads((REPOSITORY / "examples" / "results" / f"int8_{name}.json").read_text())
+        for name in ("digits", "weight_only")
+    }
+    assert measure_int8.markdown_table([results["digits"]]) in guide
+    assert measure_weight_only.markdown_table(results["weight_only"]) in guide
+    accuracy = {name: row["accuracy"] for name, row in results["digits"]["results"].items()}
+    for runtime in ("onnxruntime", "openvino"):
+        assert accuracy[f"{runtime} int8"] > accuracy[f"{runtime} float32"] - 0.01
