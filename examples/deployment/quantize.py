@@ -145,8 +145,8 @@ def find_pictures(folder: Path, number: int) -> list[Path]:
 
 class CalibrationInputs:
     """
-    The inputs of a model for pictures, one batch after the other: dictionaries of float32 or int64 arrays, as the
-    image processor of the exported model makes them.
+    The inputs of a model for pictures, one batch after the other: dictionaries of arrays, as the image processor of
+    the exported model makes them.
 
     Args:
         pictures (`list[Path]`):
@@ -165,7 +165,7 @@ class CalibrationInputs:
         self.image_processor = image_processor
         self.shapes = shapes
         batch_size = shapes["pixel_values"][0] or 1
-        pictures = pictures + pictures[: -len(pictures) % batch_size]
+        pictures = pictures + (batch_size * pictures)[: -len(pictures) % batch_size]
         self.batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
 
     def __len__(self) -> int:
