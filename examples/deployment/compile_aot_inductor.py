@@ -1,0 +1,103 @@
+# Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+"""
+Compile a classifier ahead of time, for any batch size, into one file that PyTorch runs from Python or C++ without this
+package and without transformers.
+
+    python -m examples.deployment.compile_aot_inductor my_model outputs/my_model.pt2
+
+It measures the compilation, and then the package against the model, in turn, in one process.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageClassification
+
+import modeling_internimage  # noqa: F401  (registers InternImage)
+from examples.benchmark import machine_description, time_in_turn
+from examples.output_files import check_outputs, mark_of, write_json
+
+
+MARK = mark_of(__file__)
+
+
+class Logits(torch.nn.Module):
+    """A classifier with one tensor as output, which needs no class of transformers to be unpacked."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values).logits
+
+
+def compile_package(model: torch.nn.Module, path: Path, size: tuple[int, int]):
+    """
+    Write `model`, from one tensor (batch_size, 3, *size) to one tensor, as an AOTInductor package.
+
+    AOTInductor's documented entry points are still in `torch._inductor`; this function and [`load_package`] are the
+    only places that know it.
+    """
+    # Two images: torch.export takes a dimension of 1 for constant.
+    batch_size = torch.export.Dim("batch_size", max=1024)
+    program = torch.export.export(model, (torch.randn(2, 3, *size),), dynamic_shapes=({0: batch_size},))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def load_package(path: Path):
+    return torch._inductor.aoti_load_package(str(path))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or name of a classifier")
+    parser.add_argument("package", type=Path, help="file to write, NAME.pt2")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the configuration's")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="to measure")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each at a batch size")
+    parser.add_argument("--output", type=Path, help="JSON file for the measurements")
+    args = parser.parse_args()
+    if args.package.suffix != ".pt2":
+        parser.error(f"The package must be called NAME.pt2, got {args.package}.")
+    if args.output:
+        check_outputs([args.output], MARK)
+    model = AutoModelForImageClassification.from_pretrained(args.model).eval()
+    size = tuple(args.size or 2 * [model.config.image_size])
+    model = Logits(model)
+    args.package.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with torch.no_grad():
+        compile_package(model, args.package, size)
+    compilation = time.perf_counter() - start
+    functions = {"eager": model, "package": load_package(args.package)}
+    rows = {}
+    for batch_size in args.batch_sizes:
+        pixel_values = torch.randn(batch_size, 3, *size)
+        with torch.inference_mode():
+            expected, output = model(pixel_values), functions["package"](pixel_values)
+            difference = (output - expected).abs().max() / expected.abs().max()
+            calls = {name: lambda function=function: function(pixel_values) for name, function in functions.items()}
+            seconds = time_in_turn(calls, "cpu", args.runs, max_seconds=0)
+        rows[batch_size] = {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()}
+        rows[batch_size]["speed_up"] = round(
+            statistics.median(eager / package for eager, package in zip(*seconds.values())), 2
+        )
+        rows[batch_size]["relative_difference"] = difference.item()
+    result = {
+        "machine": machine_description("cpu"),
+        "size": size,
+        "compilation_seconds": round(compilation),
+        "package_mib": round(args.package.stat().st_size / 2**20, 1),
+        "batch_sizes": rows,
+    }
+    print(result)
+    if args.output:
+        write_json(args.output, result, MARK)
+
+
+if __name__ == "__main__":
+    main()
