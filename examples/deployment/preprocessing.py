@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-From a picture to the inputs of an exported model, and from its outputs to labels, boxes and masks, with NumPy and Pillow
-only. Copy this file beside your program: it needs neither torch nor transformers nor the rest of this repository.
+From a picture to the inputs of an exported model, and from its outputs to labels, boxes and masks: with NumPy and
+Pillow only, as the image processors do it. Pixels equal those of their Pillow backends.
 
-The results are those of the image processors: pixels equal those of their Pillow backend.
+Copy this file beside your program: it needs neither torch nor transformers nor the rest of this repository.
 """
 
 import json
