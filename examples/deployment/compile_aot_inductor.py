@@ -1,11 +1,12 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Compile a classifier ahead of time, for any batch size, into one file that PyTorch runs from Python or C++ without this
+Compile a classifier ahead of time, for any batch size: into one file that PyTorch runs from Python or C++, without this
 package and without transformers.
 
-    python -m examples.deployment.compile_aot_inductor my_model outputs/my_model.pt2
+    python -m examples.deployment.compile_aot_inductor my_model compiled
 
-It measures the compilation, and then the package against the model, in turn, in one process.
+The folder gets `model.pt2`, `config.json` and `preprocessor_config.json`. The script measures the compilation, and then the
+package against the model, in turn, in one process.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
 from examples.benchmark import machine_description, time_in_turn
@@ -52,46 +53,49 @@ def load_package(path: Path):
     return torch._inductor.aoti_load_package(str(path))
 
 
+def compare(functions: dict, pixel_values: torch.Tensor, runs: int) -> dict:
+    """Median seconds of both, the median of their ratios, and the difference relative to the largest logit."""
+    with torch.inference_mode():
+        expected, output = (function(pixel_values) for function in functions.values())
+        calls = {name: lambda function=function: function(pixel_values) for name, function in functions.items()}
+        seconds = time_in_turn(calls, "cpu", runs, max_seconds=0)
+    row = {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()}
+    row["speed_up"] = round(statistics.median(eager / package for eager, package in zip(*seconds.values())), 2)
+    row["relative_difference"] = ((output - expected).abs().max() / expected.abs().max()).item()
+    return row
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or name of a classifier")
-    parser.add_argument("package", type=Path, help="file to write, NAME.pt2")
+    parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the configuration's")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="to measure")
     parser.add_argument("--runs", type=int, default=5, help="runs of each at a batch size")
     parser.add_argument("--output", type=Path, help="JSON file for the measurements")
     args = parser.parse_args()
-    if args.package.suffix != ".pt2":
-        parser.error(f"The package must be called NAME.pt2, got {args.package}.")
     if args.output:
         check_outputs([args.output], MARK)
     model = AutoModelForImageClassification.from_pretrained(args.model).eval()
     size = tuple(args.size or 2 * [model.config.image_size])
+    package = args.folder / "model.pt2"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(args.folder)
+    AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.folder)
     model = Logits(model)
-    args.package.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with torch.no_grad():
-        compile_package(model, args.package, size)
+        compile_package(model, package, size)
     compilation = time.perf_counter() - start
-    functions = {"eager": model, "package": load_package(args.package)}
-    rows = {}
-    for batch_size in args.batch_sizes:
-        pixel_values = torch.randn(batch_size, 3, *size)
-        with torch.inference_mode():
-            expected, output = model(pixel_values), functions["package"](pixel_values)
-            difference = (output - expected).abs().max() / expected.abs().max()
-            calls = {name: lambda function=function: function(pixel_values) for name, function in functions.items()}
-            seconds = time_in_turn(calls, "cpu", args.runs, max_seconds=0)
-        rows[batch_size] = {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()}
-        rows[batch_size]["speed_up"] = round(
-            statistics.median(eager / package for eager, package in zip(*seconds.values())), 2
-        )
-        rows[batch_size]["relative_difference"] = difference.item()
+    functions = {"eager": model, "package": load_package(package)}
+    rows = {
+        batch_size: compare(functions, torch.randn(batch_size, 3, *size), args.runs) for batch_size in args.batch_sizes
+    }
     result = {
         "machine": machine_description("cpu"),
         "size": size,
         "compilation_seconds": round(compilation),
-        "package_mib": round(args.package.stat().st_size / 2**20, 1),
+        "package_mib": round(package.stat().st_size / 2**20, 1),
         "batch_sizes": rows,
     }
     print(result)

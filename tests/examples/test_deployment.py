@@ -1,14 +1,20 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Deployment of exported models: pictures in and results out without torch, the pages, the browser."""
 
+import functools
+import http.server
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_utils import REPOSITORY
+from testing_utils import REPOSITORY, randomize, run_module
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
@@ -17,11 +23,14 @@ from examples.deployment import preprocessing
 from modeling_internimage import (
     DinoDetrImageProcessorPil,
     DinoDetrObjectDetectionOutput,
+    InternImageConfig,
+    InternImageForImageClassification,
     InternImageMask2FormerImageProcessorPil,
     MaskRCNNImageProcessorPil,
     MaskRCNNObjectDetectionOutput,
     create_image_processor,
 )
+from modeling_internimage.export import export_onnx
 
 
 def build_image_processor(name: str, backend: str, options: dict):
@@ -111,3 +120,166 @@ def test_detections_are_those_of_the_image_processors(threshold):
 def test_preprocessing_needs_neither_torch_nor_transformers():
     code = "import sys, examples.deployment.preprocessing; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+# How the commands of the pages are tested: the first entry that a command begins with counts.
+NOT_RUN = ["pip install ", "npm install ", "python -m http.server ", "trtexec "]  # the browser's test has the next two
+PAGES = ["README.md", "onnx_runtime.md", "openvino.md", "tensorrt.md", "aot_inductor.md", "browser/README.md"]
+DEPLOYMENT = REPOSITORY / "examples" / "deployment"
+OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
+TINY = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+@pytest.fixture(scope="module")
+def stock(photographs, tmp_path_factory):
+    """What the pages begin with: a picture, a classifier, and exported models of the other tasks."""
+    folder = tmp_path_factory.mktemp("stock")
+    Image.fromarray(photographs[1]).save(folder / "photo.jpg")
+    model = randomize(InternImageForImageClassification(InternImageConfig(**TINY, num_labels=10)))
+    model.save_pretrained(folder / "official")
+    create_image_processor(224).save_pretrained(folder / "official")
+    return folder
+
+
+def code_blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of each."""
+    return re.findall(r"```(python|bash)\n(.*?)```", (DEPLOYMENT / page).read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_run_from_top_to_bottom(page, stock, tmp_path, monkeypatch):
+    shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for language, text in code_blocks(page):
+        text = text.replace(OFFICIAL_REPOSITORY, "official")
+        if language == "python":
+            exec(text, {"__name__": "__main__"})
+            continue
+        for command in text.replace("\\\n", " ").splitlines():
+            if not command.startswith(tuple(NOT_RUN)):
+                python, option, module, *arguments = shlex.split(command)
+                assert (python, option) == ("python", "-m")
+                run_module(module if module.startswith("examples") else f"{module}.__main__", *arguments)
+
+
+@pytest.fixture(scope="module")
+def exported(stock):
+    """The classifier, exported."""
+    model = InternImageForImageClassification.from_pretrained(stock / "official")
+    export_onnx(model, stock / "exported", image_processor=create_image_processor(224))
+    return stock / "exported"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A driver of headless Chromium."""
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("The page is tested in Chromium: apt-get install chromium chromium-driver.")
+    if not (DEPLOYMENT / "browser" / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("The page needs onnxruntime-web: npm install --prefix examples/deployment/browser.")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="The page is tested by selenium: pip install selenium."
+    )
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", "--window-size=1000,720",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(chromium, tmp_path):
+    """A function that opens the page and returns the browser; `tmp_path` is its folder on the server."""
+    for path in (DEPLOYMENT / "browser").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model").unlink(missing_ok=True)  # somebody's own
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def open_page():
+        chromium.get(f"http://127.0.0.1:{server.server_port}/")
+        return chromium
+
+    yield open_page
+    server.shutdown()
+    server.server_close()
+
+
+def status(browser, pattern: str) -> str:
+    """What the page says, as soon as it matches."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def matching(browser):
+        text = browser.find_element("id", "status").text
+        return text if re.search(pattern, text) else None
+
+    return WebDriverWait(browser, 60).until(matching)
+
+
+def test_browser_computes_what_pytorch_computes(page, exported, stock, photographs, tmp_path):
+    (tmp_path / "model").symlink_to(exported)
+    Image.fromarray(photographs[0]).save(tmp_path / "photo.png")
+    browser = page()
+    status(browser, "The model is loaded")
+    browser.find_element("id", "file").send_keys(str(tmp_path / "photo.png"))
+    text = status(browser, "It took")
+
+    model = InternImageForImageClassification.from_pretrained(stock / "official")
+    image_processor = create_image_processor(224, "pil")
+    with torch.no_grad():
+        logits = model(**image_processor(Image.fromarray(photographs[0]), return_tensors="pt")).logits[0]
+    expected = logits.softmax(-1).topk(5)
+    rows = browser.find_elements("css selector", "#classes li")
+    labels = [row.find_element("class name", "label").text for row in rows]
+    assert labels == [model.config.id2label[idx] for idx in expected.indices.tolist()] and labels[0] in text
+    probabilities = [float(row.get_attribute("data-probability")) for row in rows]
+    np.testing.assert_allclose(probabilities, expected.values, rtol=1e-4)
+    assert not browser.get_log("browser")  # neither errors nor warnings
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"resample": 2}, {"size": {"height": 700, "width": 90}}, {"crop_size": {"height": 230, "width": 9}}],
+)
+def test_browser_resizes_as_pillow(options, page, exported, photographs, tmp_path):
+    (tmp_path / "model").symlink_to(exported)
+    Image.fromarray(photographs[1]).save(tmp_path / "photo.png")
+    settings = preprocessing.read_json(exported, "preprocessor_config.json") | options
+    values, dims = page().execute_async_script(
+        """
+        const [settings, done] = arguments;
+        const { pixelsOf, preprocess } = await import("./preprocessing.js");
+        const { values, dims } = preprocess(await pixelsOf(await (await fetch("photo.png")).blob()), settings);
+        done([Array.from(values), dims]);
+        """,
+        settings,
+    )
+    expected = preprocessing.preprocess(preprocessing.open_image(tmp_path / "photo.png"), settings)["pixel_values"]
+    np.testing.assert_array_equal(np.array(values, dtype=np.float32).reshape(dims), expected)
+
+
+def test_browser_says_what_is_wrong(page, exported, tmp_path):
+    browser = page()
+    assert "There is no config.json in" in status(browser, "Export a classifier")
+    (tmp_path / "model").symlink_to(exported)
+    browser = page()
+    status(browser, "The model is loaded")
+    (tmp_path / "notes.txt").write_text("no picture")
+    browser.find_element("id", "file").send_keys(str(tmp_path / "notes.txt"))
+    status(browser, r"notes\.txt is not a picture")
+    browser.execute_script("dispatchEvent(new DragEvent('drop', { dataTransfer: new DataTransfer() }));")
+    status(browser, "That was not a file")
+    assert not browser.find_element("id", "result").is_displayed()

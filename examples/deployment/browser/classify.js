@@ -80,7 +80,7 @@ function row({ probability, label }) {
     part.textContent = text;
     item.append(part);
   }
-  item.lastChild.style.width = `${100 * probability}%`;
+  item.lastChild.style.setProperty("--share", percent(probability));
   return item;
 }
 
