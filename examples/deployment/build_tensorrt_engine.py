@@ -1,10 +1,9 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Build a TensorRT-RTX engine from an exported model, without a GPU. It needs only the Python package, which does not have
-the command `tensorrt_rtx` of the SDK, and takes shapes as this command and `trtexec` do:
+Build a TensorRT-RTX engine from an exported model, without a GPU. It needs only the Python package, which has no
+command like `tensorrt_rtx` of the SDK, and takes shapes as this command and `trtexec` do:
 
     pip install tensorrt-rtx-cu13
-    python -m examples.deployment.build_tensorrt_engine exported/model.onnx exported/model.engine
     python -m examples.deployment.build_tensorrt_engine exported/model.onnx exported/model.engine \\
         --minShapes pixel_values:1x3x224x224 --optShapes pixel_values:4x3x224x224 --maxShapes pixel_values:8x3x224x224
 """

@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Compile a classifier ahead of time, for any batch size: into one file that PyTorch runs from Python or C++, without this
-package and without transformers.
+Compile a classifier ahead of time, for any batch size: into one file that PyTorch runs from Python or C++, without
+this package and without transformers.
 
     python -m examples.deployment.compile_aot_inductor my_model compiled
 
-The folder gets `model.pt2`, `config.json` and `preprocessor_config.json`. The script measures the compilation, and then the
-package against the model, in turn, in one process.
+The folder gets `model.pt2`, `config.json` and `preprocessor_config.json`. The script measures the compilation, and
+then the package against the model, in turn, in one process.
 """
 
 import argparse

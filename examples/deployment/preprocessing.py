@@ -9,6 +9,7 @@ Copy this file beside your program: it needs neither torch nor transformers nor 
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def preprocess(image: Image.Image, settings: dict) -> dict[str, np.ndarray]:
+def preprocess(image: Image.Image, settings: dict, size: Sequence = ()) -> dict[str, np.ndarray]:
     """
     The inputs of an exported model, a batch of one image.
 
@@ -35,16 +36,21 @@ def preprocess(image: Image.Image, settings: dict) -> dict[str, np.ndarray]:
             RGB, of any size.
         settings (`dict`):
             The content of `preprocessor_config.json`.
+        size (`Sequence`, *optional*):
+            Height and width of the input `pixel_values` as ONNX Runtime has them: numbers where the file takes no
+            other, else names. A detector's image has to fit into a fixed size and is padded, that of a segmentation
+            model is resized to it.
 
     Returns:
         `pixel_values`, float32 (1, 3, height, width), and for detectors `pixel_mask`, int64 (1, height, width), which
         is 1 on the image and 0 on the padding.
     """
+    fixed = tuple(size) if len(size) == 2 and all(isinstance(side, int) for side in size) else None
     if settings["image_processor_type"].startswith("CLIP"):  # classifiers
         pixels = _resize_and_crop(image, settings)
     else:
         pixels = np.asarray(image)
-        for height, width in _sizes(image.height, image.width, settings):
+        for height, width in _sizes(image.height, image.width, settings, fixed):
             pixels = resize_bytes(pixels, height, width)
     values = (pixels * np.float64(settings["rescale_factor"])).astype(np.float32)
     mean, std = (np.array(settings[name], dtype=np.float32) for name in ("image_mean", "image_std"))
@@ -52,7 +58,7 @@ def preprocess(image: Image.Image, settings: dict) -> dict[str, np.ndarray]:
     if not settings.get("do_pad"):
         return {"pixel_values": np.ascontiguousarray(values)}
     height, width = values.shape[2:]
-    padded_height, padded_width = _padded_size(height, width, settings)
+    padded_height, padded_width = fixed or _padded_size(height, width, settings)
     padding = ((0, padded_height - height), (0, padded_width - width))
     mask = np.pad(np.ones((1, height, width), dtype=np.int64), ((0, 0), *padding))
     return {"pixel_values": np.pad(values, ((0, 0), (0, 0), *padding)), "pixel_mask": mask}
@@ -71,22 +77,22 @@ def _resize_and_crop(image: Image.Image, settings: dict) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + crop["width"], top + crop["height"])))
 
 
-def _sizes(height: int, width: int, settings: dict) -> list[tuple[int, int]]:
+def _sizes(height: int, width: int, settings: dict, fixed: tuple[int, int] | None) -> list[tuple[int, int]]:
     """The sizes (height, width) that an image of a detector or segmentation model is resized to, one after another."""
-    size = settings["size"]
+    size, divisor, is_padded = settings["size"], settings.get("size_divisor"), settings.get("do_pad")
+    if fixed and not is_padded:
+        return [fixed]
     if "height" in size:
         height, width = size["height"], size["width"]
     else:
-        scale = min(
-            size.get("longest_edge", math.inf) / max(height, width),
-            size.get("shortest_edge", math.inf) / min(height, width),
-        )
-        height, width = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
-    sizes = [(height, width)]
-    divisor = settings.get("size_divisor")
-    if divisor and not settings.get("do_pad"):
-        sizes.append((math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor))
-    return sizes
+        scales = [size.get("longest_edge", math.inf) / max(height, width)]
+        scales += [size.get("shortest_edge", math.inf) / min(height, width)]
+        if fixed:
+            scales += [fixed[0] / height, fixed[1] / width]
+        height, width = (max(int(side * min(scales) + 0.5), 1) for side in (height, width))
+    if is_padded or not divisor:
+        return [(height, width)]
+    return [(height, width), (math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor)]
 
 
 def _padded_size(height: int, width: int, settings: dict) -> tuple[int, int]:

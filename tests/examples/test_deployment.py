@@ -69,6 +69,23 @@ def test_pixels_are_those_of_the_image_processors(name, options, grey_values, ph
         assert np.abs(difference / grey_value).max() < grey_values + 1e-3
 
 
+@pytest.mark.parametrize(
+    "name, options, same_by_options",
+    [
+        ("InternImageSegmentationImageProcessor", {"size_divisor": 32}, {"size": {"height": 64, "width": 96}}),
+        ("MaskRCNNImageProcessor", {}, {"size": {"height": 64, "width": 64}, "pad_size": {"height": 64, "width": 96}}),
+    ],
+)
+def test_pixels_for_a_file_of_a_fixed_size(name, options, same_by_options, photographs):
+    image = Image.fromarray(photographs[0])  # a square
+    settings = build_image_processor(name, "pil", options).to_dict()
+    inputs = preprocessing.preprocess(image, settings, (64, 96))
+    for key, expected in build_image_processor(name, "pil", same_by_options)(image, return_tensors="np").items():
+        np.testing.assert_array_equal(inputs[key], expected)
+    open_size = preprocessing.preprocess(image, settings, ("height", "width"))
+    np.testing.assert_array_equal(open_size["pixel_values"], preprocessing.preprocess(image, settings)["pixel_values"])
+
+
 @pytest.mark.parametrize("size", [(50, 90), (31, 20)])
 def test_label_maps_are_those_of_the_image_processor(size):
     generator = torch.Generator().manual_seed(0)
