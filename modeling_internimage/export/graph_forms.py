@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageMLP
+from .adaptive_pooling import ExportableAdaptiveAvgPool2d
 from .deform_conv import DeformConvDCNv3, pointwise_convolution
 
 
@@ -59,4 +60,6 @@ def prepare_for_export(model: nn.Module, operator: str) -> nn.Module:
                 setattr(module, name, ChannelsFirstMLP(child))
             elif isinstance(child, DCNv3):
                 setattr(module, name, DCNv3())
+            elif isinstance(child, nn.AdaptiveAvgPool2d):
+                setattr(module, name, ExportableAdaptiveAvgPool2d(child.output_size))
     return model

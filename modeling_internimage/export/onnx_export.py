@@ -244,7 +244,7 @@ def _checked_shapes(model: PreTrainedModel, size: tuple[int, int], dynamic: str)
 def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset: int, size, dynamic: str):
     batch_size = 1 if dynamic == "none" else 2  # torch takes a size of 1 for a constant
     return torch.onnx.export(
-        ModelWithNamedOutputs(model),
+        ModelWithNamedOutputs(model).eval(),
         kwargs=model_inputs(names, model, batch_size, *size),
         output_names=outputs,
         opset_version=opset,
