@@ -15,17 +15,21 @@ import pytest
 import torch
 from PIL import Image
 from testing_utils import REPOSITORY, randomize, run_module
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
 import modeling_internimage
 from examples.deployment import preprocessing
 from modeling_internimage import (
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
     DinoDetrImageProcessorPil,
     DinoDetrObjectDetectionOutput,
     InternImageConfig,
     InternImageForImageClassification,
     InternImageMask2FormerImageProcessorPil,
+    InternImageSegmentationImageProcessorPil,
     MaskRCNNImageProcessorPil,
     MaskRCNNObjectDetectionOutput,
     create_image_processor,
@@ -139,45 +143,62 @@ def test_preprocessing_needs_neither_torch_nor_transformers():
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
-# How the commands of the pages are tested: the first entry that a command begins with counts.
-NOT_RUN = ["pip install ", "npm install ", "python -m http.server ", "trtexec "]  # the browser's test has the next two
 PAGES = ["README.md", "onnx_runtime.md", "openvino.md", "tensorrt.md", "aot_inductor.md", "browser/README.md"]
+# Commands that begin so are not run with the pages; npm and the server have tests of their own below.
+NOT_RUN = ("pip install ", "npm install ", "python -m http.server ", "trtexec ")
 DEPLOYMENT = REPOSITORY / "examples" / "deployment"
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
-TINY = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+TINY = {"embed_dim": 16, "depths": [1, 1], "num_groups": [1, 2]}
+BACKBONE = InternImageConfig(**TINY, out_features=["stage1", "stage2"])
 
 
 @pytest.fixture(scope="module")
 def stock(photographs, tmp_path_factory):
-    """What the pages begin with: a picture, a classifier, and exported models of the other tasks."""
+    """What the pages begin with: a picture and a classifier."""
     folder = tmp_path_factory.mktemp("stock")
     Image.fromarray(photographs[1]).save(folder / "photo.jpg")
-    model = randomize(InternImageForImageClassification(InternImageConfig(**TINY, num_labels=10)))
-    model.save_pretrained(folder / "official")
+    randomize(InternImageForImageClassification(InternImageConfig(**TINY, num_labels=10))).save_pretrained(
+        folder / "official"
+    )
     create_image_processor(224).save_pretrained(folder / "official")
     return folder
 
 
-def code_blocks(page: str) -> list[tuple[str, str]]:
-    """Language and text of each."""
-    return re.findall(r"```(python|bash)\n(.*?)```", (DEPLOYMENT / page).read_text(), re.S)
+def export_segmenter_and_detector():
+    """Of an open and of a fixed size, which `preprocess` treats differently."""
+    size = {"shortest_edge": 64, "longest_edge": 128}
+    config = UperNetConfig(backbone_config=BACKBONE, hidden_size=8, use_auxiliary_head=False, num_labels=3)
+    segmenter = randomize(UperNetForSemanticSegmentation(config))
+    export_onnx(
+        segmenter, "segmenter", image_processor=InternImageSegmentationImageProcessorPil(size=size), size=(64, 96)
+    )
+    config = DinoDetrConfig(
+        backbone_config=BACKBONE, d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, num_queries=20, num_labels=3,
+    )  # fmt: skip
+    image_processor = DinoDetrImageProcessorPil(size=size)
+    export_onnx(
+        randomize(DinoDetrForObjectDetection(config)), "detector", image_processor=image_processor, size=(64, 96)
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_run_from_top_to_bottom(page, stock, tmp_path, monkeypatch):
     shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for language, text in code_blocks(page):
+    if page == "onnx_runtime.md":
+        export_segmenter_and_detector()
+    for language, text in re.findall(r"```(python|bash)\n(.*?)```", (DEPLOYMENT / page).read_text(), re.S):
         text = text.replace(OFFICIAL_REPOSITORY, "official")
         if language == "python":
             exec(text, {"__name__": "__main__"})
             continue
         for command in text.replace("\\\n", " ").splitlines():
-            if not command.startswith(tuple(NOT_RUN)):
+            if not command.startswith(NOT_RUN):
                 python, option, module, *arguments = shlex.split(command)
                 assert (python, option) == ("python", "-m")
-                run_module(module if module.startswith("examples") else f"{module}.__main__", *arguments)
+                run_module(module if module.startswith("examples.") else f"{module}.__main__", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +267,7 @@ def status(browser, pattern: str) -> str:
     return WebDriverWait(browser, 60).until(matching)
 
 
+@pytest.mark.slow
 def test_browser_computes_what_pytorch_computes(page, exported, stock, photographs, tmp_path):
     (tmp_path / "model").symlink_to(exported)
     Image.fromarray(photographs[0]).save(tmp_path / "photo.png")
@@ -288,6 +310,7 @@ def test_browser_resizes_as_pillow(options, page, exported, photographs, tmp_pat
     np.testing.assert_array_equal(np.array(values, dtype=np.float32).reshape(dims), expected)
 
 
+@pytest.mark.slow
 def test_browser_says_what_is_wrong(page, exported, tmp_path):
     browser = page()
     assert "There is no config.json in" in status(browser, "Export a classifier")
