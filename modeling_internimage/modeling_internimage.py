@@ -88,10 +88,16 @@ class DCNv3(nn.Module):
 
     Attributes:
         operator (`str`, defaults to `"auto"`):
-            `"grid_sample"`, `"embedding_bag"`, or `"auto"`: `embedding_bag` where nothing asks for gradients and no
-            graph is being recorded (`torch.jit.trace`, `torch.export`), and where gradients on a GPU have to be
-            deterministic; else `grid_sample`. Training and evaluation mode make no difference. Neither operator has
-            derivatives in forward mode (`torch.func.jvp`, `hessian`).
+            `"grid_sample"`, `"embedding_bag"`, or `"auto"`, which takes
+
+            - `grid_sample` where something asks for gradients, in evaluation mode too, and where a graph is recorded
+              that has to hold on other machines: `torch.export`, `torch.jit.trace`, ONNX;
+            - `embedding_bag` for inference, also under `torch.compile`; and for gradients on a GPU with
+              `torch.use_deterministic_algorithms`.
+
+            This is the only switch. Two things replace the whole method: a compiled kernel, when one is asked for, and
+            `modeling_internimage.export`, whose graphs hold `GridSample` or `DeformConv`. Neither of PyTorch's
+            operators has derivatives in forward mode (`torch.func.jvp`, `hessian`).
     """
 
     operator = "auto"

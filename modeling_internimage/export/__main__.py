@@ -8,6 +8,7 @@ Export a checkpoint to plain ONNX and compare it with PyTorch.
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 import transformers
@@ -61,7 +62,8 @@ def load_model(name: str, model_class: str | None, dtype: torch.dtype) -> PreTra
     loaded_class = getattr(modeling_internimage, model_class, None) or getattr(transformers, model_class, None)
     if not (isinstance(loaded_class, type) and issubclass(loaded_class, PreTrainedModel)):
         raise ValueError(f"{model_class!r} is a model neither of this package nor of transformers.")
-    model, info = loaded_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    loaded: Any = loaded_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, info = loaded
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of {model_class}, such as '{sorted(info['missing_keys'])[0]}'.")
     return model.eval()

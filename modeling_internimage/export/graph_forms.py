@@ -1,22 +1,34 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""The forms in which an exported graph computes a model: the same function, with operators that runtimes run fast."""
+"""The same models from operators that runtimes compute fast, for `torch.onnx.export`."""
 
 import copy
 import itertools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 
 from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageMLP
 from .adaptive_pooling import ExportableAdaptiveAvgPool2d
 from .deform_conv import DeformConvDCNv3, pointwise_convolution
+from .grid_sample import GridSampleDCNv3
 
 
-OPERATORS = ("grid_sample", "deform_conv")
+Model = TypeVar("Model", bound=nn.Module)
 
 
-class ChannelsFirstMLP(nn.Module):
-    """[`InternImageMLP`] with 1x1 convolutions, which runtimes optimise best in the neighbourhood of others."""
+class FusableGELU(nn.Module):
+    """Exact GELU in the order of operations that ONNX Runtime replaces by a single kernel when it loads a file."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return (hidden_states * 0.5) * (torch.erf(hidden_states / math.sqrt(2)) + 1)
+
+
+class PointwiseConvolutionMLP(nn.Module):
+    """[`InternImageMLP`] with 1x1 convolutions, which ONNX Runtime computes faster than matrix products."""
 
     def __init__(self, mlp: InternImageMLP):
         super().__init__()
@@ -29,37 +41,54 @@ class ChannelsFirstMLP(nn.Module):
         return self.fc2(hidden_states).permute(0, 2, 3, 1)  # NHWC
 
 
-def prepare_for_export(model: nn.Module, operator: str) -> nn.Module:
+# What takes the place of a module, by the name of its class (the code beside a checkpoint has classes of its own).
+_WITH_ANY_OPERATOR = {
+    GELUActivation.__name__: lambda gelu: FusableGELU(),
+    nn.AdaptiveAvgPool2d.__name__: lambda pool: ExportableAdaptiveAvgPool2d(pool.output_size),
+}
+REPLACEMENTS: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
+    "grid_sample": {DCNv3.__name__: lambda dcnv3: GridSampleDCNv3(), **_WITH_ANY_OPERATOR},
+    "deform_conv": {
+        InternImageDCNv3.__name__: DeformConvDCNv3,
+        InternImageMLP.__name__: PointwiseConvolutionMLP,
+        **_WITH_ANY_OPERATOR,
+    },
+}
+
+
+def prepare_for_export(model: Model, operator: str) -> Model:
     """
-    A copy of `model` for `torch.onnx.export`. Nothing of `model` itself changes.
+    A copy of a model for `torch.onnx.export`, which computes the same. The model itself stays as it is.
 
     Args:
         model (`torch.nn.Module`):
-            Any model with an InternImage in it, in evaluation mode. The copy shares its weights, apart from the
-            projections of offsets and masks, a small part of the model.
+            A model with an InternImage in it, in evaluation mode.
         operator (`str`):
             `"grid_sample"`: DCNv3 with `GridSample`, which ONNX has since opset 16 and every runtime knows.
-            `"deform_conv"`: with `DeformConv`, since opset 19. Faster where the runtime has it.
+            `"deform_conv"`: with `DeformConv`, since opset 19, and 1x1 convolutions around it.
 
     Returns:
-        `torch.nn.Module`: the copy. It runs its DCNv3 layers neither as a compiled kernel nor, with `"deform_conv"`,
-        outside of `torch.onnx.export`.
+        `torch.nn.Module`: the copy. It shares the memory of all weights, except those of the offset and mask
+        projections with `"deform_conv"`, a few percent of a model. It does not run the compiled kernel; with
+        `"deform_conv"` it runs only inside of `torch.onnx.export`.
 
     Raises:
         `ValueError`: for another `operator`.
     """
-    if operator not in OPERATORS:
-        raise ValueError(f"`operator` must be one of {', '.join(map(repr, OPERATORS))}, got {operator!r}.")
+    if operator not in REPLACEMENTS:
+        raise ValueError(f"`operator` must be one of {', '.join(map(repr, REPLACEMENTS))}, got {operator!r}.")
+    # What `deepcopy` finds here, by its identity, counts as copied already.
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, shared)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, InternImageDCNv3) and operator == "deform_conv":
-                setattr(module, name, DeformConvDCNv3(child))
-            elif isinstance(child, InternImageMLP) and operator == "deform_conv":
-                setattr(module, name, ChannelsFirstMLP(child))
-            elif isinstance(child, DCNv3):
-                setattr(module, name, DCNv3())
-            elif isinstance(child, nn.AdaptiveAvgPool2d):
-                setattr(module, name, ExportableAdaptiveAvgPool2d(child.output_size))
-    return model
+    _replace_children(model, REPLACEMENTS[operator])
+    return model.eval()  # also the new modules
+
+
+def _replace_children(module: nn.Module, replacements: dict[str, Callable[[Any], nn.Module]]):
+    for name, child in module.named_children():
+        for ancestor in type(child).__mro__:
+            if ancestor.__name__ in replacements:
+                child = replacements[ancestor.__name__](child)
+                setattr(module, name, child)
+                break
+        _replace_children(child, replacements)

@@ -58,7 +58,7 @@ class ModelWithNamedOutputs(nn.Module):
         inputs = {"pixel_values": pixel_values} | ({} if pixel_mask is None else {"pixel_mask": pixel_mask})
         outputs = self.model(**inputs, return_dict=True)
         names = next(names for names in OUTPUTS if outputs.get(names[0]) is not None)
-        flat = {}
+        flat: dict[str, torch.Tensor] = {}
         for name in names:
             value = outputs.get(name)
             if isinstance(value, tuple):
@@ -122,7 +122,7 @@ def export_onnx(
     """
     folder = Path(folder).resolve()
     opset = OLDEST_OPSETS.get(operator) if opset is None else opset
-    size = _default_size(image_processor) if size is None else tuple(size)
+    size = _default_size(image_processor) if size is None else size
     _check_arguments(model, operator, opset, size, dynamic)
     check_runtimes(checks, operator)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -237,8 +237,8 @@ def _checked_shapes(model: PreTrainedModel, size: tuple[int, int], dynamic: str)
     if dynamic == "batch":
         return [(1, *size), (3, *size)]
     divisor = _size_divisor(model)
-    other = tuple(max(side // 2 // 32 * 32, 64) + (extra if divisor == 1 else 0) for side, extra in zip(size, (1, 34)))
-    return [(1, *size), (3, *other)]
+    height, width = (max(side // 2 // 32 * 32, 64) for side in size)
+    return [(1, *size), (3, height, width) if divisor > 1 else (3, height + 1, width + 34)]
 
 
 def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset: int, size, dynamic: str):

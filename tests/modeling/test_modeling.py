@@ -305,6 +305,17 @@ def test_jit_trace(gradients, clip_config, pixel_values):
         torch.testing.assert_close(traced(pixel_values)["last_hidden_state"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_compile_with_dynamic_sizes():
+    """One graph for every batch size and image size."""
+    model = randomize(InternImageModel(InternImageConfig(embed_dim=16, depths=[1, 1], num_groups=[1, 2])))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in ((2, 3, 64, 96), (3, 3, 96, 64)):
+        images = torch.randn(shape)
+        torch.testing.assert_close(compiled(images).pooler_output, model(images).pooler_output)
+
+
 def test_second_derivatives_in_evaluation(tiny_config, pixel_values):
     """A gradient penalty."""
     model = randomize(InternImageModel(tiny_config())).eval()
