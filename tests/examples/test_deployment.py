@@ -294,6 +294,7 @@ def test_browser_computes_what_pytorch_computes(page, exported, stock, photograp
     assert not browser.get_log("browser")  # neither errors nor warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"resample": 2}, {"size": {"height": 700, "width": 90}}, {"crop_size": {"height": 230, "width": 9}}],
