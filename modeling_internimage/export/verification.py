@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .tensorrt_rtx import build_engine
+
 
 # Runtime -> package that has to be installed, and the module that it brings.
 PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13"}
@@ -151,26 +153,11 @@ def run_openvino(path: Path, batches: list[dict]) -> list[dict[str, torch.Tensor
 
 
 def build_tensorrt_rtx(path: Path, batches: list[dict]):
-    """Parse and build the file. Engines for another machine are built without a GPU."""
-    import tensorrt_rtx
-
-    log = tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR)
-    builder = tensorrt_rtx.Builder(log)
-    network = builder.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = tensorrt_rtx.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
-        errors = "; ".join(parser.get_error(idx).desc() for idx in range(parser.num_errors))
-        raise RuntimeError(f"tensorrt-rtx does not read the file: {errors}")
-    config = builder.create_builder_config()
-    config.set_compute_capability(tensorrt_rtx.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
-    for name in batches[0]:
-        shapes = [tuple(batch[name].shape) for batch in batches]
-        smallest, largest = (tuple(function(sides) for sides in zip(*shapes)) for function in (min, max))
-        profile.set_shape(name, smallest, shapes[-1], largest)
-    config.add_optimization_profile(profile)
-    if builder.build_serialized_network(network, config) is None:
-        raise RuntimeError("tensorrt-rtx does not build the file; its messages are above.")
+    sizes = [{name: tuple(tensor.shape) for name, tensor in batch.items()} for batch in batches]
+    smallest, largest = (
+        {name: tuple(map(limit, *(shapes[name] for shapes in sizes))) for name in sizes[0]} for limit in (min, max)
+    )
+    build_engine(path, [smallest, largest, largest], compute_capabilities=[])
 
 
 RUNTIMES = {"ort": run_onnxruntime, "openvino": run_openvino, "tensorrt-rtx": build_tensorrt_rtx}
