@@ -243,7 +243,7 @@ def _checked_shapes(model: PreTrainedModel, size: tuple[int, int], dynamic: str)
 
 def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset: int, size, dynamic: str):
     batch_size = 1 if dynamic == "none" else 2  # torch takes a size of 1 for a constant
-    return torch.onnx.export(
+    program = torch.onnx.export(
         ModelWithNamedOutputs(model).eval(),
         kwargs=model_inputs(names, model, batch_size, *size),
         output_names=outputs,
@@ -252,6 +252,9 @@ def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset:
         dynamo=True,
         verbose=False,
     )
+    for node in program.model.graph:  # stack traces, with paths of this machine: several percent of the file
+        node.metadata_props.clear()
+    return program
 
 
 def _versions(checks: tuple[str, ...]) -> dict[str, str]:
