@@ -254,7 +254,7 @@ def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset:
     from .translations import TRANSLATIONS  # needs onnxscript
 
     batch_size = 1 if dynamic == "none" else 2  # torch takes a size of 1 for a constant
-    return torch.onnx.export(
+    program = torch.onnx.export(
         ModelWithNamedOutputs(model).eval(),
         kwargs=model_inputs(names, model, batch_size, *size),
         output_names=outputs,
@@ -264,6 +264,9 @@ def _export(model: PreTrainedModel, names: list[str], outputs: list[str], opset:
         dynamo=True,
         verbose=False,
     )
+    for node in program.model.graph:  # stack traces, with paths of this machine: several percent of the file
+        node.metadata_props.clear()
+    return program
 
 
 def _versions(checks: tuple[str, ...]) -> dict[str, str]:
