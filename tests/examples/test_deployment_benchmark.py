@@ -1,8 +1,11 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The benchmark of exported models: ratios, agreement with PyTorch, both runtimes on a file."""
 
+import json
+
 import pytest
 import torch
+from testing_utils import REPOSITORY
 
 
 for package in ("onnx", "onnxruntime", "openvino"):
@@ -55,6 +58,11 @@ def test_runtimes(tmp_path):
         benchmark.openvino_function(tmp_path / "model.onnx", images, "f32"),
     ):
         torch.testing.assert_close(function(), images.mean(dim=(2, 3)))
+
+
+def test_table_is_the_recorded_one():
+    result = json.loads((REPOSITORY / "examples" / "results" / "deployment_cpu.json").read_text())
+    assert benchmark.markdown_table(result) in (REPOSITORY / "examples" / "deployment" / "README.md").read_text()
 
 
 class Mean(torch.nn.Module):
