@@ -30,8 +30,13 @@ def main():
         )
     parser.add_argument("--compute_capabilities", nargs="+", default=[], metavar="8.9", help="default: 8.0 and later")
     args = parser.parse_args()
+    if args.engine.exists():
+        parser.error(f"{args.engine} exists: name another file, or remove it.")
     shapes = [getattr(args, option) for option in SHAPES]
-    engine = build_engine(args.model, shapes, args.compute_capabilities)
+    try:
+        engine = build_engine(args.model, shapes, args.compute_capabilities)
+    except ValueError as error:
+        parser.error(str(error))
     args.engine.write_bytes(engine)
     print(f"{args.engine}: {len(engine) / 2**20:.1f} MiB")
 
