@@ -1,6 +1,9 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """What operators of PyTorch become in a file: nodes of ONNX's standard. (This module needs onnxscript.)"""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from onnxscript import BOOL, FLOAT
@@ -100,7 +103,7 @@ def onnx_non_maximum_suppression(boxes: FLOAT, scores: FLOAT, score_threshold: f
 
 
 # For `custom_translation_table` of `torch.onnx.export`.
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.modeling_internimage.dcnv3.default: onnx_dcnv3,
     torch.ops.modeling_internimage.non_maximum_suppression.default: onnx_non_maximum_suppression,
     torch.ops.aten.gelu.default: onnx_gelu,
