@@ -341,9 +341,12 @@ def main():
     parser.add_argument("--num_pictures", type=int, default=DEFAULT_PICTURES, help="how many of them to use, at most")
     args = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    description = quantize_export(
-        args.model_folder, args.output, args.runtime, args.calibration_dir, args.num_pictures
-    )
+    try:
+        description = quantize_export(
+            args.model_folder, args.output, args.runtime, args.calibration_dir, args.num_pictures
+        )
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
     print(
         f"Written: {args.output}, calibrated with {description['calibration_pictures']} pictures, "
         f"{len(description['float_nodes'])} nodes of sampling positions in float32."

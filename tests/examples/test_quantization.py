@@ -188,9 +188,9 @@ def test_tables_in_the_guide(torchao):
     guide = (REPOSITORY / "examples" / "deployment" / "int8.md").read_text()
     results = {
         name: json.loads((REPOSITORY / "examples" / "results" / f"int8_{name}.json").read_text())
-        for name in ("digits", "photographs", "weight_only")
+        for name in ("digits", "photographs", "t", "weight_only")
     }
-    assert measure_int8.markdown_table([results["digits"], results["photographs"]]) in guide
+    assert measure_int8.markdown_table([results[name] for name in ("digits", "photographs", "t")]) in guide
     assert measure_weight_only.markdown_table(results["weight_only"]) in guide
     for name in ("digits", "photographs"):
         accuracy = {key: row["accuracy"] for key, row in results[name]["results"].items()}
