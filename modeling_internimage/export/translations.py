@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import helper
 from onnxscript import BOOL, FLOAT
 from onnxscript import opset18 as op
 
@@ -84,7 +85,10 @@ def onnx_dcnv3(
 
 def onnx_gelu(hidden_states, approximate: str = "none"):
     """Exact GELU in the order of operations that ONNX Runtime replaces by a single kernel when it loads a file."""
-    return op.Mul(op.Mul(hidden_states, 0.5), op.Add(op.Erf(op.Div(hidden_states, float(np.sqrt(2)))), 1.0))
+    half, one, root = (
+        op.Constant(value=helper.make_tensor("", hidden_states.dtype, [], [number])) for number in (0.5, 1.0, 2**0.5)
+    )
+    return op.Mul(op.Mul(hidden_states, half), op.Add(op.Erf(op.Div(hidden_states, root)), one))
 
 
 def onnx_non_maximum_suppression(boxes: FLOAT, scores: FLOAT, score_threshold: float, iou_threshold: float) -> BOOL:

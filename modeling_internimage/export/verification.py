@@ -46,24 +46,26 @@ def check_file(path: Path):
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RuntimeError(f"The exported file is not valid ONNX: {error}") from error
     domains = {opset.domain for opset in onnx.load(str(path), load_external_data=False).opset_import} - {"", "ai.onnx"}
     if domains:
         raise RuntimeError(f"The exported file needs operators of {', '.join(domains)}, which ONNX does not have.")
 
 
-def model_inputs(names: list[str], model: PreTrainedModel, batch_size: int, height: int, width: int) -> dict:
+def model_inputs(
+    names: list[str], model: PreTrainedModel, batch_size: int, height: int, width: int, seed: int
+) -> dict[str, torch.Tensor]:
     """Random images; with `pixel_mask`, all but the first have padding at the right and at the bottom."""
-    generator = torch.Generator().manual_seed(batch_size + height + width)
+    generator = torch.Generator().manual_seed(seed)
     config = getattr(model.config, "backbone_config", None) or model.config
     shape = (batch_size, getattr(config, "num_channels", 3), height, width)
-    inputs = {"pixel_values": torch.randn(shape, generator=generator).to(model.dtype)}
+    inputs = {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float32)}
     if "pixel_mask" in names:
         inputs["pixel_mask"] = torch.ones((batch_size, height, width), dtype=torch.int64)
         inputs["pixel_mask"][1:, height - height // 4 :] = 0
         inputs["pixel_mask"][1:, :, width - width // 3 :] = 0
-        inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None].to(model.dtype)
+        inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None]
     return inputs
 
 
@@ -75,7 +77,7 @@ def rounding_limits(
     PyTorch's own `outputs`, in less precision, than these are to the exact ones.
     """
     model = copy.deepcopy(model).to(dtype)
-    exact = [model(**batch | {"pixel_values": batch["pixel_values"].to(dtype)}) for batch in batches]
+    exact = [model(**batch) for batch in batches]
     limits = {
         name: ROUNDING_FACTOR * max(_difference(own[name], other[name]) for own, other in zip(outputs, exact))
         for name in exact[0]
@@ -148,7 +150,9 @@ def run_openvino(path: Path, batches: list[dict]) -> list[dict[str, torch.Tensor
     results = []
     for batch in batches:
         outputs = compiled({name: tensor.numpy() for name, tensor in batch.items()})
-        results.append({output.get_any_name(): torch.from_numpy(np.array(array)) for output, array in outputs.items()})
+        results.append(
+            {name: torch.from_numpy(np.array(array)) for output, array in outputs.items() for name in output.names}
+        )
     return results
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from importlib.util import find_spec
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -31,6 +32,7 @@ from modeling_internimage.export.adaptive_pooling import ExportableAdaptiveAvgPo
 ARCHITECTURE = {"embed_dim": 16, "depths": [1, 1], "num_groups": [1, 2]}
 STAGES = ["stage1", "stage2"]
 RUNTIMES = ("ort", "openvino")
+OPERATORS = ("grid_sample", "deform_conv")
 
 
 def classifier(**config) -> InternImageForImageClassification:
@@ -217,9 +219,10 @@ def test_arguments_that_do_not_fit(arguments, message, tmp_path):
     [
         (nn.Module.train, "`model` is in training mode: call `model.eval\\(\\)`"),
         (nn.Module.double, "`model` is in torch.float64: load it with"),
+        (nn.Module.bfloat16, "`model` is in bfloat16, .*: load it with `dtype=torch.float32`, and ask the runtime"),
         (lambda model: model.to("meta"), "`model` is on meta: call `model.cpu\\(\\)`"),
     ],
-    ids=["training", "float64", "meta"],
+    ids=["training", "float64", "bfloat16", "meta"],
 )
 def test_models_that_do_not_fit(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -259,15 +262,20 @@ class OtherKernel(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype, tmp_path):
-    checks = ("ort", "openvino") if dtype == torch.float16 else ("openvino",)
-    report = export_onnx(classifier().to(dtype), tmp_path / "exported", size=(64, 96), checks=checks)
-    assert report["dtype"] == str(dtype).removeprefix("torch.")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_half_precision(operator, tmp_path):
+    checks = RUNTIMES if operator == "grid_sample" else ("ort",)
+    report = export_onnx(classifier().half(), tmp_path / "exported", size=(64, 96), operator=operator, checks=checks)
+    assert report["dtype"] == "float16"
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "exported" / "model.onnx"))
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    grids = [node.input[1] for node in model.graph.node if node.op_type == "GridSample"]
+    positions = {"GridSample": 1, "DeformConv": 2}
+    grids = [node.input[positions[node.op_type]] for node in model.graph.node if node.op_type in positions]
     assert {types[grid] for grid in grids} == {onnx.TensorProto.FLOAT}
+    ends = [*model.graph.input, *model.graph.output]
+    assert {value.type.tensor_type.elem_type for value in ends} == {onnx.TensorProto.FLOAT}
+    weights = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 100}
+    assert onnx.TensorProto.FLOAT16 in weights
 
 
 @pytest.mark.slow
