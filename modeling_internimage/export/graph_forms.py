@@ -78,7 +78,11 @@ def _replace_children(module: nn.Module, replacements: dict[str, Callable[[Any],
     for name, child in module.named_children():
         for ancestor in type(child).__mro__:
             if ancestor.__name__ in replacements:
-                child = replacements[ancestor.__name__](child)
-                setattr(module, name, child)
+                replacement = replacements[ancestor.__name__](child)
+                setattr(module, name, replacement)
+                for value in vars(module).values():  # transformers' UperNet calls its layers from a list beside them
+                    if isinstance(value, list):
+                        value[:] = [replacement if entry is child else entry for entry in value]
+                child = replacement
                 break
         _replace_children(child, replacements)

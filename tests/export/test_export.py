@@ -57,10 +57,12 @@ def segformer_head() -> SegformerHeadForSemanticSegmentation:
 
 
 def upernet() -> UperNetForSemanticSegmentation:
+    stages = [*STAGES, "stage3", "stage4"]  # its auxiliary head reads the third
+    architecture = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_groups": [1, 1, 1, 1], "out_features": stages}
     config = UperNetConfig(
-        backbone_config=backbone_config(),
+        backbone_config=InternImageConfig(**architecture),
         hidden_size=16,
-        auxiliary_in_channels=16,
+        auxiliary_in_channels=32,
         auxiliary_channels=16,
         num_labels=5,
     )
