@@ -114,8 +114,8 @@ def export_onnx(
         checks (`tuple[str, ...]`, *optional*, defaults to `("ort",)`):
             Runtimes that compute the model, on two batches: `"ort"` (ONNX Runtime), `"openvino"`; or that build it:
             `"tensorrt-rtx"`. In float32 the difference from PyTorch may be 1e-5 of the largest value of an output. In
-            half precision it may be twice that of PyTorch in half precision from PyTorch in float32; of detectors in
-            float32, twice that from PyTorch in float64, because sampled masks (at most 1e-4) and DINO's choice among
+            half precision it may be four times that of PyTorch from PyTorch in float32; of detectors in float32, four
+            times that from PyTorch in float64, because sampled masks (at most 1e-4) and DINO's choice among
             nearly equal queries depend on rounding.
 
     Returns:
