@@ -97,8 +97,9 @@ def test_pipeline_on_an_official_repository(official_repository, image_files):
 def test_import_is_silent():
     """No output, no network, no compiler, and the Auto classes know the model afterwards."""
     code = (
-        # selenium brings trio, which the HTTP library of transformers imports, and which starts `ldconfig`.
-        "import sys; sys.modules['trio'] = None\n"
+        # Where they are installed, transformers imports trio (of selenium), which starts `ldconfig`, and torchao,
+        # which prints warnings of torch.
+        "import sys; sys.modules['trio'] = sys.modules['torchao'] = None\n"
         "import socket, subprocess, torch\n"
         "def refuse(*args, **kwargs): raise AssertionError('network or process')\n"
         "socket.socket.connect = socket.create_connection = subprocess.Popen = refuse\n"
