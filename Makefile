@@ -1,5 +1,5 @@
 # `make demo`: fine-tune a small InternImage on real digits and use it. `make test`: check everything.
-# `make kernel`: compile the DCNv3 kernel; `make test-kernel`: check it. All set up .venv first: about 75 s and 5 GB, once.
+# `make kernel`: compile the DCNv3 kernel; `make test-kernel`: check it. All set up .venv first: 1 to 4 minutes and 6 GB, once.
 PYTHON ?= python3
 VENV := .venv
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
@@ -16,14 +16,14 @@ demo: $(VENV)/installed
 	@echo "== 2/2 Loading the saved model through pipeline(\"image-classification\") on held-out image files"
 	@$(RUN) -m examples.image_classification.classify_digits --model outputs/digits
 
-test: $(VENV)/installed
+test: $(VENV)/installed-deploy
 	@echo "== 1/2 Formatting and lint"
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@echo "== 2/2 Tests, without network"
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed-deploy
 	@echo "== The tests that \`make test\` leaves out"
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE) -m slow
 
@@ -43,9 +43,15 @@ clean:
 	rm -rf $(VENV) outputs
 
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
-	@echo "== Setting up $(VENV) with the versions in constraints.txt (about 75 s and 5 GB, once)"
+	@echo "== Setting up $(VENV) with the versions in constraints.txt (1 to 4 minutes and 6 GB, once)"
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + \
 	    ". Name another one: make PYTHON=python3.11 ...") if sys.version_info < (3, 10) else None'
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Only the tests need the runtimes of exported models: the demo does not wait for them.
+$(VENV)/installed-deploy: $(VENV)/installed
+	@echo "== Adding ONNX Runtime, OpenVINO and the tools for int8 (once)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[deploy]"
 	@touch $@
