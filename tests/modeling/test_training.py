@@ -662,25 +662,6 @@ def test_sigterm_while_the_model_is_saved(train, tmp_path, monkeypatch):
     InternImageForImageClassification.from_pretrained(tmp_path / "final")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pause, status, step", [(0, 143, 2), (1.2, -signal.SIGTERM, 1)])
-def test_second_sigterm_ends_at_once(pause, status, step, train, tmp_path):
-    """Not one that comes with the first, as `timeout` and torchrun send them."""
-
-    def twice(**kwargs):
-        terminate()
-        time.sleep(pause)
-        terminate()
-
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: train(callback=At("on_step_begin", 1, twice), **EVERY_STEP)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == status
-    assert last_complete_checkpoint(tmp_path / "output").endswith(f"checkpoint-{step}")
-
-
 def test_files_of_a_run_hold_neither_token_nor_path(train, tmp_path):
     token = "hf_" + "secret" * 5
     trainer = train(Recipe(ema_decay=0.5), hub_token=token, max_steps=1, **EVERY_STEP)
@@ -772,6 +753,18 @@ def test_sigterm_to_one_process_stops_all(ddp, tmp_path):
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert run_processes(2, tmp_path, batch_size=4) == pytest.approx(ddp[1], rel=1e-6)
     assert_same_model([ddp[0], tmp_path], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0, 1.2])
+def test_second_sigterm_ends_at_once(pause, tmp_path):
+    """Not one that comes with the first, as `timeout` and torchrun send them."""
+    (process,) = start_processes(1, tmp_path, batch_size=4, save_steps=1, sigterm_rank=0, second_sigterm_after=pause)
+    process.join(120)
+    assert process.exitcode == (-signal.SIGTERM if pause else 0)
+    statuses = [file.read_text() for file in tmp_path.glob("status_*")]
+    assert statuses == ([] if pause else ["143"])
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{1 if pause else 2}")
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ def main(
     slow: bool = False,
     nan_rank: int | None = None,
     sigterm_rank: int | None = None,
+    second_sigterm_after: float | None = None,
 ):
     """
     Train in one of the processes, and write `losses.json` and the folder `final`.
@@ -45,6 +46,7 @@ def main(
         slow: Drop path, and steps long enough to be killed in.
         nan_rank: The process whose loss is NaN in the second step.
         sigterm_rank: The process that gets SIGTERM in the second step.
+        second_sigterm_after: Seconds until it gets it again, in the same step.
     """
     os.environ |= environment
     set_seed(0)
@@ -81,9 +83,16 @@ def main(
         trainer.compute_loss = lambda *a, **k: compute_loss(*a, **k) * next(factors)
     if sigterm_rank == arguments.process_index:
         numbers = iter(range(steps))
-        trainer.training_step = lambda *a, **k: (
-            os.kill(os.getpid(), signal.SIGTERM) if next(numbers) == 1 else None, training_step(*a, **k)
-        )[1]  # fmt: skip
+
+        def interrupted_step(*args, **kwargs):
+            if next(numbers) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if second_sigterm_after is not None:
+                    time.sleep(second_sigterm_after)
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return training_step(*args, **kwargs)
+
+        trainer.training_step = interrupted_step
     last = get_last_checkpoint(output) if output.is_dir() else None
     try:
         trainer.train(resume_from_checkpoint=last)
