@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-The registry of the official checkpoints: a typed record for each of the 60 that the authors list, and for two starts
+The registry of the official checkpoints: a typed record for each of the 84 that the authors list, and for three starts
 for fine-tuning that they publish without listing them, read from `checkpoints.csv` beside this file. READMEs,
 `--list`, model cards and tests are made from it.
 
-Its sources are the README files and configurations of `SOURCE_CODE`; the weights are in `SOURCE_REPOSITORY`.
+Its sources are the README files and configurations of the repositories in `FAMILIES`.
 """
 
 import csv
@@ -26,13 +26,86 @@ from modeling_internimage.mask_rcnn import MASK_RCNN_IMAGE_PROCESSOR_CLASSES
 from modeling_internimage.segmentation import SEGMENTATION_IMAGE_PROCESSOR_CLASSES
 
 
-SOURCE_REPOSITORY = "OpenGVLab/InternImage"
-SOURCE_CODE = "https://github.com/OpenGVLab/InternImage"
 OWN_DATASET = "a data set of its own"  # of a user's weights with other classes
 
-# Arguments of `InternImageConfig` by the paper's letters (its tables 1 and 10, the YAML files of the original).
+
+@dataclass(frozen=True)
+class Family:
+    """
+    The models around one operator, and where their authors publish them.
+
+    Args:
+        model: Name of the models, without the letter of the architecture.
+        operator: The operator, a value of `InternImageConfig.core_op`.
+        repository: Repository of the weights on the Hub.
+        code: Address of the original code.
+        reports: Addresses of the reported metrics, by task.
+        paper: Title of the paper.
+        paper_url: Its address.
+        citation: Its BibTeX entry.
+    """
+
+    model: str
+    operator: str
+    repository: str
+    code: str
+    reports: dict[str, str]
+    paper: str
+    paper_url: str
+    citation: str
+
+
+# By `InternImageConfig.core_op`.
+FAMILIES = {
+    "DCNv3": Family(
+        model="InternImage",
+        operator="DCNv3",
+        repository="OpenGVLab/InternImage",
+        code="https://github.com/OpenGVLab/InternImage",
+        reports={
+            "image-classification": "https://github.com/OpenGVLab/InternImage#released-models",
+            "image-segmentation": "https://github.com/OpenGVLab/InternImage/tree/master/segmentation",
+            "object-detection": "https://github.com/OpenGVLab/InternImage/tree/master/detection",
+        },
+        paper="InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions",
+        paper_url="https://arxiv.org/abs/2211.05778",
+        citation="""@inproceedings{wang2023internimage,
+  title={InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions},
+  author={Wang, Wenhai and Dai, Jifeng and Chen, Zhe and Huang, Zhenhang and Li, Zhiqi and Zhu, Xizhou and Hu, Xiaowei
+    and Lu, Tong and Lu, Lewei and Li, Hongsheng and others},
+  booktitle={Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages={14408--14419},
+  year={2023}
+}""",
+    ),
+    "DCNv4": Family(
+        model="FlashInternImage",
+        operator="DCNv4",
+        repository="OpenGVLab/DCNv4",
+        code="https://github.com/OpenGVLab/DCNv4",
+        reports=dict.fromkeys(
+            ("image-classification", "image-segmentation", "object-detection"),
+            "https://github.com/OpenGVLab/DCNv4#released-models",
+        ),
+        paper="Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision Applications",
+        paper_url="https://arxiv.org/abs/2401.06197",
+        citation="""@article{xiong2024efficient,
+  title={Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision Applications},
+  author={Xiong, Yuwen and Li, Zhiqi and Chen, Yuntao and Wang, Feng and Zhu, Xizhou and Luo, Jiapeng and Wang, Wenhai
+    and Lu, Tong and Li, Hongsheng and Qiao, Yu and Lu, Lewei and Zhou, Jie and Dai, Jifeng},
+  journal={arXiv preprint arXiv:2401.06197},
+  year={2024}
+}""",
+    ),
+}
+
+# Arguments of `InternImageConfig` by the papers' letters (tables 1 and 10 of InternImage's, the YAML files of the
+# original repositories).
 _SMALL = {"post_norm": True, "layer_scale_init_value": 1e-5}
 _LARGE = _SMALL | {"offset_scale": 2.0}
+_FLASH = {"core_op": "DCNv4"}
+_FLASH_SMALL = _FLASH | _SMALL | {"depthwise_kernel_size": 3}
+_FLASH_LARGE = _FLASH_SMALL | {"offset_scale": 2.0, "dcn_output_bias": True, "mlp_fc2_bias": True}
 _HUGE = {"depthwise_kernel_size": 5, "center_feature_scale": True, "use_clip_projector": True}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "T": {"embed_dim": 64, "depths": [4, 4, 18, 4], "num_groups": [4, 8, 16, 32]},
@@ -46,6 +119,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "G": {"embed_dim": 512, "depths": [2, 2, 48, 4], "num_groups": [16, 32, 64, 128]}
     | _HUGE
     | {"post_norm": True, "level2_post_norm_block_ids": [5, 11, 17, 23, 29, 35, 41, 47]},
+    "Flash-T": {"embed_dim": 64, "depths": [4, 4, 18, 4], "num_groups": [4, 8, 16, 32]} | _FLASH,
+    "Flash-S": {"embed_dim": 80, "depths": [4, 4, 21, 4], "num_groups": [5, 10, 20, 40]} | _FLASH_SMALL,
+    "Flash-B": {"embed_dim": 112, "depths": [4, 4, 21, 4], "num_groups": [7, 14, 28, 56]}
+    | _FLASH_SMALL
+    | {"offset_scale": 0.5},
+    "Flash-L": {"embed_dim": 160, "depths": [5, 5, 22, 5], "num_groups": [10, 20, 40, 80]} | _FLASH_LARGE,
 }
 
 # Metric -> its name in tables, its type in the metadata of model cards. All values are in percent.
@@ -58,13 +137,6 @@ METRICS = {
     "box_mAP50": ("box AP50", "mean_average_precision"),
     "mask_mAP": ("mask AP", "mean_average_precision"),
     "openimages_mAP50": ("Open Images mAP at IoU 0.5", "mean_average_precision"),
-}
-
-# Where each task's metrics are reported.
-REPORTS = {
-    "image-classification": f"{SOURCE_CODE}#released-models",
-    "image-segmentation": f"{SOURCE_CODE}/tree/master/segmentation",
-    "object-detection": f"{SOURCE_CODE}/tree/master/detection",
 }
 
 # Arguments of the configuration of each segmentation head.
@@ -84,6 +156,7 @@ _WIDE_MASK2FORMER = {"feature_size": 1024, "mask_feature_size": 1024, "hidden_di
 _NARROW_MASK2FORMER = {"feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256} | {
     "num_attention_heads": 8, "num_queries": 100, "encoder_feedforward_dim": 1024, "dim_feedforward": 2048,
 }  # fmt: skip
+_FLASH_MASK2FORMER = _NARROW_MASK2FORMER | {"num_queries": 200, "encoder_feedforward_dim": 2048}  # S, B, L
 
 # Arguments of the configuration of each two-stage detector, with the settings of their training.
 _CASCADE = {
@@ -141,7 +214,7 @@ class Checkpoint:
         name: Name in the original's model tables: that of the file without `.pth`, unless two share a file.
         task: Pipeline tag on the Hub.
         head: Name of the head on top of the backbone, a key of `HEADS`.
-        backbone: Letter of the architecture.
+        backbone: Name of the architecture, a key of `ARCHITECTURES`.
         architecture: Arguments of `InternImageConfig`.
         image_size: Height and width in pixels: of the input (classification), of training crops (segmentation), of the
             shorter and longer side that test images are fitted into (detection).
@@ -151,7 +224,7 @@ class Checkpoint:
         pretraining: What it was trained on before, `None` for training from scratch. "joint 427M" are the images of
             LAION-400M, YFCC-15M and CC12M together (section 4.1 of the paper).
         reported: Metrics reported by the authors, keys of `METRICS`.
-        file: In `SOURCE_REPOSITORY`; `None` if no weights were published.
+        file: In the repository of its family; `None` if no weights were published.
         hub_name: Repository of the authors on the Hub with the same weights.
         labels: Class names, where they are known.
         head_config: Arguments of the configuration beside the backbone's (segmentation and detection).
@@ -196,6 +269,10 @@ class Checkpoint:
     @property
     def status(self) -> str:
         return "no weights published" if self.file is None else "convertible"
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.architecture.get("core_op", "DCNv3")]
 
     @property
     def category_ids(self) -> list[int] | None:
@@ -305,13 +382,18 @@ def _head_config(row: dict[str, str], architecture: dict[str, Any]) -> dict[str,
     if row["head"] == "SegFormer head":
         return {"hidden_size": 256}
     if row["head"] == "Mask2Former":
-        wide = row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K")
-        return _MASK2FORMER | (_WIDE_MASK2FORMER if wide else _NARROW_MASK2FORMER)
+        sizes = _NARROW_MASK2FORMER
+        if row["backbone"] in ("Flash-S", "Flash-B", "Flash-L"):
+            sizes = _FLASH_MASK2FORMER
+        elif row["backbone"] == "H" and row["dataset"] in ("ADE20K", "COCO-Stuff-164K", "COCO-Stuff-10K"):
+            sizes = _WIDE_MASK2FORMER
+        return _MASK2FORMER | sizes
     if row["head"] in ("DINO", "CB-DINO"):
         return (_MANY_DETECTIONS if row["backbone"] != "T" else {}) | (
             _MANY_DENOISING if row["backbone"] in ("H", "G") else {}
         )
-    return _DETECTORS.get(row["head"], {})
+    fpn = {"fpn_norm": "layer_norm"} if row["backbone"].startswith("Flash-") and row["head"] in _DETECTORS else {}
+    return _DETECTORS.get(row["head"], {}) | fpn
 
 
 def _numbers(text: str, separator: str) -> tuple[int, ...] | None:
@@ -356,7 +438,7 @@ def table_rows(checkpoints) -> list[list[str]]:
                 f"{billions:.2f}B" if billions >= 1 else f"{1000 * billions:.0f}M",
                 "x".join(map(str, checkpoint.image_size)),
                 checkpoint.reported_text() or "-",
-                f"{SOURCE_REPOSITORY}/{checkpoint.file}" if checkpoint.file else "-",
+                f"{checkpoint.family.repository}/{checkpoint.file}" if checkpoint.file else "-",
                 checkpoint.status,
             ]
         )

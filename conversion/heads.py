@@ -84,6 +84,8 @@ MASK2FORMER_KEY_MAPPING = {
 MASK_RCNN_KEY_MAPPING = {
     r"^neck\.lateral_convs\.(\d)\.conv\.": r"neck.lateral_convolutions.\1.",
     r"^neck\.fpn_convs\.(\d)\.conv\.": r"neck.output_convolutions.\1.",
+    r"^neck\.lateral_convs\.(\d)\.ln\.": r"neck.lateral_norms.\1.",
+    r"^neck\.fpn_convs\.(\d)\.ln\.": r"neck.output_norms.\1.",
     r"^rpn_head\.rpn_conv\.": "rpn.head.convolution.",
     r"^rpn_head\.rpn_cls\.": "rpn.head.classifier.",
     r"^rpn_head\.rpn_reg\.": "rpn.head.box_regressor.",

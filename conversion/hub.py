@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from conversion.checkpoints import SOURCE_REPOSITORY, Checkpoint
+from conversion.checkpoints import Checkpoint
 from conversion.convert_checkpoint import REPORT_FILE, check_files, file_sha256, read_report
 from conversion.errors import ConversionError
 
@@ -17,8 +17,9 @@ def download_original(checkpoint: Checkpoint) -> Path:
     """The authors' file, from the cache or from the Hub."""
     if checkpoint.file is None:
         raise ConversionError(f"The authors published no weights for {checkpoint.name}. Name a file with `--source`.")
-    with _errors_as_sentences(f"download {SOURCE_REPOSITORY}/{checkpoint.file}", "name a file with `--source`"):
-        file = Path(hf_hub_download(SOURCE_REPOSITORY, checkpoint.file))
+    repository = checkpoint.family.repository
+    with _errors_as_sentences(f"download {repository}/{checkpoint.file}", "name a file with `--source`"):
+        file = Path(hf_hub_download(repository, checkpoint.file))
     blob = file.resolve()  # the cache names large files after the Hub's SHA-256
     if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
         raise ConversionError(

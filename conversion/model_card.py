@@ -8,15 +8,7 @@ from string import Template
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
-from conversion.checkpoints import (
-    METRICS,
-    OWN_DATASET,
-    REPORTS,
-    SOURCE_CODE,
-    SOURCE_REPOSITORY,
-    Checkpoint,
-    entries_of_file,
-)
+from conversion.checkpoints import ARCHITECTURES, METRICS, OWN_DATASET, Checkpoint, entries_of_file
 from conversion.errors import printable
 from conversion.heads import HEADS
 
@@ -81,6 +73,13 @@ METADATA_RESULTS = """
 
 They measured it with the date and the place of each image. Without them, as in the pipeline, the model goes by the
 image alone; its accuracy then was not reported."""
+# What the authors say elsewhere about the results of a checkpoint.
+RESULT_NOTES = {
+    "mask2former_flash_internimage_s_640_160k_ade20k_ss": """
+
+Another table of the authors has 52.2 for this file
+([source](https://github.com/OpenGVLab/DCNv4/tree/main/segmentation/configs/ade20k))."""
+}
 # Test sets whose results are those of a model that was trained on more.
 TRAINING_SETS = {
     "LVIS v1 minival": "LVIS v1",
@@ -132,14 +131,18 @@ def create_model_card(checkpoint: Checkpoint, config: PreTrainedConfig, options,
         "sha256": provenance["source"]["sha256"],
         "command": _code(provenance["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-        "code": SOURCE_CODE,
+        "operator": checkpoint.family.operator,
+        "paper": checkpoint.family.paper,
+        "paper_url": checkpoint.family.paper_url,
+        "code": checkpoint.family.code,
+        "citation": checkpoint.family.citation,
     }
     return f"---\n{metadata}\n---\n\n{Template(TEMPLATE.read_text(encoding='utf-8')).substitute(values)}"
 
 
 def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
     """The YAML metadata. Metrics belong to the authors' weights: with another classifier there are none."""
-    is_official = checkpoint.title is None
+    is_official, family = checkpoint.title is None, checkpoint.family
     datasets = [HUB_DATASETS[checkpoint.dataset]] if is_official and checkpoint.dataset in HUB_DATASETS else None
     results = [
         EvalResult(
@@ -150,8 +153,8 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
             metric_name=f"{METRICS[metric][0]} (reported by the authors)",
             metric_value=value,
             verified=False,
-            source_name="OpenGVLab/InternImage",
-            source_url=REPORTS[checkpoint.task],
+            source_name=family.repository,
+            source_url=family.reports[checkpoint.task],
         )
         for entry in ([] if options.imagenet_1k_head else entries_of_file(checkpoint))
         for metric, value in entry.reported.items()
@@ -160,9 +163,9 @@ def card_metadata(checkpoint: Checkpoint, options) -> ModelCardData:
         license=checkpoint.license,
         library_name="transformers",
         pipeline_tag=checkpoint.task,
-        tags=["internimage", "dcnv3", "vision"],
+        tags=list(dict.fromkeys(["internimage", family.model.lower(), family.operator.lower(), "vision"])),
         datasets=datasets,
-        base_model=checkpoint.hub_name or (SOURCE_REPOSITORY if checkpoint.file and is_official else None),
+        base_model=checkpoint.hub_name or (family.repository if checkpoint.file and is_official else None),
         model_name=checkpoint.name if results else None,
         eval_results=results or None,
     )
@@ -191,7 +194,9 @@ def _origin(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
 def _model(checkpoint: Checkpoint) -> str:
     if checkpoint.head == "CB-DINO":
         return f"CB-InternImage-{checkpoint.backbone} (two InternImage-{checkpoint.backbone} in one)"
-    return f"InternImage-{checkpoint.backbone}"
+    if checkpoint.backbone not in ARCHITECTURES:
+        return f"{checkpoint.family.model} {checkpoint.backbone}"
+    return f"{checkpoint.family.model}-{checkpoint.backbone.removeprefix('Flash-')}"
 
 
 def _task(checkpoint: Checkpoint) -> str:
@@ -251,8 +256,8 @@ def _classes(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
 def _source(checkpoint: Checkpoint, file: str) -> str:
     if checkpoint.file is None or checkpoint.title:
         return _code(file)
-    url = f"https://huggingface.co/{SOURCE_REPOSITORY}/blob/main/{checkpoint.file}"
-    return f"[{checkpoint.file}]({url}) of {SOURCE_REPOSITORY}"
+    repository = checkpoint.family.repository
+    return f"[{checkpoint.file}](https://huggingface.co/{repository}/blob/main/{checkpoint.file}) of {repository}"
 
 
 def _results(checkpoint: Checkpoint, options) -> str:
@@ -267,7 +272,8 @@ def _results(checkpoint: Checkpoint, options) -> str:
     note = METADATA_RESULTS if _takes_metadata(checkpoint) else ""
     if _has_tta(checkpoint):
         note += "\n\nHow they augmented at test time is not published."
-    return f"{REPORTED} ([source]({REPORTS[checkpoint.task]})):\n\n" + "\n\n".join(tables) + note
+    note += RESULT_NOTES.get(checkpoint.name, "")
+    return f"{REPORTED} ([source]({checkpoint.family.reports[checkpoint.task]})):\n\n" + "\n\n".join(tables) + note
 
 
 def _has_tta(checkpoint: Checkpoint) -> bool:

@@ -19,7 +19,14 @@ from conversion.errors import ConversionError, printable
 from conversion.heads import HEADS
 from conversion.original_checkpoint import count_parameters, read_classes, read_original_checkpoint
 from conversion.python_config import read_python_config
-from conversion.toolbox_models import HEAD_CONFIGS, Settings, head_of, image_settings, two_stage_head
+from conversion.toolbox_models import (
+    HEAD_CONFIGS,
+    Settings,
+    backbone_arguments,
+    head_of,
+    image_settings,
+    two_stage_head,
+)
 from modeling_internimage import InternImageConfig, MaskRCNNConfig
 
 
@@ -27,8 +34,10 @@ from modeling_internimage import InternImageConfig, MaskRCNNConfig
 ARCHITECTURE_FIELDS = (
     "embed_dim", "depths", "num_groups", "mlp_ratio", "hidden_act", "layer_scale_init_value", "offset_scale",
     "post_norm", "res_post_norm", "depthwise_kernel_size", "center_feature_scale", "remove_center",
-    "level2_post_norm_block_ids", "use_clip_projector", "cls_scale",
+    "level2_post_norm_block_ids", "use_clip_projector", "cls_scale", "core_op", "dcn_output_bias", "mlp_fc2_bias",
 )  # fmt: skip
+# Sections of the trainer's configurations -> their operator, if they do not name it.
+CORE_OPS_OF_SECTIONS = {"INTERN_IMAGE": "DCNv3", "FLASH_INTERN_IMAGE": "DCNv4"}
 # Fields of other configurations that belong to the backbone, the classes or the file, not to the head.
 NO_HEAD_FIELDS = {
     "backbone_config", "id2label", "label2id", "num_labels", "palette", "model_type", "architectures", "dtype",
@@ -86,13 +95,10 @@ def _record_from_toolbox(config_file: Path, source: Path, ema: bool) -> Checkpoi
     with _readable(config_file):
         model = settings.section("model")
         head = head_of(model)
-        backbone = model.section("backbone")
-        left_out = ("type", "init_cfg", "out_indices", "with_cp")
-        arguments = {name: backbone.get(name) for name in backbone.entries if name not in left_out}
         record = _own_record(
             source,
             head,
-            _backbone(config_file, arguments, source, weights) | image_settings(settings, _task(head)),
+            _backbone(config_file, backbone_arguments(model), source, weights) | image_settings(settings, _task(head)),
             num_labels=_classifier_rows(head, source, weights),
             head_config=HEAD_DEFAULTS.get(head, {}) | HEAD_CONFIGS[head](model),
         )
@@ -314,10 +320,12 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ConversionError(f"{file} cannot be read: {error}.") from error
     settings = _mapping(settings)
-    model = _mapping(_mapping(settings.get("MODEL")).get("INTERN_IMAGE"))
-    if not model:
+    sections = {name: _mapping(_mapping(settings.get("MODEL")).get(name)) for name in CORE_OPS_OF_SECTIONS}
+    filled = [name for name, section in sections.items() if section]
+    if len(filled) != 1:
         raise ConversionError(
-            f"{file} has no `MODEL.INTERN_IMAGE`: it is not a configuration of the original's trainer."
+            f"{file} has {'both' if filled else 'neither'} `MODEL.INTERN_IMAGE` {'and' if filled else 'nor'} "
+            "`MODEL.FLASH_INTERN_IMAGE`: a configuration of the original's trainer has one of them."
         )
     bases = settings.get("BASE") or []
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -325,7 +333,8 @@ def _read_yaml(file: Path, already_read: list[Path] | None = None) -> dict:
     arguments = {}
     for base in filter(None, bases):
         arguments |= _read_yaml(file.parent / base, already_read)
-    arguments |= {str(name).lower(): _literal(value) for name, value in model.items()}
+    arguments |= {str(name).lower(): _literal(value) for name, value in sections[filled[0]].items()}
+    arguments.setdefault("core_op", CORE_OPS_OF_SECTIONS[filled[0]])
     if "IMG_SIZE" in _mapping(settings.get("DATA")):
         arguments["image_size"] = settings["DATA"]["IMG_SIZE"]
     return arguments

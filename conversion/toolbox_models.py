@@ -11,8 +11,11 @@ from conversion.python_config import MERGED, Unread
 
 
 _REQUIRED = object()
+_BACKBONES = ("InternImage", "FlashInternImage")
 # Number of convolutions and linear layers in mmdetection's box heads with a fixed number of them.
 _BOX_HEAD_LAYERS = {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1)}
+# Normalisation in the pyramids of the DCNv4 repository, which mmdetection does not have.
+_FPN_NORMS = {"FPN_vitdet": "layer_norm"}
 _BOX_LOSSES = {"L1Loss": "l1", "SmoothL1Loss": "smooth_l1", "GIoULoss": "giou"}
 # Mean and standard deviation of red, green and blue.
 IMAGENET_NORMALISATION = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
@@ -73,13 +76,42 @@ class Settings:
         return values
 
 
-def _check_backbone(model: Settings, kind: str, out_indices: list):
-    model.expect("backbone.type", kind)
+def backbone_arguments(model: Settings) -> dict[str, Any]:
+    """
+    Arguments of `InternImageConfig` for the setting `backbone`. Raises `ConversionError` for a FlashInternImage that
+    the original cannot build.
+    """
+    backbone = model.section("backbone")
+    left_out = ("type", "init_cfg", "out_indices", "with_cp")
+    arguments = {name: backbone.get(name) for name in backbone.entries if name not in left_out}
+    if backbone.get("type") != "FlashInternImage":
+        if arguments.get("core_op") == "DCNv4":
+            raise ConversionError(
+                f"{model.file} has `{backbone.name}core_op='DCNv4'` with the type {backbone.get('type')!r}. DCNv4 is "
+                "the operator of the type 'FlashInternImage': write that, or `core_op='DCNv3'`."
+            )
+        return arguments
+    backbone.expect("core_op", "DCNv4", default="DCNv4")
+    if arguments.get("layer_scale") is None:
+        raise ConversionError(
+            f"{model.file} has no `{backbone.name}layer_scale`, without which the original cannot build a "
+            "FlashInternImage for detection or segmentation. Write the value that it was trained with; the authors' "
+            "is 1.0."
+        )
+    return {"core_op": "DCNv4", "offset_scale": 0.5} | arguments  # what the original's class has by default
+
+
+def _check_backbone(model: Settings, kinds: tuple[str, ...], out_indices: list):
+    kind = model.get("backbone.type")
+    if kind not in kinds:
+        raise ConversionError(
+            f"{model.file} has `model.backbone.type={kind!r}`; only {' and '.join(map(repr, kinds))} can be converted."
+        )
     model.expect("backbone.out_indices", out_indices, default=out_indices)
 
 
 def upernet_config(model: Settings) -> dict[str, Any]:
-    _check_backbone(model, "InternImage", [0, 1, 2, 3])
+    _check_backbone(model, _BACKBONES, [0, 1, 2, 3])
     head = model.section("decode_head")
     head.expect("align_corners", False, default=False)
     config = {"hidden_size": head.get("channels"), "pool_scales": head.get("pool_scales", [1, 2, 3, 6])}
@@ -96,19 +128,20 @@ def upernet_config(model: Settings) -> dict[str, Any]:
 
 
 def segformer_head_config(model: Settings) -> dict[str, Any]:
-    _check_backbone(model, "InternImage", [0, 1, 2, 3])
+    _check_backbone(model, _BACKBONES, [0, 1, 2, 3])
     head = model.section("decode_head")
     head.expect("align_corners", False, default=False)
     return {"hidden_size": head.get("channels")}
 
 
 def mask2former_config(model: Settings) -> dict[str, Any]:
-    _check_backbone(model, "InternImage", [0, 1, 2, 3])
+    _check_backbone(model, _BACKBONES, [0, 1, 2, 3])
     head = model.section("decode_head")
     encoder, decoder = head.section("pixel_decoder.encoder"), head.section("transformer_decoder")
     head.expect("enforce_decoder_input_project", False, default=False)
     num_heads = decoder.get("transformerlayers.attn_cfgs.num_heads")
     encoder.expect("transformerlayers.attn_cfgs.num_heads", num_heads, default=8)
+    encoder.expect("transformerlayers.attn_cfgs.use_softmax", True, default=True)
     return {
         "feature_size": head.get("feat_channels"),
         "mask_feature_size": head.get("out_channels"),
@@ -123,9 +156,16 @@ def mask2former_config(model: Settings) -> dict[str, Any]:
 
 
 def two_stage_config(model: Settings) -> dict[str, Any]:
-    _check_backbone(model, "InternImage", [0, 1, 2, 3])
+    _check_backbone(model, _BACKBONES, [0, 1, 2, 3])
     neck, anchors, test = model.section("neck"), model.section("rpn_head.anchor_generator"), model.section("test_cfg")
-    neck.expect("type", "FPN")
+    fpn_norm = _FPN_NORMS.get(neck.get("type"))
+    if fpn_norm:
+        neck.expect("norm_cfg.type", "LN")
+        neck.expect("no_norm_on_lateral", False, default=False)
+        neck.expect("use_residual", True, default=True)
+        neck.expect("act_cfg", None, default=None)
+    else:
+        neck.expect("type", "FPN")
     neck.expect("start_level", 0, default=0)
     strides = anchors.get("strides")
     neck.expect("num_outs", len(strides))
@@ -141,6 +181,7 @@ def two_stage_config(model: Settings) -> dict[str, Any]:
         test.expect(f"{part}.type", "nms", default="nms")
     config = {
         "hidden_size": neck.get("out_channels"),
+        "fpn_norm": fpn_norm,
         "feature_strides": strides[:-1],
         "anchor_scale": anchors.get("scales")[0],
         "anchor_ratios": anchors.get("ratios"),
@@ -155,6 +196,8 @@ def two_stage_config(model: Settings) -> dict[str, Any]:
     box_heads = model.sections("roi_head.bbox_head")
     for head in box_heads:
         head.expect("bbox_coder.target_means", _ZEROS, default=_ZEROS)
+        if head.get("type") == "DCNv4FCBBoxHead":
+            head.expect("with_dcn", False, default=True)
     head = box_heads[0]
     layers = _BOX_HEAD_LAYERS.get(head.get("type"))
     num_conv_layers, num_fc_layers = layers or (head.get("num_shared_convs"), head.get("num_shared_fcs"))
@@ -181,9 +224,9 @@ def two_stage_config(model: Settings) -> dict[str, Any]:
 
 def dino_config(model: Settings) -> dict[str, Any]:
     if model.get("backbone.type") == "CBInternImage":
-        _check_backbone(model, "CBInternImage", [[0, 1, 2, 3], [1, 2, 3]])
+        _check_backbone(model, ("CBInternImage",), [[0, 1, 2, 3], [1, 2, 3]])
     else:
-        _check_backbone(model, "InternImage", [1, 2, 3])
+        _check_backbone(model, _BACKBONES, [1, 2, 3])
     neck, head = model.section("neck"), model.section("bbox_head")
     neck.expect("kernel_size", 1)
     neck.expect("act_cfg", None)

@@ -11,6 +11,7 @@ from ..configuration_internimage import InternImageConfig, check_num_labels, che
 
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
+FPN_NORMS = (None, "layer_norm")
 Numbers = list[float | int] | tuple[float | int, ...]
 
 # See `check_numbers`.
@@ -42,6 +43,9 @@ class MaskRCNNConfig(PreTrainedConfig):
             serves proposals only.
         hidden_size (`int`, *optional*, defaults to 256):
             Channels of the pyramid and of every convolution on it.
+        fpn_norm (`str`, *optional*):
+            Normalisation after every convolution of the pyramid. `"layer_norm"`: over the channels of each position,
+            and the convolutions have no bias (FlashInternImage). `None`: no normalisation, and a bias.
         anchor_scale (`float`, *optional*, defaults to 8):
             Square root of the area of the anchors, in strides of their level.
         anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`):
@@ -134,6 +138,7 @@ class MaskRCNNConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     feature_strides: list[int] | tuple[int, ...] = field(default_factory=lambda: [4, 8, 16, 32])
     hidden_size: int = 256
+    fpn_norm: str | None = None
     anchor_scale: float | int = 8
     anchor_ratios: Numbers = field(default_factory=lambda: [0.5, 1.0, 2.0])
     num_proposals: int = 1000
@@ -190,6 +195,8 @@ class MaskRCNNConfig(PreTrainedConfig):
                 "An anchor cannot be background and an object: `rpn_negative_iou` must be at most `rpn_positive_iou`, "
                 f"got {self.rpn_negative_iou} and {self.rpn_positive_iou}."
             )
+        if self.fpn_norm not in FPN_NORMS:
+            raise ValueError(f"Unknown `fpn_norm={self.fpn_norm!r}`. Choose one of {FPN_NORMS}.")
         if self.rpn_box_loss not in BOX_LOSSES[:2]:
             raise ValueError(f"Unknown `rpn_box_loss={self.rpn_box_loss!r}`. Choose one of {BOX_LOSSES[:2]}.")
         if self.box_loss not in BOX_LOSSES:

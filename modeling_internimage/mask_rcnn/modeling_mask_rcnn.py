@@ -78,25 +78,47 @@ class MaskRCNNObjectDetectionOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
+class MaskRCNNChannelLayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of a feature map (batch_size, channels, height, width)."""
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return super().forward(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # NCHW -> NHWC and back
+
+
 class MaskRCNNFeaturePyramid(nn.Module):
-    """Top-down feature pyramid: each level adds the upsampled coarser one (`FPN` of the original)."""
+    """
+    Top-down feature pyramid: each level adds the upsampled coarser one (`FPN` of the original; with
+    `config.fpn_norm="layer_norm"` its `FPN_vitdet`).
+    """
 
     def __init__(self, config: MaskRCNNConfig, in_channels: list[int]):
         super().__init__()
-        width = config.hidden_size
+        width, has_norm = config.hidden_size, config.fpn_norm == "layer_norm"
         self.lateral_convolutions = nn.ModuleList(
-            nn.Conv2d(channels, width, kernel_size=1) for channels in in_channels
+            nn.Conv2d(channels, width, kernel_size=1, bias=not has_norm) for channels in in_channels
+        )
+        self.lateral_norms = nn.ModuleList(
+            MaskRCNNChannelLayerNorm(width) if has_norm else nn.Identity() for _ in in_channels
         )
         self.output_convolutions = nn.ModuleList(
-            nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in in_channels
+            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=not has_norm) for _ in in_channels
+        )
+        self.output_norms = nn.ModuleList(
+            MaskRCNNChannelLayerNorm(width) if has_norm else nn.Identity() for _ in in_channels
         )
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         """Feature maps (batch_size, channels, height, width), finest first -> the pyramid and one coarser level."""
-        maps = [convolution(feature_map) for convolution, feature_map in zip(self.lateral_convolutions, feature_maps)]
+        maps = [
+            norm(convolution(feature_map))
+            for convolution, norm, feature_map in zip(self.lateral_convolutions, self.lateral_norms, feature_maps)
+        ]
         for idx in range(len(maps) - 1, 0, -1):
             maps[idx - 1] = maps[idx - 1] + nn.functional.interpolate(maps[idx], size=maps[idx - 1].shape[2:])
-        maps = [convolution(feature_map) for convolution, feature_map in zip(self.output_convolutions, maps)]
+        maps = [
+            norm(convolution(feature_map))
+            for convolution, norm, feature_map in zip(self.output_convolutions, self.output_norms, maps)
+        ]
         return [*maps, maps[-1][:, :, ::2, ::2]]
 
 
