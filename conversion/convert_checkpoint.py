@@ -34,8 +34,10 @@ from conversion.errors import ConversionError, printable
 from conversion.heads import HEADS, Head
 from conversion.imagenet_head import NUM_IMAGENET_22K_CLASSES, imagenet_1k_rows
 from conversion.model_card import create_model_card
+from conversion.offset_mask import PARTS, UNREAD, split_offset_mask
 from conversion.original_checkpoint import EMA_KEYS, count_parameters, read_original_checkpoint
 from modeling_internimage.configuration_internimage import imagenet_labels
+from modeling_internimage.modeling_internimage import InternImageDCNv4
 
 
 REPORT_FILE = "conversion_report.json"
@@ -69,18 +71,17 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class Origin:
-    """An original tensor, the rows of one from `start` to `stop`, or several that are joined along `dim`."""
+    """An original tensor, some of its `rows`, or several tensors that are joined along `dim`."""
 
     keys: tuple[str, ...]
-    start: int | None = None
-    stop: int | None = None
+    rows: torch.Tensor | slice | None = None
     dim: int = 0
 
     def tensor(self, original: dict[str, torch.Tensor]) -> torch.Tensor:
         if len(self.keys) > 1:
             return torch.cat([original[key] for key in self.keys], self.dim)
         tensor = original[self.keys[0]]
-        return tensor if self.stop is None else tensor[self.start : self.stop]
+        return tensor if self.rows is None else tensor[self.rows]
 
     def __str__(self):
         return " and ".join(self.keys)
@@ -184,13 +185,22 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             superfluous.append(key)
             continue
         parts = [expected[name].shape for name in names]
-        shape = parts[0] if len(parts) == 1 else (sum(part[0] for part in parts), *parts[0][1:])
-        if checkpoint.num_original_labels and ".classifier." in names[0]:
+        shape = parts[0]
+        if PARTS[0] in names[0] and len(names) > 1:
+            num_points = InternImageDCNv4.kernel_size**2 - checkpoint.architecture.get("remove_center", False)
+            *rows, unread = split_offset_mask(parts[1][0] // num_points, num_points)
+            shape = (sum(map(len, (*rows, unread))), *shape[1:])
+            if len(unread):
+                dropped[f"{key}[{unread[0]}:]"] = UNREAD
+        elif len(names) > 1:
+            rows = [slice(idx * shape[0], (idx + 1) * shape[0]) for idx in range(len(names))]
+            shape = (len(names) * shape[0], *shape[1:])
+        elif checkpoint.num_original_labels and ".classifier." in names[0]:
+            rows = [slice(shape[0])]
             shape = (checkpoint.num_original_labels, *shape[1:])
-        start = 0
-        for name, part in zip(names, parts):
-            origins[name] = Origin((key,)) if part == shape else Origin((key,), start, start + part[0])
-            start += part[0] if part else 0
+        else:
+            rows = [None]
+        origins |= {name: Origin((key,), part) for name, part in zip(names, rows)}
         if tensor.shape != shape:
             shapes.append(f"{key} {tuple(tensor.shape)} instead of {tuple(shape)}")
         elif tensor.is_floating_point() != expected[names[0]].is_floating_point():

@@ -21,6 +21,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+from conversion.offset_mask import PACKED, PARTS
 from modeling_internimage import (
     CBInternImageConfig,
     DinoDetrConfig,
@@ -226,7 +227,7 @@ class Head:
     def rename_key(self, key: str) -> list[str]:
         """
         New names for an original key without the prefix `backbone.`: one, or several where the rows of the tensor are
-        split into equal parts.
+        split: into equal parts, or as `split_offset_mask` says.
         """
         if not key.startswith(self.prefixes):
             network = next((prefix for prefix in self.networks if key.startswith(prefix)), "")
@@ -235,7 +236,8 @@ class Head:
                 key = re.sub(pattern, replacement, key)
             if network:
                 key = re.sub("^encoder", f"{self.networks[network]}encoder", key)
-            return [key if key.startswith(("classifier.", "metadata_head.")) else self.backbone_prefix + key]
+            key = key if key.startswith(("classifier.", "metadata_head.")) else self.backbone_prefix + key
+            return [key.replace(PACKED, part) for part in PARTS] if PACKED in key else [key]
         for pattern, replacement in self.key_mapping.items():
             key = re.sub(pattern, replacement, key)
         for pattern, parts in self.split.items():

@@ -32,9 +32,9 @@ from modeling_internimage import InternImageConfig, MaskRCNNConfig
 
 # Fields of `InternImageConfig` that make an architecture.
 ARCHITECTURE_FIELDS = (
-    "embed_dim", "depths", "num_groups", "mlp_ratio", "hidden_act", "layer_scale_init_value", "offset_scale",
-    "post_norm", "res_post_norm", "depthwise_kernel_size", "center_feature_scale", "remove_center",
-    "level2_post_norm_block_ids", "use_clip_projector", "cls_scale", "core_op", "dcn_output_bias", "mlp_fc2_bias",
+    "core_op", "embed_dim", "depths", "num_groups", "mlp_ratio", "hidden_act", "layer_scale_init_value",
+    "offset_scale", "dcn_output_bias", "mlp_fc2_bias", "post_norm", "res_post_norm", "depthwise_kernel_size",
+    "center_feature_scale", "remove_center", "level2_post_norm_block_ids", "use_clip_projector", "cls_scale",
 )  # fmt: skip
 # Sections of the trainer's configurations -> their operator, if they do not name it.
 CORE_OPS_OF_SECTIONS = {"INTERN_IMAGE": "DCNv3", "FLASH_INTERN_IMAGE": "DCNv4"}

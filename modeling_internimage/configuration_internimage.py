@@ -40,6 +40,12 @@ RANGES = {
 }  # fmt: skip
 MAX_CHANNELS, MAX_LABELS = 65536, 1000000
 
+# Fields that are `None` by default -> what the original's classes have for each `core_op`.
+OPERATOR_DEFAULTS = {
+    "DCNv3": {"depthwise_kernel_size": 3, "dcn_output_bias": True, "mlp_fc2_bias": True},
+    "DCNv4": {"depthwise_kernel_size": None, "dcn_output_bias": False, "mlp_fc2_bias": False},
+}
+
 # Output size of the pooler of InternImage-H and -G, a constant of the original.
 ATTENTION_POOLER_OUTPUT_SIZE = 768
 
@@ -80,7 +86,8 @@ def imagenet_labels(num_labels: int) -> dict[int, str] | None:
 @strict
 class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of [`InternImageModel`] and its variants. The defaults give InternImage-T.
+    Configuration of [`InternImageModel`] and its variants. The defaults give InternImage-T; with `core_op="DCNv4"`
+    they give FlashInternImage-T.
 
     The names of the original code (`channels`, `groups`, `num_classes`, `act_layer`, `drop_rate`, `layer_scale`,
     `dw_kernel_size`, `level2_post_norm`) are accepted as arguments, so that the `config.json` of the official Hub
@@ -95,6 +102,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             Number of layers of each stage.
         num_groups (`list[int]`, *optional*, defaults to `[4, 8, 16, 32]`):
             Number of DCNv3 groups of each stage. A stage's channels must be divisible by its groups.
+        core_op (`str`, *optional*, defaults to `"DCNv3"`):
+            The operator and the projections around it: `"DCNv3"` (InternImage) or `"DCNv4"` (FlashInternImage,
+            https://arxiv.org/abs/2401.06197), whose sampling weights are not normalised.
         mlp_ratio (`float`, *optional*, defaults to 4.0):
             Width of the hidden layer of each feed-forward network, relative to its input.
         hidden_act (`str`, *optional*, defaults to `"gelu"`):
@@ -112,15 +122,22 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             Initial value of the per-channel scale of each residual branch. `None`: no layer scale.
         offset_scale (`float`, *optional*, defaults to 1.0):
             Factor on both the regular sampling grid of DCNv3 and the learned offsets.
+        dcn_output_bias (`bool`, *optional*):
+            Whether the output projection around the operator has a bias. Defaults to `True` for DCNv3, `False` for
+            DCNv4.
+        mlp_fc2_bias (`bool`, *optional*):
+            Whether the second linear layer of the feed-forward networks has a bias. Defaults as `dcn_output_bias`.
         post_norm (`bool`, *optional*, defaults to `False`):
             Normalise the output of each residual branch instead of its input.
         res_post_norm (`bool`, *optional*, defaults to `False`):
             Normalise both the input and the output of each residual branch. Without effect, as in the original, when
             `post_norm` or `layer_scale_init_value` is set.
-        depthwise_kernel_size (`int`, *optional*, defaults to 3):
-            Kernel size of the depthwise convolution that feeds the offset and mask projections. Odd.
+        depthwise_kernel_size (`int`, *optional*):
+            Kernel size of the depthwise convolution that feeds the offset and mask projections. Odd. Defaults to 3 for
+            DCNv3; for DCNv4 to no convolution.
         center_feature_scale (`bool`, *optional*, defaults to `False`):
-            Blend the DCNv3 output with its input through a learned gate per group.
+            Blend the DCNv3 output with its input through a learned gate per group, and normalise the output of each
+            stage also with `post_norm`. With DCNv4 only the latter, as in the original.
         remove_center (`bool`, *optional*, defaults to `False`):
             Leave the central sampling point out of DCNv3.
         level2_post_norm_block_ids (`list[int]`, *optional*):
@@ -161,6 +178,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     embed_dim: int = 64
     depths: list[int] | tuple[int, ...] = (4, 4, 18, 4)
     num_groups: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    core_op: str = "DCNv3"
     mlp_ratio: float | int = 4.0
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
@@ -169,9 +187,11 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     layer_scale_init_value: float | int | None = None
     offset_scale: float | int = 1.0
+    dcn_output_bias: bool | None = None
+    mlp_fc2_bias: bool | None = None
     post_norm: bool = False
     res_post_norm: bool = False
-    depthwise_kernel_size: int | None = 3
+    depthwise_kernel_size: int | None = None
     center_feature_scale: bool = False
     remove_center: bool = False
     level2_post_norm_block_ids: list[int] | tuple[int, ...] | None = None
@@ -191,8 +211,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             self.level2_post_norm_block_ids = list(self.level2_post_norm_block_ids)
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
-        if self.depthwise_kernel_size is None:  # the original's way to say "as DCNv3", whose kernel is 3x3
-            self.depthwise_kernel_size = 3
+        for name, value in OPERATOR_DEFAULTS.get(self.core_op, {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         self.stage_names = ["stem"] + [f"stage{idx}" for idx in range(1, len(self.depths) + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -217,17 +238,17 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             self.level2_post_norm_block_ids = None
         elif level2_post_norm and self.level2_post_norm_block_ids is None:
             raise ValueError("`level2_post_norm=True` needs `level2_post_norm_block_ids`, a list of layer indices.")
+        is_official = "norm_layer" in kwargs  # as in the `config.json` of the official repositories
         norm_layer = kwargs.pop("norm_layer", "LN")
         if norm_layer != "LN":
             raise ValueError(f"`norm_layer={norm_layer!r}` is not supported: every released InternImage uses 'LN'.")
-        if "core_op" in kwargs:  # the configuration of an official repository
+        if is_official:
             kwargs.pop("auto_map", None)  # its remote code is not saved with the model
             if self.id2label is None and (id2label := imagenet_labels(kwargs.get("num_labels"))):
                 self.id2label = id2label
                 self.label2id = {label: idx for idx, label in id2label.items()}
-        core_op = kwargs.pop("core_op", "DCNv3")
-        if core_op not in ("DCNv3", "DCNv3_pytorch"):
-            raise ValueError(f"`core_op={core_op!r}` is not supported: InternImage is built on 'DCNv3'.")
+        if self.core_op == "DCNv3_pytorch":  # the original's name for the same operator without its extension
+            self.core_op = "DCNv3"
         if kwargs.pop("with_cp", False):
             logger.warning("`with_cp=True` is not a property of the model: call `gradient_checkpointing_enable()`.")
         check_num_labels(kwargs.get("num_labels", 2), smallest=0)
@@ -246,6 +267,11 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self):
         """Raise a `ValueError` for combinations that cannot be built, warn about flags that override each other."""
         super().validate_architecture()
+        if self.core_op not in OPERATOR_DEFAULTS:
+            raise ValueError(
+                f"`core_op={self.core_op!r}` is not supported. Choose 'DCNv3' (InternImage) or 'DCNv4' "
+                "(FlashInternImage)."
+            )
         check_numbers(vars(self), RANGES)
         if len(self.depths) != len(self.num_groups) or not self.depths:
             raise ValueError(
@@ -275,7 +301,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"Unknown `hidden_act={self.hidden_act!r}`. Choose one of {sorted(ACT2FN)}.")
         if self.drop_path_type not in ("linear", "uniform"):
             raise ValueError(f"Unknown `drop_path_type={self.drop_path_type!r}`. Choose 'linear' or 'uniform'.")
-        if self.depthwise_kernel_size % 2 == 0:
+        if self.depthwise_kernel_size is not None and self.depthwise_kernel_size % 2 == 0:
             raise ValueError(f"`depthwise_kernel_size` must be odd, got {self.depthwise_kernel_size}.")
         if self.level2_post_norm_block_ids is not None:
             third_stage_depth = self.depths[2] if len(self.depths) > 2 else 0
@@ -286,6 +312,11 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if self.use_clip_projector and len(self.depths) < 2:
             raise ValueError("`use_clip_projector=True` pools the last two stages, but `depths` has only one.")
+        if self.use_clip_projector and self.core_op == "DCNv4":
+            raise ValueError(
+                "`use_clip_projector=True` with `core_op='DCNv4'` is not supported: the attention pooler of the "
+                "original's FlashInternImage does not run, and no model has it. Leave one of the two out."
+            )
         if self.res_post_norm and (self.post_norm or self.layer_scale_init_value is not None):
             winner = "layer_scale_init_value" if self.layer_scale_init_value is not None else "post_norm"
             logger.warning(f"`res_post_norm=True` has no effect, as in the original code, because `{winner}` is set.")

@@ -1,8 +1,11 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """PyTorch InternImage model, after "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
-Convolutions" (https://arxiv.org/abs/2211.05778) and the original code (https://github.com/OpenGVLab/InternImage)."""
+Convolutions" (https://arxiv.org/abs/2211.05778) and the original code (https://github.com/OpenGVLab/InternImage), and
+FlashInternImage, after "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision Applications"
+(https://arxiv.org/abs/2401.06197) and its code (https://github.com/OpenGVLab/DCNv4)."""
 
 import math
+import re
 
 import torch
 from torch import nn
@@ -51,6 +54,7 @@ ORIGINAL_TO_CONVERTED_KEY_MAPPING = {
     r"\.gamma(\d)$": r".layer_scale\1",
     r"\.dcn\.dw_conv\.0\.": ".dcn.depthwise_convolution.",
     r"\.dcn\.dw_conv\.1\.1\.": ".dcn.depthwise_layernorm.",
+    r"\.dcn\.offset_mask_dw\.": ".dcn.depthwise_convolution.",
     r"\.dcn\.offset\.": ".dcn.offset_proj.",
     r"\.dcn\.mask\.": ".dcn.mask_proj.",
     r"\.center_feature_scale_proj_(weight|bias)$": r".center_feature_scale_proj.\1",
@@ -357,45 +361,67 @@ class InternImageDownsampling(nn.Module):
         return self.layernorm(self.convolution(hidden_states).permute(0, 2, 3, 1))  # NCHW -> NHWC
 
 
-class InternImageDCNv3(nn.Module):
-    """
-    The projections around [`DCNv3`], which has none itself (the module `DCNv3` of the original). Also used alone, it
-    starts with the regular grid and equal weights: offsets, masks and gates are 0. (`input_proj` and `output_proj`
-    start as `nn.Linear` then; in a model, Xavier-uniform.)
-    """
+class InternImageDeformableConvolution(nn.Module):
+    """The operator [`DCNv3`] in a 3x3 window, without the projections around it."""
 
     kernel_size = 3  # in every InternImage; `depthwise_kernel_size` is another kernel
+    softmax: bool  # whether the sampling weights of a group are normalised
 
-    def __init__(self, config: InternImageConfig, channels: int, num_groups: int):
+    def __init__(self, config: InternImageConfig, num_groups: int):
         super().__init__()
         self.num_groups = num_groups
         self.offset_scale = float(config.offset_scale)
         self.remove_center = config.remove_center
-        num_points = self.kernel_size**2 - config.remove_center
-        self.depthwise_convolution = nn.Conv2d(
-            channels,
-            channels,
-            config.depthwise_kernel_size,
-            padding=config.depthwise_kernel_size // 2,
-            groups=channels,
+        self.num_points = self.kernel_size**2 - config.remove_center
+        self.dcnv3 = DCNv3()
+
+    def sample(
+        self,
+        value: torch.Tensor,
+        offset: torch.Tensor,
+        mask: torch.Tensor,
+        center_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As [`DCNv3`], whose arguments they are: (batch_size, height, width, channels)."""
+        return self.dcnv3(
+            value,
+            offset,
+            mask,
+            center_scale,
+            kernel_size=self.kernel_size,
+            stride=1,
+            padding=self.kernel_size // 2,
+            dilation=1,
+            num_groups=self.num_groups,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+            softmax=self.softmax,
         )
+
+
+class InternImageDCNv3(InternImageDeformableConvolution):
+    """
+    The projections around [`DCNv3`] (the module `DCNv3` of the original). Also used alone, it starts with the regular
+    grid and equal weights: offsets, masks and gates are 0. (`input_proj` and `output_proj` start as `nn.Linear` then;
+    in a model, Xavier-uniform.)
+    """
+
+    softmax = True
+
+    def __init__(self, config: InternImageConfig, channels: int, num_groups: int):
+        super().__init__(config, num_groups)
+        self.depthwise_convolution = _depthwise_convolution(channels, config.depthwise_kernel_size)
         self.depthwise_layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
         self.input_proj = nn.Linear(channels, channels)
-        self.offset_proj = nn.Linear(channels, num_groups * num_points * 2)
-        self.mask_proj = nn.Linear(channels, num_groups * num_points)
+        self.offset_proj = nn.Linear(channels, num_groups * self.num_points * 2)
+        self.mask_proj = nn.Linear(channels, num_groups * self.num_points)
         self.center_feature_scale_proj = nn.Linear(channels, num_groups) if config.center_feature_scale else None
-        self.dcnv3 = DCNv3()
-        self.output_proj = nn.Linear(channels, channels)
-        # For `_init_weights`, which transformers calls only for modules that own parameters, not for this one.
-        self.input_proj.initialization = self.output_proj.initialization = "xavier"
-        self.offset_proj.initialization = self.mask_proj.initialization = "zeros"
-        if self.center_feature_scale_proj is not None:
-            self.center_feature_scale_proj.initialization = "zeros"
-        for projection in (self.offset_proj, self.mask_proj, self.center_feature_scale_proj):
-            if projection is not None:
-                nn.init.zeros_(projection.weight)
-                nn.init.zeros_(projection.bias)
+        self.output_proj = nn.Linear(channels, channels, bias=config.dcn_output_bias)
+        _initialize_projections(
+            xavier=[self.input_proj, self.output_proj],
+            zeros=[self.offset_proj, self.mask_proj, self.center_feature_scale_proj],
+        )
 
     def sampling_parameters(
         self, hidden_states: torch.Tensor
@@ -409,21 +435,88 @@ class InternImageDCNv3(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch_size, height, width, channels) -> the same"""
         offset, mask, center_scale = self.sampling_parameters(hidden_states)
-        hidden_states = self.dcnv3(
-            self.input_proj(hidden_states),
-            offset,
-            mask,
-            center_scale,
-            kernel_size=self.kernel_size,
-            stride=1,
-            padding=self.kernel_size // 2,
-            dilation=1,
-            num_groups=self.num_groups,
-            offset_scale=self.offset_scale,
-            remove_center=self.remove_center,
-            softmax=True,
+        return self.output_proj(self.sample(self.input_proj(hidden_states), offset, mask, center_scale))
+
+
+class InternImageDCNv4(InternImageDeformableConvolution):
+    """
+    The layer of FlashInternImage (the module `DCNv4` of its code, https://github.com/OpenGVLab/DCNv4): the weights of
+    the sampling points are used as they are, without a softmax, and come straight from the input, or from a depthwise
+    convolution of it. The original's projection `offset_mask` is two here, without its padding: see
+    `split_offset_mask` in `conversion`. Weights start at 0, and so does what [`DCNv3`] returns.
+
+    Args:
+        config ([`InternImageConfig`]):
+            `depthwise_kernel_size`, `offset_scale`, `remove_center` and `dcn_output_bias` are those of the layer.
+        channels, num_groups (`int`):
+            Of the stage. The original needs multiples of 16 channels in a group; here any number works.
+        center_feature_scale (`bool`, *optional*, defaults to `False`):
+            Blend the output with the value through a learned gate per group. In no FlashInternImage, whose
+            `config.center_feature_scale` has another meaning.
+        without_pointwise (`bool`, *optional*, defaults to `False`):
+            Leave `value_proj` and `output_proj` out. In no FlashInternImage.
+    """
+
+    softmax = False
+
+    def __init__(
+        self,
+        config: InternImageConfig,
+        channels: int,
+        num_groups: int,
+        center_feature_scale: bool = False,
+        without_pointwise: bool = False,
+    ):
+        super().__init__(config, num_groups)
+        kernel_size = config.depthwise_kernel_size
+        self.depthwise_convolution = _depthwise_convolution(channels, kernel_size) if kernel_size else None
+        self.value_proj = nn.Identity() if without_pointwise else nn.Linear(channels, channels)
+        self.offset_proj = nn.Linear(channels, num_groups * self.num_points * 2)
+        self.mask_proj = nn.Linear(channels, num_groups * self.num_points)
+        self.center_feature_scale_proj = nn.Linear(channels, num_groups) if center_feature_scale else None
+        bias = config.dcn_output_bias
+        self.output_proj = nn.Identity() if without_pointwise else nn.Linear(channels, channels, bias=bias)
+        _initialize_projections(
+            xavier=[self.value_proj, self.output_proj],
+            zeros=[self.offset_proj, self.mask_proj, self.center_feature_scale_proj],
         )
-        return self.output_proj(hidden_states)
+
+    def sampling_parameters(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """Offsets and weights of [`DCNv3`], and `None` for its gate, from the input of this module."""
+        if self.depthwise_convolution is not None:
+            hidden_states = self.depthwise_convolution(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.offset_proj(hidden_states), self.mask_proj(hidden_states), None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, height, width, channels) -> the same"""
+        value = self.value_proj(hidden_states)
+        offset, mask, _ = self.sampling_parameters(hidden_states)
+        output = self.sample(value, offset, mask)
+        if self.center_feature_scale_proj is not None:  # from the output; in DCNv3 from what predicts the offsets
+            gate = self.center_feature_scale_proj(output).sigmoid()
+            output = torch.lerp(output, value, gate.repeat_interleave(output.shape[-1] // self.num_groups, dim=-1))
+        return self.output_proj(output)
+
+
+def _depthwise_convolution(channels: int, kernel_size: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+
+def _initialize_projections(xavier: list[nn.Module], zeros: list[nn.Module | None]):
+    """
+    Zero the weights of `zeros`, and mark all for `_init_weights`, which transformers calls only for modules that own
+    parameters, not for the one that they belong to.
+    """
+    for projection in xavier:
+        projection.initialization = "xavier"
+    for projection in zeros:
+        if projection is not None:
+            projection.initialization = "zeros"
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+
+CORE_OPS = {"DCNv3": InternImageDCNv3, "DCNv4": InternImageDCNv4}
 
 
 class InternImageMLP(nn.Module):
@@ -434,7 +527,7 @@ class InternImageMLP(nn.Module):
         hidden_channels = int(channels * config.mlp_ratio)
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = nn.Linear(hidden_channels, channels, bias=config.mlp_fc2_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -454,13 +547,15 @@ def _is_hooked(*modules: nn.Module) -> bool:
 
 
 class InternImageLayer(GradientCheckpointingLayer):
-    """DCNv3 and feed-forward network, each with a residual connection (`InternImageLayer` of the original)."""
+    """
+    DCNv3 or DCNv4, and a feed-forward network, each with a residual connection (`InternImageLayer` of the original).
+    """
 
     def __init__(self, config: InternImageConfig, channels: int, num_groups: int, drop_path_rate: float):
         super().__init__()
         self.post_norm = config.post_norm
         self.norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.dcn = InternImageDCNv3(config, channels, num_groups)
+        self.dcn = CORE_OPS[config.core_op](config, channels, num_groups)
         self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.mlp = InternImageMLP(config, channels)
         self.drop_path = InternImageDropPath(drop_path_rate)
@@ -729,13 +824,23 @@ class InternImagePreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, key_mapping=None, output_loading_info=False, **kwargs
+    ):
         """
-        As [`~transformers.PreTrainedModel.from_pretrained`]. Checkpoints in the layout of the original `.pth` files
-        or of the official Hub repositories load as they are.
+        As [`~transformers.PreTrainedModel.from_pretrained`]. Checkpoints in the layout of the original InternImage
+        `.pth` files or of the official Hub repositories load as they are. (FlashInternImage has to be converted: its
+        `offset_mask` projection is split.)
+
+        Raises:
+            `ValueError`: if the checkpoint was made with another `core_op` than the configuration has.
         """
         key_mapping = ORIGINAL_TO_CONVERTED_KEY_MAPPING if key_mapping is None else key_mapping
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, **kwargs)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, output_loading_info=True, **kwargs
+        )
+        _check_core_op(model.config, loading_info)
+        return (model, loading_info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """
@@ -754,6 +859,30 @@ class InternImagePreTrainedModel(PreTrainedModel):
                 f"`pixel_values` of {height}x{width} pixels are smaller than the stride of the network, {stride}. "
                 f"Resize the images to at least {stride}x{stride}."
             )
+
+
+def _check_core_op(config: InternImageConfig, loading_info: dict):
+    """Raise a `ValueError` if the layers of the checkpoint are those of the other `core_op`, naming what differs."""
+    unexpected = loading_info["unexpected_keys"]
+    other = {"DCNv3": r"\.dcn\.(value_proj|offset_mask)\.", "DCNv4": r"\.dcn\.(input_proj|offset_mask)\."}
+    foreign = [key for key in unexpected if re.search(other[config.core_op], key)]
+    if not foreign:
+        return
+    differences = []
+    for place, keys in (("checkpoint", unexpected), ("model", loading_info["missing_keys"])):
+        names = sorted({re.sub(r".*\.layers\.\d+\.", "", key) for key in keys if ".layers." in key})
+        if names:
+            differences.append(f"only in the {place}: {', '.join(names)}")
+    if any(".offset_mask." in key for key in foreign):
+        way_out = (
+            "It is an original FlashInternImage: convert it with `python -m conversion.convert_internimage_to_hf`."
+        )
+    else:
+        way_out = "Load it with its own configuration."
+    raise ValueError(
+        f"The configuration has `core_op={config.core_op!r}`, the checkpoint was made with another one ("
+        f"{'; '.join(differences)}). {way_out}"
+    )
 
 
 def check_pixel_values(pixel_values: torch.Tensor, config):
@@ -997,6 +1126,12 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     def __init__(self, config: InternImageConfig):
         super().__init__(config)
         self.num_features = [config.embed_dim] + config.hidden_sizes
+        if config.core_op == "DCNv4" and config.layer_scale_init_value is None:
+            logger.warning_once(
+                "A FlashInternImage backbone without layer scale cannot be built with the original code, whose "
+                "detectors and segmentation models all have it. This one works; to train as they were, set "
+                "`layer_scale_init_value=1.0`."
+            )
         self.embeddings = InternImageEmbeddings(config)
         self.encoder = InternImageEncoder(config)
         self.post_init()

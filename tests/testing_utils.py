@@ -4,6 +4,7 @@
 import gzip
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,7 +18,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conversion.convert_checkpoint import ConversionOptions, plan_conversion
+from conversion.original_config import checkpoint_from_config
+from modeling_internimage import InternImageForImageClassification
 from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
+
+
+def read_json(file: Path) -> dict:
+    content = file.read_bytes()
+    return json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,9 +36,16 @@ _spec = importlib.util.spec_from_file_location("seeded_weights", GOLDEN / "seede
 seeded_weights = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(seeded_weights)
 
-REDUCED_MODELS = json.loads((GOLDEN / "classification" / "reduced_models.json").read_text())
-FULLSIZE_MODELS = json.loads((GOLDEN / "classification" / "fullsize.json").read_text())
-MANIFESTS = json.loads(gzip.decompress((GOLDEN / "classification" / "manifests.json.gz").read_bytes()))
+# Classifiers: of InternImage and of FlashInternImage, whose names begin with "flash" or "tiny_flash".
+REDUCED_MODELS, FULLSIZE_MODELS, TRAINING, MANIFESTS = (
+    {name: facts | {"folder": file.parent} for file in files for name, facts in read_json(file).items()}
+    for files in (
+        [GOLDEN / folder / "reduced_models.json" for folder in ("classification", "dcnv4")],
+        [GOLDEN / folder / "fullsize.json" for folder in ("classification", "dcnv4")],
+        [GOLDEN / folder / "training.json" for folder in ("classification", "dcnv4")],
+        [GOLDEN / "classification" / "manifests.json.gz", GOLDEN / "dcnv4" / "classification_manifests.json.gz"],
+    )
+)
 
 # Arguments of the training scripts, for a run of seconds.
 _SHORT_TRAINING = {
@@ -139,6 +155,21 @@ def rename(key: str) -> str:
 def official_key(key: str) -> str:
     """Original key -> that in the official Hub repositories."""
     return "model." + key.replace(".gamma", ".layer_scale")
+
+
+def convert_original(folder: Path, config: dict, keys: dict, seed: int) -> InternImageForImageClassification:
+    """A classifier with stand-in weights, converted from an original `.pth` file with the original's configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save({"model": original_state_dict(keys, seed)}, folder / "source.pth")
+    record = checkpoint_from_config(folder / "config.json", folder / "source.pth")
+    return plan_conversion(record, folder / "source.pth", ConversionOptions()).model()
+
+
+def unread_parameters(keys: dict) -> int:
+    """The parameters of `offset_mask` projections that nothing reads, of groups with 9 points (27 rows each)."""
+    shapes = (shape for key, shape in keys.items() if ".offset_mask." in key)
+    return sum(shape[0] % 27 * math.prod(shape[1:]) for shape in shapes)
 
 
 def write_official_checkpoint(folder: Path, config: dict, keys: dict, seed: int) -> Path:

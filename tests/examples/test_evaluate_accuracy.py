@@ -295,7 +295,7 @@ def config(names):
 
 def test_synsets(caplog):
     """The model's ImageNet classes have names, the folders numbers: the order is the same, nothing to warn of."""
-    imagenet = InternImageConfig(num_labels=1000, core_op="DCNv3")
+    imagenet = InternImageConfig(num_labels=1000, norm_layer="LN")
     synsets = [f"n{number:08d}" for number in range(1440764, 1441764)]
     assert script.class_indices(synsets, imagenet) == list(range(1000))
     assert caplog.text == ""

@@ -56,14 +56,15 @@ def test_defaults_are_internimage_t(caplog):
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_official_names(name, caplog):
     official = MANIFESTS[name]["config"]
-    config = InternImageConfig(**official, **OFFICIAL_CONFIG)
+    config = InternImageConfig(**(OFFICIAL_CONFIG | official))
     for theirs, value in official.items():
         if theirs in ("norm_layer", "level2_post_norm", "label_smoothing"):
             continue
-        expected = {"act_layer": "gelu", "dw_kernel_size": value or 3}.get(theirs, value)
+        default_size = 3 if official.get("core_op") != "DCNv4" else None
+        expected = {"act_layer": "gelu", "dw_kernel_size": value or default_size}.get(theirs, value)
         assert getattr(config, theirs) == expected, theirs
     saved = config.to_dict()
-    assert not {"channels", "groups", "num_classes", "core_op", "with_cp", "norm_layer", "act_layer"} & set(saved)
+    assert not {"channels", "groups", "num_classes", "with_cp", "norm_layer", "act_layer"} & set(saved)
     assert not caplog.messages
 
 
@@ -85,7 +86,8 @@ def test_official_names(name, caplog):
         ({"level2_post_norm_block_ids": [3, 18]}, "third stage .level 2., which has 18"),
         ({"level2_post_norm": True}, "needs `level2_post_norm_block_ids`"),
         ({"norm_layer": "BN"}, "`norm_layer='BN'` is not supported"),
-        ({"core_op": "DCNv4"}, "`core_op='DCNv4'` is not supported"),
+        ({"core_op": "DCNv5"}, "`core_op='DCNv5'` is not supported. Choose 'DCNv3' .* or 'DCNv4'"),
+        ({"core_op": "DCNv4", "use_clip_projector": True}, "`use_clip_projector=True` with `core_op='DCNv4'`"),
         ({"depths": [1], "num_groups": [4], "use_clip_projector": True}, "pools the last two stages"),
         ({"out_features": ["stage5"]}, "stage5"),
         ({"out_features": ["stage1"], "out_indices": [2]}, "correspond to the same stages"),

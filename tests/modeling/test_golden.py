@@ -14,20 +14,32 @@ from testing_utils import (
     GOLDEN,
     MANIFESTS,
     REDUCED_MODELS,
+    TRAINING,
+    convert_original,
     golden_input,
     official_key,
     original_state_dict,
     rename,
+    unread_parameters,
     write_official_checkpoint,
 )
 
+from conversion.heads import HEADS
 from modeling_internimage import InternImageConfig, InternImageForImageClassification
 
 
-def load_official(folder, config, keys, seed, **kwargs):
-    """A model from a checkpoint in the official layout, every key accounted for."""
+HEAD = HEADS["linear classifier"]
+
+
+def load_official(folder, config, keys, seed, dtype=torch.float32):
+    """
+    A model from a checkpoint in the official layout, every key accounted for: of a Hub repository, or, for
+    FlashInternImage, which has none, of a `.pth` file.
+    """
+    if config.get("core_op") == "DCNv4":
+        return convert_original(folder, config, keys, seed).to(dtype)
     write_official_checkpoint(folder, config, keys, seed)
-    model, info = InternImageForImageClassification.from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, info = InternImageForImageClassification.from_pretrained(folder, output_loading_info=True, dtype=dtype)
     assert not any(info.values()), info
     return model
 
@@ -50,8 +62,9 @@ def test_full_size_models(name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_training(dtype, tmp_path):
-    golden = json.loads((GOLDEN / "classification" / "training.json").read_text())["tiny_t"]
+@pytest.mark.parametrize("name", TRAINING)
+def test_training(name, dtype, tmp_path):
+    golden = TRAINING[name]
     keys = REDUCED_MODELS[golden["reduced_model"]]["keys"]
     model = load_official(tmp_path, golden["config"], keys, golden["weights_seed"], dtype=dtype).train()
     pixel_values = golden_input(golden["input_shape"], golden["input_seed"]).to(dtype)
@@ -66,10 +79,11 @@ def test_training(dtype, tmp_path):
         torch.testing.assert_close(actual, torch.tensor(expected, dtype=actual.dtype), rtol=rtol, atol=rtol)
     gradients = {name.removeprefix("internimage."): p.grad for name, p in model.named_parameters()}
     norms = golden["grad_norms"]
-    assert {rename(key) for key in norms} == set(gradients)
+    names = {key: [name.removeprefix("internimage.") for name in HEAD.rename_key(key)] for key in norms}
+    assert {name for of_key in names.values() for name in of_key} == set(gradients)
     for key, expected in norms.items():
         zero = key in golden["structurally_zero_gradients"]
-        actual = gradients[rename(key)].norm().item()
+        actual = torch.cat([gradients[name].flatten() for name in names[key]]).norm().item()
         assert actual == (pytest.approx(0, abs=1e-6) if zero else pytest.approx(expected, rel=rtol)), key
 
 
@@ -82,8 +96,13 @@ def test_parameter_counts(name):
         model = InternImageForImageClassification(
             InternImageConfig(**manifest["config"], use_metadata_head=has_metadata)
         )
-    assert model.num_parameters() == manifest["num_parameters"]
-    expected = {rename(key): shape for key, shape in manifest["keys"].items()}
+    assert model.num_parameters() == manifest["num_parameters"] - unread_parameters(manifest["keys"])
+    expected = {}
+    for key, shape in manifest["keys"].items():
+        for new_name in HEAD.rename_key(key):
+            rows = 18 if ".offset_proj." in new_name else 9  # of the 27 of each group
+            own = [shape[0] // 27 * rows, *shape[1:]] if ".offset_mask." in key else shape
+            expected[new_name.removeprefix("internimage.")] = own
     assert {key.removeprefix("internimage."): list(v.shape) for key, v in model.state_dict().items()} == expected
 
 
@@ -124,11 +143,11 @@ def test_what_is_saved_has_our_names(prefix, tmp_path):
         assert set(file.keys()) == set(model.state_dict())
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["embed_dim"] == golden["config"]["channels"]
-    assert not {"channels", "core_op", "num_classes", "auto_map"} & set(config)
+    assert not {"channels", "norm_layer", "num_classes", "auto_map"} & set(config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["tiny_t", "tiny_l_xl", "tiny_h"])
+@pytest.mark.parametrize("name", ["tiny_t", "tiny_l_xl", "tiny_h", "tiny_flash_t", "tiny_flash_l"])
 @torch.no_grad()
 def test_half_precision(name, dtype, tmp_path):
     """
@@ -138,7 +157,7 @@ def test_half_precision(name, dtype, tmp_path):
     golden = REDUCED_MODELS[name]
     model = load_official(tmp_path, golden["config"], golden["keys"], golden["weights_seed"], dtype=dtype)
     pixel_values = golden_input(golden["input_shapes"][0], golden["input_seed"])
-    arrays = np.load(GOLDEN / "classification" / f"{name}.npz")
+    arrays = np.load(golden["folder"] / f"{name}.npz")
     size = "x".join(map(str, pixel_values.shape[2:]))
 
     def errors():

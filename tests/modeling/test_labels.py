@@ -91,12 +91,12 @@ def test_imagenet_1k_against_torchvision():
 )
 def test_official_configurations_get_names(num_labels, first):
     """The `config.json` of the official repositories have none; a configuration of ours is taken as it is."""
-    config = InternImageConfig(core_op="DCNv3", num_classes=num_labels)
+    config = InternImageConfig(norm_layer="LN", num_classes=num_labels)
     assert config.num_labels == num_labels and config.id2label[0] == first and config.label2id[first] == 0
     assert InternImageConfig.from_dict(config.to_dict()).id2label == config.id2label
     assert InternImageConfig(num_labels=num_labels).id2label[0] == "LABEL_0"
-    assert InternImageConfig(core_op="DCNv3", num_classes=num_labels, num_labels=3).id2label[0] == "LABEL_0"
-    named = InternImageConfig(core_op="DCNv3", num_classes=2, id2label={0: "cat", 1: "dog"})
+    assert InternImageConfig(norm_layer="LN", num_classes=num_labels, num_labels=3).id2label[0] == "LABEL_0"
+    named = InternImageConfig(norm_layer="LN", num_classes=2, id2label={0: "cat", 1: "dog"})
     assert named.id2label == {0: "cat", 1: "dog"}
 
 
