@@ -1,31 +1,39 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""The reduced detectors of the golden numbers: conversion, inputs, labels (`tests/fixtures/golden/detection`)."""
+"""
+The detectors of the golden numbers: the keys of full-size ones, and the conversion, inputs and labels of reduced ones
+(`tests/fixtures/golden/detection` and `dcnv4`).
+"""
 
 import dataclasses
-import json
 
 import numpy as np
 import torch
-from testing_utils import GOLDEN, golden_input, original_state_dict
+from testing_utils import GOLDEN, golden_input, original_state_dict, read_json
 
 from conversion.checkpoints import CHECKPOINTS, Checkpoint
 from conversion.convert_checkpoint import ConversionOptions, Plan, convert_checkpoint, plan_conversion
+from conversion.offset_mask import UNREAD
 
 
-DETECTION = GOLDEN / "detection"
-# A full-size checkpoint of the same kind, by the original's class and by whether there are masks.
+DETECTION, FLASH = GOLDEN / "detection", GOLDEN / "dcnv4"
+MANIFESTS = read_json(DETECTION / "manifests.json.gz") | read_json(FLASH / "detection_manifests.json.gz")
+# A full-size checkpoint of the same kind, by the original's classes and by whether there are masks.
 RECORDS = {
-    ("MaskRCNN", True): "mask_rcnn_internimage_t_fpn_1x_coco",
-    ("CascadeRCNN", True): "cascade_internimage_l_fpn_1x_coco",
-    ("CascadeRCNN", False): "cascade_internimage_xl_fpn_3x_crowd_human",
-    ("DINO", False): "dino_4scale_internimage_t_1x_coco",
-    ("CBDINO", False): "dino_4scale_cbinternimage_h_objects365_coco",
+    ("MaskRCNN", "InternImage", True): "mask_rcnn_internimage_t_fpn_1x_coco",
+    ("CascadeRCNN", "InternImage", True): "cascade_internimage_l_fpn_1x_coco",
+    ("CascadeRCNN", "InternImage", False): "cascade_internimage_xl_fpn_3x_crowd_human",
+    ("DINO", "InternImage", False): "dino_4scale_internimage_t_1x_coco",
+    ("CBDINO", "CBInternImage", False): "dino_4scale_cbinternimage_h_objects365_coco",
+    ("MaskRCNN", "FlashInternImage", True): "mask_rcnn_flash_internimage_t_fpn_1x_coco",
+    ("CascadeRCNN", "FlashInternImage", True): "cascade_flash_internimage_l_fpn_1x_coco",
+    ("DINO", "FlashInternImage", False): "dino_4scale_flash_internimage_t_1x_coco",
 }
 
 
 def read_facts(pattern: str) -> dict[str, dict]:
     """Facts about the cases whose files match `pattern`, by name."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted(DETECTION.glob(pattern))}
+    files = sorted([*DETECTION.glob(pattern), *FLASH.glob(pattern)])
+    return {file.stem: read_json(file) for file in files}
 
 
 def reduced_record(facts: dict, **head_config) -> Checkpoint:
@@ -36,7 +44,7 @@ def reduced_record(facts: dict, **head_config) -> Checkpoint:
     head = head[0] if isinstance(head, list) else head
     renamed = {"channels": "embed_dim", "groups": "num_groups", "layer_scale": "layer_scale_init_value"}
     renamed |= {"dw_kernel_size": "depthwise_kernel_size"}
-    left_out = ("type", "core_op", "drop_path_rate", "norm_layer", "out_indices", "with_cp", "level2_post_norm")
+    left_out = ("type", "drop_path_rate", "norm_layer", "out_indices", "with_cp", "level2_post_norm")
     architecture = {renamed.get(key, key): value for key, value in model["backbone"].items() if key not in left_out}
     if "level2_post_norm_block_ids" in architecture:
         architecture["level2_post_norm_block_ids"] = architecture["level2_post_norm_block_ids"][:1]
@@ -56,7 +64,8 @@ def reduced_record(facts: dict, **head_config) -> Checkpoint:
             "num_proposals_per_level": test["rpn"]["nms_pre"],
             "max_detections": test["rcnn"]["max_per_img"],
         }
-    record = CHECKPOINTS[RECORDS[model["type"], "mask_head" in model.get("roi_head", {})]]
+    kind = model["type"], model["backbone"]["type"], "mask_head" in model.get("roi_head", {})
+    record = CHECKPOINTS[RECORDS[kind]]
     return dataclasses.replace(
         record,
         architecture=architecture,
@@ -82,7 +91,7 @@ def convert_case(facts: dict, folder, **head_config):
     plan = plan_case(facts, folder, **head_config)
     convert_checkpoint(plan, folder / "converted", "a test")
     model, info = plan.head.auto_class.from_pretrained(folder / "converted", output_loading_info=True)
-    assert not any(info.values()) and not plan.dropped
+    assert not any(info.values()) and set(plan.dropped.values()) <= {UNREAD}
     return plan, model
 
 
@@ -106,4 +115,5 @@ def relative_labels(case: dict, image_shapes: list[list[int]]) -> list[dict[str,
 
 
 def read_arrays(name: str) -> dict[str, np.ndarray]:
-    return dict(np.load(DETECTION / f"{name}.npz"))
+    folder = FLASH if "_flash_" in name else DETECTION
+    return dict(np.load(folder / f"{name}.npz"))

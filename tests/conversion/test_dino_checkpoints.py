@@ -2,32 +2,28 @@
 """The official DINO detectors: numbers of the original, every checkpoint's keys, what is written and what is said."""
 
 import copy
-import gzip
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from golden_detectors import DETECTION, convert_case, padded_inputs, plan_case, read_arrays, read_facts
-from testing_utils import first_quick
+from golden_detectors import MANIFESTS as ALL_MANIFESTS
+from golden_detectors import convert_case, padded_inputs, plan_case, read_arrays, read_facts
+from testing_utils import first_quick, unread_parameters
 from transformers import AutoImageProcessor
 
 from conversion.checkpoints import CHECKPOINTS
 from conversion.convert_checkpoint import ConversionOptions, empty_model, plan_conversion
 from conversion.errors import ConversionError
 from conversion.model_card import create_model_card
+from conversion.offset_mask import UNREAD
 from conversion.original_config import own_checkpoint
 from modeling_internimage import CBInternImageBackbone
 from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels, refine
 
 
-CASES = read_facts("*dino_?_like.json")
-MANIFESTS = {
-    name: manifest
-    for name, manifest in json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes())).items()
-    if "dino" in manifest["method"]
-}
+CASES = read_facts("*dino_*_like.json")
+MANIFESTS = {name: manifest for name, manifest in ALL_MANIFESTS.items() if "dino" in manifest["method"]}
 PREFIX = "dino_4scale_cbinternimage_h_objects365"
 # Starts for fine-tuning, with the keys and shapes of what the authors made of them.
 STARTS = {f"{PREFIX}_80classes": f"{PREFIX}_coco", f"{PREFIX}_20classes": f"{PREFIX}_voc07"}
@@ -165,15 +161,17 @@ def write_manifest_checkpoint(name: str, file):
     "name, same",
     first_quick(
         [(name, name) for name in MANIFESTS] + list(STARTS.items()),
-        lambda names: "_g_" in names[0] or CHECKPOINTS[names[0]].head,
+        lambda names: ("_g_" in names[0], CHECKPOINTS[names[0]].head, CHECKPOINTS[names[0]].family.model),
     ),
 )
 def test_every_key_of_every_checkpoint(name, same, tmp_path):
     manifest, checkpoint = MANIFESTS[same], CHECKPOINTS[name]
     plan = plan_conversion(checkpoint, write_manifest_checkpoint(same, tmp_path / "source.pth"), ConversionOptions())
-    assert plan.used_keys() == {key.removeprefix("backbone.") for key in manifest["keys"]} and not plan.dropped
+    assert plan.used_keys() == {key.removeprefix("backbone.") for key in manifest["keys"]}
+    assert set(plan.dropped.values()) <= {UNREAD}
     model = empty_model(plan.head.model_class, plan.config)
-    assert model.num_parameters() == manifest["num_parameters"] == checkpoint.num_parameters
+    assert model.num_parameters() == manifest["num_parameters"] - unread_parameters(manifest["keys"])
+    assert checkpoint.num_parameters == manifest["num_parameters"]
     labels = list(model.config.id2label.values())
     assert labels == ([f"LABEL_{idx}" for idx in range(len(labels))] if name in STARTS else manifest["class_names"])
 
