@@ -1,12 +1,10 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The registry against the facts collected from the original repository, and what is generated from it."""
 
-import gzip
-import json
 import re
 
 import pytest
-from testing_utils import GOLDEN, REPOSITORY
+from testing_utils import GOLDEN, REPOSITORY, read_json
 
 from conversion.checkpoints import (
     CHECKPOINTS,
@@ -19,11 +17,12 @@ from conversion.checkpoints import (
 from modeling_internimage import InternImageConfig
 
 
-MANIFESTS = {
-    name: manifest
-    for task in ("classification", "segmentation", "detection")
-    for name, manifest in json.loads(gzip.decompress((GOLDEN / task / "manifests.json.gz").read_bytes())).items()
-}
+TASKS = ("classification", "segmentation", "detection")
+INTERNIMAGE, FLASH = (
+    {name: manifest for task in TASKS for name, manifest in read_json(GOLDEN / file.format(task)).items()}
+    for file in ("{}/manifests.json.gz", "dcnv4/{}_manifests.json.gz")
+)
+MANIFESTS = INTERNIMAGE | FLASH
 BACKBONE_ARGUMENTS = {"out_indices", "init_cfg", "type", "drop_path_rate"}
 HEADS = {
     "upernet": "UperNet", "segformer": "SegFormer head", "mask2former": "Mask2Former", "mask_rcnn": "Mask R-CNN",
@@ -36,8 +35,9 @@ STARTS = [f"dino_4scale_cbinternimage_h_objects365_{number}classes" for number i
 
 
 def test_every_official_checkpoint_is_there():
-    assert len(CHECKPOINTS) == 62
-    assert list(CHECKPOINTS) == [*MANIFESTS, *STARTS]
+    assert len(CHECKPOINTS) == 87
+    assert list(CHECKPOINTS)[:62] == [*INTERNIMAGE, *STARTS]
+    assert set(list(CHECKPOINTS)[62:]) == set(FLASH)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -56,6 +56,8 @@ def test_records(name):
             reported = {"openimages_mAP50": reported["box_mAP"]}
         assert checkpoint.reported == reported
         size = manifest["config"].get("train_crop_size") or manifest["config"]["image_scale"][::-1]
+        if name in FLASH and "segment" in manifest["config_file"]:  # crops as high and wide as the shorter side
+            size = size[:1] * 2
         assert list(checkpoint.image_size) == size
         assert checkpoint.task == (
             "image-segmentation" if "segment" in manifest["config_file"] else "object-detection"
@@ -65,13 +67,17 @@ def test_records(name):
         assert checkpoint.image_size == (original["image_size"],) * 2
         assert checkpoint.num_labels == original["num_classes"]
         assert checkpoint.file == f"{name}.pth"
-        repository = manifest["hf_repository_name"]
+        repository = manifest.get("hf_repository_name")
         assert checkpoint.hub_name == (repository and f"OpenGVLab/{repository}")
+        if name in FLASH:
+            assert checkpoint.reported.get("accuracy") == (manifest["reported"] or {}).get("acc1")
         assert (checkpoint.reported == {}) == (original["num_classes"] == 21841)
+    if name in FLASH:
+        url = f"https://huggingface.co/{checkpoint.family.repository}/resolve/main/{checkpoint.file}"
+        assert url == manifest["download_url"]
     assert checkpoint.status == ("convertible" if checkpoint.file else "no weights published")
     ours, theirs = checkpoint.backbone_config(), InternImageConfig.from_dict(original)
     for argument in set(original) - {
-        "core_op",
         "norm_layer",
         "with_cp",
         "image_size",
@@ -108,12 +114,12 @@ def test_readme_commands_are_generated():
     readme = (REPOSITORY / "examples" / "image_classification" / "README.md").read_text()
     assert f"```bash\n{accuracy_commands(CHECKPOINTS.values())}\n```" in readme
     accuracies = [checkpoint for checkpoint in CHECKPOINTS.values() if "accuracy" in checkpoint.reported]
-    assert len(accuracies) == readme.count("\n# top-1 ") == 8
+    assert len(accuracies) == readme.count("\n# top-1 ") == 12
 
 
 def test_text_table():
     lines = text_table(CHECKPOINTS.values()).splitlines()
-    assert len(lines) == 63 and len({re.search(r" (image|object)-", line).start() for line in lines[1:]}) == 1
+    assert len(lines) == 88 and len({re.search(r" (image|object)-", line).start() for line in lines[1:]}) == 1
 
 
 def test_category_ids():

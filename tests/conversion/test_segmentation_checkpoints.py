@@ -1,15 +1,14 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """The official segmentation models: numbers of the original, every checkpoint's keys, what is written."""
 
+import copy
 import dataclasses
-import gzip
-import json
 
 import numpy as np
 import pytest
 import torch
-from golden_numbers import FLOAT32_TOLERANCE
-from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict
+from golden_numbers import tolerance
+from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict, read_json, unread_parameters
 from transformers import AutoImageProcessor, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -18,18 +17,24 @@ from conversion.convert_checkpoint import ConversionOptions, convert_checkpoint,
 from conversion.convert_internimage_to_hf import main
 from conversion.errors import ConversionError
 from conversion.heads import HEADS
+from conversion.offset_mask import UNREAD
 from conversion.original_config import own_checkpoint
 from modeling_internimage import semantic_scores, window_scores
 
 
-SEGMENTATION = GOLDEN / "segmentation"
-MANIFESTS = json.loads(gzip.decompress((SEGMENTATION / "manifests.json.gz").read_bytes()))
-CASES = {file.stem: json.loads(file.read_text()) for file in SEGMENTATION.glob("*_*.json")}
+SEGMENTATION, FLASH = GOLDEN / "segmentation", GOLDEN / "dcnv4"
+MANIFESTS = read_json(SEGMENTATION / "manifests.json.gz") | read_json(FLASH / "segmentation_manifests.json.gz")
+FILES = [*SEGMENTATION.glob("*_*.json"), *FLASH.glob("upernet_*.json"), *FLASH.glob("mask2former_*.json")]
+CASES = {file.stem: read_json(file) | {"arrays_file": file.with_suffix(".npz")} for file in FILES}
 # A full-size checkpoint of the same head for each kind.
 RECORDS = {
     "UPerHead": "upernet_internimage_t_512_160k_ade20k",
     "SegformerHead": "segformer_internimage_l_512x1024_80k_mapillary",
     "Mask2FormerHead": "mask2former_internimage_h_480_40k_nyu",
+}
+FLASH_RECORDS = {
+    "UPerHead": "upernet_flash_internimage_t_512_160k_ade20k",
+    "Mask2FormerHead": "mask2former_flash_internimage_t_512_160k_ade20k_ss",
 }
 
 
@@ -42,13 +47,16 @@ def reduced_record(case: dict) -> Checkpoint:
         "depths": backbone["depths"],
         "layer_scale_init_value": backbone["layer_scale"],
         "level2_post_norm_block_ids": backbone.get("level2_post_norm_block_ids"),
-        "depthwise_kernel_size": backbone.get("dw_kernel_size", 3),
+        "depthwise_kernel_size": backbone.get("dw_kernel_size"),
     } | {
         name: backbone[name]
-        for name in ("offset_scale", "post_norm", "res_post_norm", "center_feature_scale")
+        for name in (
+            "core_op", "offset_scale", "post_norm", "res_post_norm", "center_feature_scale", "dcn_output_bias",
+            "mlp_fc2_bias",
+        )
         if name in backbone
-    }
-    record = CHECKPOINTS[RECORDS[head["type"]]]
+    }  # fmt: skip
+    record = CHECKPOINTS[(FLASH_RECORDS if backbone["type"] == "FlashInternImage" else RECORDS)[head["type"]]]
     arguments = {"hidden_size": head["channels"]} if "channels" in head else {}
     if auxiliary := case["model"].get("auxiliary_head"):
         arguments |= {"auxiliary_channels": auxiliary["channels"], "auxiliary_in_channels": auxiliary["in_channels"]}
@@ -88,16 +96,19 @@ def case(request, tmp_path_factory):
     model, info = plan.head.auto_class.from_pretrained(folder / "converted", output_loading_info=True)
     assert not any(info.values())
     pixel_values = golden_input(facts["input"]["shape"], facts["input"]["seed"])
-    return facts, np.load(SEGMENTATION / f"{request.param}.npz"), model, pixel_values, folder / "converted"
+    return facts, np.load(facts["arrays_file"]), model, pixel_values, folder / "converted"
 
 
 def assert_golden(output: torch.Tensor, golden: np.ndarray):
-    torch.testing.assert_close(output, torch.from_numpy(golden), **FLOAT32_TOLERANCE)
+    expected = torch.from_numpy(golden).to(output.dtype)
+    torch.testing.assert_close(output, expected, **tolerance(expected))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @torch.no_grad()
-def test_golden_outputs(case):
+def test_golden_outputs(case, dtype):
     facts, arrays, model, pixel_values, folder = case
+    model, pixel_values = copy.deepcopy(model).to(dtype), pixel_values.to(dtype)
     backbone = model.model.pixel_level_module.encoder if hasattr(model, "model") else model.backbone
     feature_maps = backbone(pixel_values).feature_maps
     for idx, feature_map in enumerate(feature_maps):
@@ -165,9 +176,10 @@ def test_every_key_of_every_checkpoint(name, tmp_path):
     manifest, checkpoint = MANIFESTS[name], CHECKPOINTS[name]
     source = write_manifest_checkpoint(name, tmp_path / "source.pth")
     plan = plan_conversion(checkpoint, source, ConversionOptions())
-    assert len(plan.used_keys()) == len(manifest["keys"]) and not plan.dropped
+    assert len(plan.used_keys()) == len(manifest["keys"]) and set(plan.dropped.values()) <= {UNREAD}
     model = empty_model(plan.head.model_class, plan.config)
     left_out = manifest["num_parameters"] - sum(parameter.numel() for parameter in model.parameters())
+    left_out -= unread_parameters(manifest["keys"])
     rows = manifest["classes"] - manifest["dataset_num_classes"]
     widths = (
         [head["channels"] for part, head in manifest["config"]["model"].items() if part.endswith("_head")]
