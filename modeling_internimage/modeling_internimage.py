@@ -502,7 +502,7 @@ def _depthwise_convolution(channels: int, kernel_size: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
 
-def _initialize_projections(xavier: list[nn.Module], zeros: list[nn.Module | None]):
+def _initialize_projections(xavier: list[nn.Module], zeros: list[nn.Linear | None]):
     """
     Zero the weights of `zeros`, and mark all for `_init_weights`, which transformers calls only for modules that own
     parameters, not for the one that they belong to.
