@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Convert the official InternImage checkpoints, or your own, to folders that transformers loads.
+Convert the official InternImage and FlashInternImage checkpoints, or your own, to folders that transformers loads.
 
     python -m conversion.convert_internimage_to_hf --list
     python -m conversion.convert_internimage_to_hf --checkpoint internimage_t_1k_224 --output-dir internimage_t

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from conversion.checkpoints import ARCHITECTURES, METRICS, OWN_DATASET, Checkpoint, entries_of_file
 from conversion.errors import printable
 from conversion.heads import HEADS
+from conversion.offset_mask import UNREAD
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -77,7 +78,7 @@ image alone; its accuracy then was not reported."""
 RESULT_NOTES = {
     "mask2former_flash_internimage_s_640_160k_ade20k_ss": """
 
-Another table of the authors has 52.2 for this file
+Another table of the authors says 52.2 for this file
 ([source](https://github.com/OpenGVLab/DCNv4/tree/main/segmentation/configs/ade20k))."""
 }
 # Test sets whose results are those of a model that was trained on more.
@@ -293,7 +294,8 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
         )
     for reason in dict.fromkeys(dropped.values()):
         keys = [key for key, its_reason in dropped.items() if its_reason == reason]
-        changes.append(f"{len(keys)} tensors were left out ({_markdown(keys[0])}, ...): {reason}.")
+        what = f"Rows of {len(keys)} tensors" if reason == UNREAD else f"{len(keys)} tensors"
+        changes.append(f"{what} were left out ({_markdown(keys[0])}, ...): {reason}.")
     if checkpoint.dataset == "Objects365":
         values = {"number": config.num_labels, "likely": {80: "COCO", 20: "VOC"}[config.num_labels]}
         changes.append(Template(UNKNOWN_CLASSES).substitute(values))

@@ -81,6 +81,7 @@ def read_original_checkpoint(file: str | Path, ema: bool = False, strip: bool = 
         raise ConversionError(
             f"{file} has no {'averaged ' if ema else ''}weights: none of the entries {', '.join(entries)} is there, "
             f"only {', '.join(sorted(key for key in checkpoint if isinstance(key, str))[:10]) or 'nothing'}."
+            + (" Take the averaged weights: `--ema`." if set(EMA_ENTRIES) & checkpoint.keys() and not ema else "")
         )
     state_dict = {}
     for original_key, tensor in weights.items():

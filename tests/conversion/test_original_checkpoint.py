@@ -112,6 +112,7 @@ def test_damaged_files(damage, message, tmp_path):
         ([1, 2], "holds a list, not a dictionary"),
         ({"epoch": 3}, "model, state_dict, module is there, only epoch"),
         ({}, "only nothing"),
+        ({"model_ema": WEIGHTS}, "only model_ema. Take the averaged weights: `--ema`"),
         ({"model": prefixed("module.") | prefixed("")}, "'patch_embed.conv1.weight' twice"),
     ],
 )

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints that users trained with mmdetection or mmsegmentation, converted with their own configurations."""
 
-import gzip
 import json
 import re
 from pathlib import Path
@@ -9,25 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict
+from testing_utils import GOLDEN, first_quick, golden_input, original_state_dict, read_json
 
 from conversion.checkpoints import CHECKPOINTS
 from conversion.convert_checkpoint import ConversionOptions, plan_conversion
 from conversion.convert_internimage_to_hf import main
 from conversion.errors import ConversionError
 from conversion.heads import HEADS
+from conversion.offset_mask import UNREAD
 from conversion.original_config import checkpoint_from_config
 from conversion.python_config import Unread, read_python_config
 from modeling_internimage import MaskRCNNForObjectDetection
 
 
-MANIFESTS = {
-    name: manifest
-    for task in ("detection", "segmentation")
-    for name, manifest in json.loads(gzip.decompress((GOLDEN / task / "manifests.json.gz").read_bytes())).items()
-}
-# One checkpoint of each method.
-EXAMPLES = {manifest["method"]: name for name, manifest in reversed(MANIFESTS.items())}
+INTERNIMAGE, FLASH = (
+    {
+        name: facts
+        for task in ("detection", "segmentation")
+        for name, facts in read_json(GOLDEN / (file % task)).items()
+    }
+    for file in ("%s/manifests.json.gz", "dcnv4/%s_manifests.json.gz")
+)
+MANIFESTS = INTERNIMAGE | FLASH
+# One checkpoint of each method; of those with a FlashInternImage, `flash_...`.
+EXAMPLES = {manifest["method"]: name for name, manifest in reversed(INTERNIMAGE.items())}
+EXAMPLES |= {f"flash_{manifest['method']}": name for name, manifest in reversed(FLASH.items())}
 
 
 def zeros(shape, integer=False) -> torch.Tensor:
@@ -60,6 +65,8 @@ def write_own(tmp_path):
         torch.save({"state_dict": weights} | entries, tmp_path / "mine.pth")
         variables = {name: facts[name] for name in ("model", "test_pipeline") if name in facts}
         crop = facts.get("train_crop_size")
+        if name in FLASH and "reduce_zero_label" in MANIFESTS[name]:  # of which the facts have no training
+            crop = facts["image_scale"][1:] * 2
         if crop:
             load = {"type": "LoadAnnotations", "reduce_zero_label": MANIFESTS[name]["reduce_zero_label"]}
             variables["train_pipeline"] = [load, {"type": "RandomCrop", "crop_size": tuple(crop)}]
@@ -74,7 +81,7 @@ def record_of(arguments):
     return checkpoint_from_config(Path(arguments[1]), Path(arguments[3]))
 
 
-@pytest.mark.parametrize("name", first_quick(MANIFESTS, lambda name: MANIFESTS[name]["method"]))
+@pytest.mark.parametrize("name", first_quick(MANIFESTS, lambda name: (name in FLASH, MANIFESTS[name]["method"])))
 def test_official_configurations(name, write_own):
     """They give what the registry says of the same checkpoint, and account for every key."""
     meta = {"CLASSES": MANIFESTS[name]["class_names"], "PALETTE": MANIFESTS[name].get("palette")}
@@ -93,7 +100,8 @@ def test_official_configurations(name, write_own):
 
 
 SLOW_METHODS = [
-    pytest.param(method, marks=[pytest.mark.slow] * (method not in ("mask_rcnn", "upernet"))) for method in EXAMPLES
+    pytest.param(method, marks=[pytest.mark.slow] * (method not in ("mask_rcnn", "upernet", "flash_mask_rcnn")))
+    for method in EXAMPLES
 ]
 
 
@@ -102,7 +110,9 @@ def test_own_classes(method, write_own, capsys):
     """Three, whatever the configuration says, named by the file. The second set of weights is left out or taken."""
     name, labels = EXAMPLES[method], ("crack", "hole", "rust")
     arguments = write_own(name, num_classes=3, ema=True, meta={"CLASSES": labels})
-    for options, left_out in (([], len(MANIFESTS[name]["keys"])), (["--ema"], 0)):
+    keys = MANIFESTS[name]["keys"]
+    unread = sum(".offset_mask." in key and shape[0] % 27 > 0 for key, shape in keys.items())
+    for options, left_out in (([], len(keys) + unread), (["--ema"], unread)):
         assert main([*arguments, "--dry-run", *options]) == 0
         output = capsys.readouterr().out
         assert "a file of your own, with 3 classes: crack, hole, rust" in output and f"; {left_out} left out" in output
@@ -126,7 +136,7 @@ def test_config_json(method, write_own, tmp_path):
     assert {key: config[key] for key in expected.to_dict()} == expected.to_dict() | {
         "transformers_version": config["transformers_version"]
     }
-    assert not plan_conversion(own, Path(source[1]), ConversionOptions()).dropped
+    assert set(plan_conversion(own, Path(source[1]), ConversionOptions()).dropped.values()) <= {UNREAD}
 
 
 @torch.no_grad()
@@ -255,7 +265,18 @@ def test_values_that_are_not_read(write_own, tmp_path, capsys):
     [
         ("mask_rcnn", "model.backbone.type", "ResNet", "`model.backbone.type='ResNet'`; only 'InternImage'"),
         ("mask_rcnn", "model.backbone.out_indices", [1, 2, 3], r"`model.backbone.out_indices=\[1, 2, 3\]`; only"),
-        ("mask_rcnn", "model.backbone.core_op", "DCNv4", "does not describe an InternImage: `core_op='DCNv4'`"),
+        ("mask_rcnn", "model.backbone.core_op", "DCNv4", "DCNv4 is the operator of the type 'FlashInternImage'"),
+        ("mask_rcnn", "model.backbone.core_op", "DCNv5", "does not describe an InternImage: `core_op='DCNv5'`"),
+        ("flash_mask_rcnn", "model.backbone.core_op", "DCNv3", "`model.backbone.core_op='DCNv3'`; only 'DCNv4'"),
+        ("flash_mask_rcnn", "model.backbone.layer_scale", None, "has no `model.backbone.layer_scale`, without which"),
+        ("flash_mask_rcnn", "model.neck.norm_cfg.type", "BN", "`model.neck.norm_cfg.type='BN'`; only 'LN'"),
+        ("flash_cascade_mask_rcnn", "model.roi_head.bbox_head.0.with_dcn", None, "with_dcn=True`; only False"),
+        (
+            "flash_mask2former",
+            "model.decode_head.pixel_decoder.encoder.transformerlayers.attn_cfgs.use_softmax",
+            False,
+            "attn_cfgs.use_softmax=False`; only True",
+        ),
         ("mask_rcnn", "model.backbone.depths", [10**9] * 4, "more layers than .* has tensors"),
         ("mask_rcnn", "model.neck.num_outs", 4, "`model.neck.num_outs=4`; only 5"),
         ("mask_rcnn", "model.test_cfg.rcnn.nms.type", "soft_nms", "nms.type='soft_nms'`; only 'nms'"),
@@ -278,6 +299,13 @@ def test_settings_that_are_not_converted(method, path, value, message, write_own
     assert main([*arguments, "--dry-run"]) == 1
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1, error
+
+
+def test_default_offset_scale(write_own):
+    """Of the original's FlashInternImage for detection and segmentation: half of that of an InternImage."""
+    for method, expected in (("mask_rcnn", 1.0), ("flash_mask_rcnn", 0.5)):
+        own = record_of(write_own(EXAMPLES[method], set_value("model.backbone.offset_scale", None)))
+        assert own.config().backbone_config.offset_scale == expected
 
 
 def test_settings_of_images(write_own):

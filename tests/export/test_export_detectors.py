@@ -85,6 +85,7 @@ def build_cascade(backbone_config):
         box_head_num_conv_layers=1,
         box_head_num_fc_layers=1,
         class_agnostic_boxes=True,
+        fpn_norm="layer_norm",
     )
 
 

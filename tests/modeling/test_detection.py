@@ -231,7 +231,7 @@ CASCADE = {
     "rpn_outside_anchors": False,
     "rpn_box_loss": "smooth_l1",
 }
-KINDS = {"mask_rcnn": {}, "cascade": CASCADE}
+KINDS = {"mask_rcnn": {}, "cascade": CASCADE | {"fpn_norm": "layer_norm"}}
 KINDS["class_agnostic"] = CASCADE | {"class_agnostic_boxes": True, "use_mask_head": False, "box_loss": "smooth_l1"}
 
 
@@ -279,6 +279,20 @@ def test_round_trip(kind, build, tmp_path):
     for expected, output in zip(outputs.to_tuple(), loaded(pixel_values, return_dict=False)):
         torch.testing.assert_close(output, expected)
     assert len(loaded(pixel_values, output_hidden_states=True).hidden_states) == 5
+
+
+def test_normalised_pyramid(build):
+    """Each position has mean 0 and variance 1 over the channels, and no convolution has a bias."""
+    neck = build("cascade", hidden_size=32).neck
+    for norm in neck.output_norms:
+        norm.reset_parameters()
+    for feature_map in neck([torch.randn(1, 4 * 2**idx, 16 // 2**idx, 24 // 2**idx) for idx in range(4)]):
+        variance, mean = torch.var_mean(feature_map, dim=1, correction=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=1e-2)
+    convolutions = (*neck.lateral_convolutions, *neck.output_convolutions)
+    assert all(convolution.bias is None for convolution in convolutions)
+    assert all("_norms" not in name for name, _ in build().neck.named_parameters())
 
 
 def test_earlier_names(build, tmp_path):
@@ -734,6 +748,7 @@ def test_another_backbone():
         ({"bbox_reg_stds": [[0.1, 0.2]]}, "`bbox_reg_stds` must have four numbers for each stage"),
         ({"box_loss": "iou"}, "Unknown `box_loss='iou'`"),
         ({"rpn_box_loss": "giou"}, "Unknown `rpn_box_loss='giou'`"),
+        ({"fpn_norm": "batch_norm"}, "Unknown `fpn_norm='batch_norm'`. Choose one of .None, 'layer_norm'."),
         ({"anchor_ratios": []}, "`anchor_ratios` must be from 0.001 to 1000.0, got .."),
         ({"feature_strides": [4, 8, 0, 32]}, "`feature_strides` must be from 1 to 65536, got .4, 8, 0, 32."),
         (
