@@ -7,7 +7,8 @@ Time and peak memory of a conversion, on a file with the original's names and ra
 
 The file and what it is converted to need twice the checkpoint's size on disk; both are deleted afterwards. With a
 smaller `--width` of the backbone, the peak of the full size is computed from the one measured: what the imports take,
-and the rest in proportion to the file.
+and the rest in proportion to the file. FlashInternImage, whose backbone has a projection that is split, is measured at
+full width.
 """
 
 import argparse
@@ -70,8 +71,9 @@ def convert(arguments: list[str]):
 
 def original_shapes(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Keys of the original file of a checkpoint and their shapes, at its full width."""
-    folder = {"image-classification": "classification", "image-segmentation": "segmentation"}
-    manifests = FIXTURES / folder.get(checkpoint.task, "detection") / "manifests.json.gz"
+    task = checkpoint.task.removeprefix("image-").removeprefix("object-")
+    files = {"DCNv3": f"{task}/manifests.json.gz", "DCNv4": f"dcnv4/{task}_manifests.json.gz"}
+    manifests = FIXTURES / files[checkpoint.family.operator]
     return json.loads(gzip.decompress(manifests.read_bytes()))[checkpoint.name]["keys"]
 
 

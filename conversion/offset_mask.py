@@ -6,7 +6,7 @@ import torch
 
 PACKED = ".dcn.offset_mask."
 PARTS = (".dcn.offset_proj.", ".dcn.mask_proj.")  # in the order in which `split_offset_mask` names their rows
-UNREAD = "rows that the operator never reads: they pad the projection to a multiple of 8"
+UNREAD = "padding to a multiple of 8 rows, which the operator never reads"
 
 
 def split_offset_mask(num_groups: int, num_points: int) -> list[torch.Tensor]:

@@ -36,7 +36,7 @@ from conversion.checkpoints import CHECKPOINTS, entries_of_file
 from conversion.convert_internimage_to_hf import main
 from conversion.imagenet_head import IMAGENET_22K_TO_1K, use_imagenet_1k_head
 from conversion.measure_peak_memory import peak_command
-from conversion.model_card import card_metadata
+from conversion.model_card import card_metadata, create_model_card
 from modeling_internimage import InternImageBackbone, InternImageForImageClassification, encode_metadata
 
 
@@ -196,6 +196,55 @@ def test_wrong_keys_are_named(change, named, write_original, tmp_path, capsys):
     error = capsys.readouterr().err
     assert all(name in error for name in named) and error.count("\n") == 1
     assert leftovers(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    "source, target, named",
+    [
+        (
+            "internimage_t_1k_224",
+            "flash_intern_image_t_1k_224",
+            ["blocks.0.dcn.dw_conv.0.weight", "blocks.0.dcn.dw_conv.1.1.weight", "layers.0.dcn.value_proj.weight"],
+        ),
+        (
+            "flash_intern_image_t_1k_224",
+            "internimage_t_1k_224",
+            ["blocks.0.dcn.value_proj.weight", "layers.0.dcn.depthwise_convolution.weight"],
+        ),
+    ],
+)
+def test_file_with_the_other_operator(source, target, named, tmp_path, capsys):
+    """DCNv3 as DCNv4 and the reverse: refused with the names of what differs, and of what the file is."""
+    write_without_data(source, tmp_path / "source.pth")
+    assert main(["--checkpoint", target, "--source", str(tmp_path / "source.pth"), "--dry-run"]) == 1
+    error = capsys.readouterr().err
+    assert f"is not {target}: " in error and f"as many parameters as {source}" in error
+    assert all(name in error for name in named), error
+
+
+def test_unread_rows(write_original, tmp_path):
+    """Named in the report and on the card, which is that of a FlashInternImage."""
+    assert main([*write_original("tiny_flash_t"), "--output-dir", str(tmp_path / "converted")]) == 0
+    report = json.loads((tmp_path / "converted" / "conversion_report.json").read_text())
+    assert set(report["keys"]["dropped"]) == {
+        f"levels.{level}.blocks.0.dcn.offset_mask.{name}[{rows}:]"
+        for level, rows in enumerate((27, 54, 108))
+        for name in ("weight", "bias")
+    }
+    card = (tmp_path / "converted" / "README.md").read_text()
+    assert "FlashInternImage with 16 channels" in card and "(DCNv4)" in card and "arxiv.org/abs/2401.06197" in card
+    assert "Rows of 6 tensors were left out" in card and "which the operator never reads" in card
+
+
+def test_card_with_two_results():
+    """The authors' tables disagree about one checkpoint; its card says so."""
+    checkpoint = CHECKPOINTS["mask2former_flash_internimage_s_640_160k_ade20k_ss"]
+    provenance = {"source": {"file": "", "sha256": ""}, "command": "", "versions": {}}
+    options = convert_checkpoint.ConversionOptions()
+    card = create_model_card(checkpoint, checkpoint.config(), options, {}, provenance)
+    assert "FlashInternImage-S for semantic segmentation with a Mask2Former head" in card
+    assert "| mIoU | 52.6 |" in card and "says 52.2 for this file" in card
+    assert card_metadata(checkpoint, options).eval_results[0].source_name == "OpenGVLab/DCNv4"
 
 
 def test_wrong_file_for_the_name(tmp_path, capsys):

@@ -286,7 +286,7 @@ def test_normalised_pyramid(build):
     neck = build("cascade", hidden_size=32).neck
     for norm in neck.output_norms:
         norm.reset_parameters()
-    for feature_map in neck([torch.randn(1, 4 * 2**idx, 16 // 2**idx, 24 // 2**idx) for idx in range(4)]):
+    for feature_map in neck([torch.randn(1, 16 * 2**idx, 16 // 2**idx, 24 // 2**idx) for idx in range(4)]):
         variance, mean = torch.var_mean(feature_map, dim=1, correction=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
         torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=1e-2)
