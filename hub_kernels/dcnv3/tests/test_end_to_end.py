@@ -46,15 +46,17 @@ def variant(request, monkeypatch):
 def model(request):
     """A small model that uses every argument of the operator that an InternImage has, with offsets as in use."""
     torch.manual_seed(0)
+    core_op = getattr(request, "param", "DCNv3")
     config = InternImageConfig(
-        core_op=getattr(request, "param", "DCNv3"), embed_dim=32, depths=[1, 1, 2, 1], num_groups=[2, 4, 8, 16],
+        core_op=core_op, embed_dim=32, depths=[1, 1, 2, 1], num_groups=[2, 4, 8, 16],
         offset_scale=2.0, center_feature_scale=True, num_labels=4, problem_type="single_label_classification",
     )  # fmt: skip
     model = InternImageForImageClassification(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("offset_proj", "mask_proj", "center_feature_scale_proj")):
-                parameter.normal_(std=0.1)
+                # Weights that no softmax bounds would amplify rounding from layer to layer.
+                parameter.normal_(std=0.1 if core_op == "DCNv3" else 0.02)
     return model
 
 

@@ -74,11 +74,8 @@ def golden(worker):
     report = {}
     for name, case in golden_cases().items():
         arguments, cotangent, expected = load_golden(case, name, device=worker.device)
-        actual = results(
-            lambda *tensors: worker.kernel.dcnv3(*tensors, *arguments[3:]),  # noqa: B023 (called at once)
-            arguments[:3],
-            cotangent,
-        )
+        tensors, rest = arguments[:3], arguments[3:]
+        actual = results(lambda *t, rest=rest: worker.kernel.dcnv3(*t, *rest), tensors, cotangent)
         errors = {key: golden_error(tensor, expected[key]) for key, tensor in actual.items()}
         report[name] = {key: error for key, error in errors.items() if not error <= TOLERANCES[torch.float32]}
     return {"ok": not any(report.values()), "cases": report}
