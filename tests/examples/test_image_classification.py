@@ -25,6 +25,7 @@ from examples import image_datasets, training
 from examples.image_classification import digits, photographs
 from examples.image_classification import run_image_classification as script
 from modeling_internimage import InternImageConfig
+from modeling_internimage.modeling_internimage import CORE_OPS
 from modeling_internimage.training.checkpoints import last_complete_checkpoint
 from modeling_internimage.training.folder_lock import FolderLock
 
@@ -121,11 +122,13 @@ def test_embedded_digits():
 
 
 @pytest.mark.slow
-def test_digits_learn(tmp_path):
+@pytest.mark.parametrize("core_op", CORE_OPS)
+def test_digits_learn(core_op, tmp_path):
     """A few steps on the digits lower the loss well below that of guessing, 2.3."""
     output = tmp_path / "digits"
+    architecture = json.dumps(json.loads(ARCHITECTURE) | {"core_op": core_op})
     script.main(
-        ["--dataset_name", "digits", "--config_overrides", ARCHITECTURE, "--output_dir", str(output), "--do_train"]
+        ["--dataset_name", "digits", "--config_overrides", architecture, "--output_dir", str(output), "--do_train"]
         + ["--max_steps", "40", "--per_device_train_batch_size", "32", "--learning_rate", "3e-3"]
         + ["--warmup_steps", "5", "--horizontal_flip", "false", "--min_crop_scale", "0.8", "--logging_steps", "10"]
         + ["--report_to", "none", "--save_strategy", "no", "--dataloader_pin_memory", "false"]
