@@ -502,7 +502,7 @@ def _depthwise_convolution(channels: int, kernel_size: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
 
-def _initialize_projections(xavier: list[nn.Module], zeros: list[nn.Module | None]):
+def _initialize_projections(xavier: list[nn.Module], zeros: list[nn.Linear | None]):
     """
     Zero the weights of `zeros`, and mark all for `_init_weights`, which transformers calls only for modules that own
     parameters, not for the one that they belong to.
@@ -862,26 +862,23 @@ class InternImagePreTrainedModel(PreTrainedModel):
 
 
 def _check_core_op(config: InternImageConfig, loading_info: dict):
-    """Raise a `ValueError` if the layers of the checkpoint are those of the other `core_op`, naming what differs."""
+    """Raise a `ValueError` if the layers of the checkpoint are not those of `config.core_op`, naming what differs."""
     unexpected = loading_info["unexpected_keys"]
-    other = {"DCNv3": r"\.dcn\.(value_proj|offset_mask)\.", "DCNv4": r"\.dcn\.(input_proj|offset_mask)\."}
-    foreign = [key for key in unexpected if re.search(other[config.core_op], key)]
-    if not foreign:
+    if packed := [key for key in unexpected if ".dcn.offset_mask." in key]:
+        raise ValueError(
+            f"The checkpoint has the projections of the original's FlashInternImage ({packed[0]}, ...), which are "
+            "split here. Convert it with `python -m conversion.convert_internimage_to_hf`."
+        )
+    other = {"DCNv3": ".dcn.value_proj.", "DCNv4": ".dcn.input_proj."}[config.core_op]
+    if not any(other in key for key in unexpected):
         return
     differences = []
     for place, keys in (("checkpoint", unexpected), ("model", loading_info["missing_keys"])):
         names = sorted({re.sub(r".*\.layers\.\d+\.", "", key) for key in keys if ".layers." in key})
-        if names:
-            differences.append(f"only in the {place}: {', '.join(names)}")
-    if any(".offset_mask." in key for key in foreign):
-        way_out = (
-            "It is an original FlashInternImage: convert it with `python -m conversion.convert_internimage_to_hf`."
-        )
-    else:
-        way_out = "Load it with its own configuration."
+        differences.append(f"only in the {place}: {', '.join(names)}")
     raise ValueError(
         f"The configuration has `core_op={config.core_op!r}`, the checkpoint was made with another one ("
-        f"{'; '.join(differences)}). {way_out}"
+        f"{'; '.join(differences)}). Load it with its own configuration."
     )
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from conversion.convert_checkpoint import ConversionOptions, plan_conversion
 from conversion.original_config import checkpoint_from_config
 from modeling_internimage import InternImageForImageClassification
-from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
+from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING, InternImageDCNv4
 
 
 def read_json(file: Path) -> dict:
@@ -190,9 +190,18 @@ def write_official_checkpoint(folder: Path, config: dict, keys: dict, seed: int)
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Weights at which every part of the network matters: a fresh model has zero offsets and equal masks."""
     generator = torch.Generator().manual_seed(seed)
+    # Without a softmax, large offsets and weights make a random model chaotic: it would enlarge every rounding error.
+    small = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, InternImageDCNv4)
+        for projection in (module.offset_proj, module.mask_proj)
+        for parameter in projection.parameters()
+    }
     with torch.no_grad():
         for parameter in model.parameters():
             scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            scale /= 16 if id(parameter) in small else 1
             shift = 1.0 if parameter.ndim == 1 and (parameter > 0).all() else 0.0
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             parameter.copy_(noise * scale + shift)

@@ -157,7 +157,7 @@ HOW = {
     r"accelerate launch --config_file ": has_eight_processes,
     r"python -m examples\.\w+\.run_\w+ .*\.json$": train_from_json,
     r"python -m examples\.\w+\.run_\w+ ": train,
-    rf"{CONVERT} --checkpoint internimage_[lh]_": plan_conversion,
+    rf"{CONVERT} --checkpoint (internimage_[lh]|flash)_": plan_conversion,
     rf"{CONVERT} .*--verify ": convert_and_verify,
     r"python -m modeling_internimage\.export ": export,
     r"python -m ": run,
@@ -209,6 +209,8 @@ def stock(photographs, tmp_path_factory):
         model = InternImageForImageClassification(InternImageConfig(**TINY, image_size=32, **named(labels)))
         randomize(model).save_pretrained(folder / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(folder / "outputs" / name)
+    flash = InternImageForImageClassification(InternImageConfig(**TINY, core_op="DCNv4"))
+    randomize(flash).save_pretrained(folder / "flash_internimage_t")
     write_official_checkpoint(folder / "official", REDUCED["config"], REDUCED["keys"], seed=0)
     torch.save({"model": original_state_dict(REDUCED["keys"], seed=0)}, folder / "ckpt_epoch_99.pth")
     settings = {"CHANNELS": 16, "DEPTHS": REDUCED["config"]["depths"], "GROUPS": REDUCED["config"]["groups"]}

@@ -34,10 +34,10 @@ BACKENDS = ["pil", "torchvision"] if is_torchvision_available() else ["pil"]
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-@pytest.fixture
-def checkpoint(tiny_config, tmp_path):
+@pytest.fixture(params=["DCNv3", "DCNv4"])
+def checkpoint(request, tiny_config, tmp_path):
     """A saved classifier with its image processor."""
-    config = tiny_config(image_size=64, num_labels=3, id2label={0: "cat", 1: "dog", 2: "owl"})
+    config = tiny_config(image_size=64, num_labels=3, id2label={0: "cat", 1: "dog", 2: "owl"}, core_op=request.param)
     randomize(InternImageForImageClassification(config)).save_pretrained(tmp_path / "checkpoint")
     modeling_internimage.create_image_processor(64).save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"

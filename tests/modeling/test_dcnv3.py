@@ -1,18 +1,25 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""The DCNv3 reference, against the original's numbers and against float64."""
+"""The DCNv3 reference and the layer around it, against the originals' numbers and against float64."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from testing_utils import GOLDEN
+from golden_numbers import tolerance
+from testing_utils import GOLDEN, original_state_dict
 
-from modeling_internimage import DCNv3
+from conversion.offset_mask import split_offset_mask
+from modeling_internimage import DCNv3, InternImageConfig
+from modeling_internimage.modeling_internimage import InternImageDCNv4
 
 
 CASES = json.loads((GOLDEN / "dcnv3" / "op.json").read_text())
 ARRAYS = np.load(GOLDEN / "dcnv3" / "op.npz")
+DCNV4_CASES = json.loads((GOLDEN / "dcnv4" / "op.json").read_text())
+DCNV4_ARRAYS = np.load(GOLDEN / "dcnv4" / "op.npz")
+LAYERS = json.loads((GOLDEN / "dcnv4" / "layer.json").read_text())
+LAYER_ARRAYS = np.load(GOLDEN / "dcnv4" / "layer.npz")
 
 
 OPERATORS = ("grid_sample", "embedding_bag")
@@ -52,26 +59,96 @@ def with_dtype(arguments, dtype):
     )
 
 
+def golden_arrays(arrays, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {
+        key.removeprefix(f"{name}."): torch.from_numpy(arrays[key]).to(dtype)
+        for key in arrays
+        if key.startswith(f"{name}.")
+    }
+
+
+def assert_golden(actual: torch.Tensor, expected: torch.Tensor):
+    torch.testing.assert_close(actual, expected, **tolerance(expected))
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name, dtype, operator):
-    case = CASES[name]
-    array = {
-        key.split(".")[1]: torch.from_numpy(ARRAYS[key]).to(dtype) for key in ARRAYS if key.startswith(name + ".")
-    }
+    case, array = CASES[name], golden_arrays(ARRAYS, name, dtype)
     value, offset, mask = (array[key].requires_grad_() for key in ("input", "offset", "mask"))
-    output = layer(operator)(
-        value, offset, mask, None, case["kernel"], case["stride"], case["pad"], case["dilation"], case["group"],
-        case["offset_scale"], bool(case["remove_center"]), softmax=False,
-    )  # fmt: skip
+    output = layer(operator)(value, offset, mask, None, *golden_geometry(case), softmax=False)
     output.backward(array["cotangent"])
-    # The arrays are stored in float32: in float64 that rounding is what is left.
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(output, array["output"], **tolerance)
-    torch.testing.assert_close(value.grad, array["grad_input"], **tolerance)
-    torch.testing.assert_close(mask.grad, array["grad_mask"], **tolerance)
-    torch.testing.assert_close(offset.grad, array["grad_offset"], **tolerance)
+    assert_golden(output, array["output"])
+    assert_golden(value.grad, array["grad_input"])
+    assert_golden(mask.grad, array["grad_mask"])
+    assert_golden(offset.grad, array["grad_offset"])
+
+
+def golden_geometry(case: dict) -> list:
+    """The numbers among the arguments of `DCNv3.forward`, but `softmax`."""
+    names = ("kernel", "stride", "pad", "dilation", "group", "offset_scale")
+    return [case[name] for name in names] + [bool(case["remove_center"])]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", DCNV4_CASES)
+def test_golden_dcnv4(name, dtype, operator):
+    """DCNv4 is DCNv3 without a softmax, on columns of its packed offsets and weights."""
+    case, array = DCNV4_CASES[name], golden_arrays(DCNV4_ARRAYS, name, dtype)
+    value, packed = (array[key].requires_grad_() for key in ("input", "offset_mask"))
+    offset, mask, unread = split_offset_mask(case["group"], case["kernel"] ** 2 - case["remove_center"])
+    assert len(offset) + len(mask) + len(unread) == packed.shape[-1]
+    output = layer(operator)(
+        value, packed[..., offset], packed[..., mask], None, *golden_geometry(case), softmax=bool(case["softmax"])
+    )
+    output.backward(array["cotangent"])
+    assert_golden(output, array["output"])
+    assert_golden(value.grad, array["grad_input"])
+    # The gradient of a sample at exactly -1 may be one-sided, or 0 as in the original.
+    closed = array.get("grad_offset_mask_closed", array["grad_offset_mask"])
+    near = (packed.grad - closed).abs() < (packed.grad - array["grad_offset_mask"]).abs()
+    assert_golden(packed.grad, torch.where(near, closed, array["grad_offset_mask"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", LAYERS)
+def test_golden_dcnv4_layer(name, dtype):
+    case, array = LAYERS[name], golden_arrays(LAYER_ARRAYS, name, dtype)
+    options = case["module"]
+    config = InternImageConfig(
+        core_op="DCNv4", depthwise_kernel_size=options["dw_kernel_size"], remove_center=options["remove_center"],
+        offset_scale=options["offset_scale"], dcn_output_bias=options["output_bias"],
+    )  # fmt: skip
+    module = InternImageDCNv4(
+        config, options["channels"], options["group"], options["center_feature_scale"], options["without_pointwise"]
+    ).to(dtype)
+    *split, _ = split_offset_mask(options["group"], module.num_points)
+    rows = dict(zip(("offset_proj", "mask_proj"), split))
+    names = {"depthwise_convolution": "offset_mask_dw", "offset_proj": "offset_mask", "mask_proj": "offset_mask"}
+    weights = original_state_dict(case["keys"], case["weights_seed"])
+    origins = {}
+    for key in module.state_dict():
+        owner, leaf = key.split(".")
+        separator = "_" if owner == "center_feature_scale_proj" else "."
+        origins[key] = names.get(owner, owner) + separator + leaf, rows.get(owner, slice(None))
+    module.load_state_dict({key: weights[origin][own] for key, (origin, own) in origins.items()})
+    assert {origin for origin, _ in origins.values()} == set(weights)
+
+    shape = (case["batch"], case["height"] * case["width"], options["channels"])
+    hidden_states, cotangent = (
+        torch.from_numpy(np.random.Generator(np.random.PCG64([case[f"{kind}_seed"], number])).standard_normal(
+            shape, dtype=np.float32)).to(dtype).unflatten(1, (case["height"], case["width"]))
+        for kind, number in (("input", 12345), ("cotangent", 54321))
+    )  # fmt: skip
+    output = module(hidden_states.requires_grad_())
+    output.backward(cotangent)
+    assert_golden(output.flatten(1, 2), array["output"])
+    assert_golden(hidden_states.grad.flatten(1, 2), array["grad_input"])
+    for key, parameter in module.named_parameters():
+        origin, own = origins[key]
+        assert_golden(parameter.grad, array[f"grad.{origin}"][own])
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
