@@ -868,7 +868,8 @@ def test_photographs(tmp_path):
         assert 0.15 < entry["area"] / (width * height) < 1
 
 
-# Schedule, learning rate, layer decay, stochastic depth, images per step, decay of averaged weights, factor on offsets.
+# Schedule, learning rate, layer decay, stochastic depth, images per step, decay of averaged weights, factor on the
+# learning rate of what steers the sampling.
 AUTHORS = {
     "mask_rcnn_internimage_t_fpn_1x_coco": (12, 1e-4, 1.0, 0.2, 16, None, 1.0),
     "mask_rcnn_internimage_t_fpn_3x_coco": (36, 1e-4, 1.0, 0.2, 16, None, 1.0),
