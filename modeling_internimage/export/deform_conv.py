@@ -24,7 +24,6 @@ class DeformConvLayer(nn.Module):
         self.num_groups, self.kernel_size = layer.num_groups, layer.kernel_size
         self.depthwise_convolution = layer.depthwise_convolution
         self.offset_proj = pointwise_convolution(deform_conv_offset_proj(layer))
-        self.mask_proj: nn.Module = deform_conv_mask_proj(layer)
         self.center_feature_scale_proj = None
         if layer.center_feature_scale_proj is not None:
             self.center_feature_scale_proj = pointwise_convolution(layer.center_feature_scale_proj)
@@ -32,8 +31,11 @@ class DeformConvLayer(nn.Module):
 
     def sample(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The operator, (batch_size, channels, height, width) from projections of this layout."""
-        inputs = (states.unflatten(1, (self.num_groups, -1)).flatten(0, 1) for states in (value, offset, mask))
-        return deform_conv(*inputs, self.kernel_size).unflatten(0, (-1, self.num_groups)).flatten(1, 2)
+        value, offset, mask = (
+            states.unflatten(1, (self.num_groups, -1)).flatten(0, 1) for states in (value, offset, mask)
+        )
+        output = deform_conv(value, offset, mask, self.kernel_size)
+        return output.unflatten(0, (-1, self.num_groups)).flatten(1, 2)
 
     def blend(self, output: torch.Tensor, value: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """`output` with `value`, through the gates that `features` give; all (batch_size, channels, height, width)."""
@@ -52,6 +54,7 @@ class DeformConvDCNv3(DeformConvLayer):
         self.depthwise_layernorm = layer.depthwise_layernorm
         self.activation = layer.activation
         self.input_proj = pointwise_convolution(layer.input_proj)
+        self.mask_proj = deform_conv_mask_proj(layer)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch_size, height, width, channels) -> the same"""
@@ -72,8 +75,8 @@ class DeformConvDCNv4(DeformConvLayer):
 
     def __init__(self, layer: InternImageDCNv4):
         super().__init__(layer)
-        self.mask_proj = pointwise_convolution(self.mask_proj)
         self.value_proj = pointwise_convolution(layer.value_proj)
+        self.mask_proj = pointwise_convolution(deform_conv_mask_proj(layer))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch_size, height, width, channels) -> the same"""

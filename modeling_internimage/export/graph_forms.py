@@ -55,7 +55,7 @@ def prepare_for_export(model: Model, operator: str) -> Model:
         model (`torch.nn.Module`):
             A model with an InternImage in it, in evaluation mode.
         operator (`str`):
-            `"grid_sample"`: DCNv3 with `GridSample`, which ONNX has since opset 16 and every runtime knows.
+            `"grid_sample"`: DCNv3 and DCNv4 with `GridSample`, which ONNX has since opset 16 and every runtime knows.
             `"deform_conv"`: with `DeformConv`, since opset 19, and 1x1 convolutions around it.
 
     Returns:
