@@ -103,7 +103,7 @@ def follow(process, events, tasks, index, deadline, report):
                 position, event = lines.tell(), json.loads(line)
                 started, limit = time.monotonic(), tasks[index].limit
                 if event["event"] == "result":
-                    if tasks[index].section in ("environment", "ours") and report.device == "cuda":
+                    if tasks[index].section in ("environment", "ours", "ours, DCNv4") and report.device == "cuda":
                         event["result"]["nvidia_smi"] = nvidia_smi()
                     report.add(tasks[index], event["result"], event["seconds"])
                     index, limit = index + 1, 60.0

@@ -163,15 +163,17 @@ inline void finish_gradients(
     F const grad_y = factor * (slope_top * top + slope_bottom * bottom);
     interleave<opmath_t>(grad_x, grad_y, gradients.offset + 2 * i);
   }
-  for (int unit = 0; unit < units.count; ++unit) {
-    opmath_t sum = 0;  // the incoming gradient times the unit's output before the gate
-    for (int i = unit * points; i < (unit + 1) * points; ++i) {
-      sum += block.mask[i] * gradients.sample_dots[i];
-    }
-    sum *= block.normalizer[unit];
-    gradients.own_dots[unit] = (gradients.own_dots[unit] - sum) * block.gate[unit] * (1 - block.gate[unit]);
-    for (int q = 0; q < points; q += kLanes) {
-      store<kLanes>(total + unit * points + q, F{} + sum);
+  if (g.softmax || results.center_scale != nullptr) {
+    for (int unit = 0; unit < units.count; ++unit) {
+      opmath_t sum = 0;  // the incoming gradient times the unit's output before the gate
+      for (int i = unit * points; i < (unit + 1) * points; ++i) {
+        sum += block.mask[i] * gradients.sample_dots[i];
+      }
+      sum *= block.normalizer[unit];
+      gradients.own_dots[unit] = (gradients.own_dots[unit] - sum) * block.gate[unit] * (1 - block.gate[unit]);
+      for (int q = 0; q < points; q += kLanes) {
+        store<kLanes>(total + unit * points + q, F{} + sum);
+      }
     }
   }
   for (int i = 0; i < count; i += kLanes) {

@@ -164,7 +164,7 @@ inline void read_block(
   }
 }
 
-// Replaces the logits of a block by their exponentials and computes the units' normalizers.
+// With softmax, replaces the logits of a block by their exponentials. Computes the units' normalizers and scales.
 template <typename opmath_t, typename index_t>
 inline void exponentiate(Geometry const& g, Block<opmath_t, index_t>& block) {
   using F = Vec<opmath_t, kLanes>;

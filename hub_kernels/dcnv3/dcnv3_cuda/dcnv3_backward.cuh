@@ -225,9 +225,11 @@ __global__ void __launch_bounds__(kMaxBackwardThreads, min_backward_blocks<Confi
 
   // The derivative by a factor on all weights, which both the softmax and the gate need.
   float product = 0.0f;
-  for_each_owned_point<Config>(
-      item, num_points, [&](int k, int) { product += weight[k] * weight_grad[k]; });
-  product = sum_over_item<Config>(product, item);
+  if (params.softmax || gated) {
+    for_each_owned_point<Config>(
+        item, num_points, [&](int k, int) { product += weight[k] * weight_grad[k]; });
+    product = sum_over_item<Config>(product, item);
+  }
   if (item.valid) {
     scalar_t* const grad_mask =
         params.grad_mask + first_item * num_points + item_index * num_points;

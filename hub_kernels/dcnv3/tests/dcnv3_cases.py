@@ -2,16 +2,18 @@
 """Arguments for the operator, numbers of the original code, and the comparison with the reference."""
 
 import json
-from pathlib import Path
+import math
+import zlib
 
 import numpy as np
 import torch
+from golden_cases import GOLDEN, TOLERANCES, golden_cases, golden_error, load_golden, split_offset_mask
 from reference_dcnv3 import reference_dcnv3
 
 
 NAMES = ("value", "offset", "mask", "center_scale")
-GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_CASES = json.loads((GOLDEN / "op.json").read_text())
+GOLDEN_CASES = golden_cases()
+LAYER_CASES = json.loads((GOLDEN / "dcnv4" / "layer.json").read_text())
 
 GEOMETRIES = {
     "basic": {},
@@ -39,8 +41,28 @@ GEOMETRIES = {
         for group_channels, num_groups in
         ((1, 4), (3, 3), (5, 2), (8, 4), (16, 4), (17, 1), (32, 2), (64, 2), (256, 1))
     },
+    **{
+        f"d{group_channels}_raw_mask": {"group_channels": group_channels, "num_groups": 3, "softmax": False}
+        for group_channels in (1, 3, 5, 7, 13, 16, 24)
+    },
     "stage4": {"batch_size": 1, "height": 7, "width": 7, "num_groups": 32, "group_channels": 16, "offset_scale": 1.0},
 }  # fmt: skip
+
+# In the first four, stages of FlashInternImage-T and B at 224x224, the original DCNv4 operator computes some pixels
+# from the wrong image: it takes all pixels of a block for pixels of the same image.
+BATCHES = {
+    "T stage 2": {"batch_size": 2, "height": 28, "width": 28, "num_groups": 8, "group_channels": 16},
+    "T stage 3": {"batch_size": 4, "height": 14, "width": 14, "num_groups": 16, "group_channels": 16},
+    "T stage 4": {"batch_size": 8, "height": 7, "width": 7, "num_groups": 32, "group_channels": 16},
+    "B stage 4": {"batch_size": 3, "height": 7, "width": 7, "num_groups": 56, "group_channels": 16},
+    **{
+        f"{group_channels} channels": {
+            "batch_size": 3, "height": 3, "width": 5, "num_groups": 4, "group_channels": group_channels
+        }
+        for group_channels in (1, 3, 5, 7, 13, 24)
+    },
+}  # fmt: skip
+BATCHES = {name: geometry | {"softmax": False} for name, geometry in BATCHES.items()}
 
 
 def random_arguments(
@@ -118,21 +140,101 @@ def check_against_reference(function, arguments):
         assert error(result, exact[name]) <= allowed, (name, error(result, exact[name]), allowed, largest)
 
 
-def check_golden(function, name, device="cpu"):
+def check_images_alone(function, arguments, exact_sums):
+    """
+    An image of a batch has the output and the gradients that it has alone, bit for bit. Without `exact_sums`, the
+    gradient of `value` may be added up in another order.
+    """
+    batch = results(function, arguments)
+    cotangent = cotangent_of(batch["output"])
+    for index in range(arguments[0].shape[0]):
+        tensors = [tensor.detach()[index : index + 1].requires_grad_() for tensor in arguments[:3]]
+        output = function(*tensors, *arguments[3:])
+        gradients = torch.autograd.grad(output, tensors, cotangent[index : index + 1])
+        for name, alone in zip(("output", *NAMES), (output, *gradients)):
+            if exact_sums or name != "value":
+                assert torch.equal(batch[name][index : index + 1], alone), (index, name)
+            else:
+                torch.testing.assert_close(batch[name][index : index + 1], alone)
+
+
+def check_golden(function, name, dtype=torch.float32, device="cpu"):
     """Output and gradients of one case are those of the original code."""
-    case = GOLDEN_CASES[name]
-    with np.load(GOLDEN / "op.npz") as arrays:
-        golden = {
-            key.split(".")[1]: torch.from_numpy(arrays[key]).to(device) for key in arrays if key.startswith(name + ".")
-        }
-    value, offset, mask = (golden[key].requires_grad_() for key in ("input", "offset", "mask"))
+    arguments, cotangent, expected = load_golden(GOLDEN_CASES[name], name, dtype, device)
+    output = function(*arguments)
+    output.backward(cotangent)
+    actual = {"output": output, "value": arguments[0].grad, "offset": arguments[1].grad, "mask": arguments[2].grad}
+    errors = {key: golden_error(tensor, expected[key]) for key, tensor in actual.items()}
+    assert max(errors.values()) <= TOLERANCES[dtype], errors
+
+
+def seeded_tensor(key, shape, seed):
+    """The weights that the original layer had: they depend on nothing but name, shape and seed."""
+    noise = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())])).standard_normal(shape, np.float32)
+    scale = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1
+    return noise * np.float32(scale) * np.float32(1 / 16 if key.startswith("offset_mask.") else 1)
+
+
+def dcnv4_layer(function, parameters, hidden_states, settings):
+    """
+    The layer of DCNv4 around `function`, with the parameters of the original. `hidden_states` is
+    (batch_size, height, width, channels).
+    """
+
+    def linear(name, tensor):
+        weight = parameters.get(f"{name}.weight")
+        return tensor if weight is None else torch.nn.functional.linear(tensor, weight, parameters.get(f"{name}.bias"))
+
+    value, features = linear("value_proj", hidden_states), hidden_states
+    if settings["dw_kernel_size"]:
+        weight, bias = parameters["offset_mask_dw.weight"], parameters["offset_mask_dw.bias"]
+        features = torch.nn.functional.conv2d(
+            features.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0]
+        ).permute(0, 2, 3, 1)
+    num_groups, kernel_size = settings["group"], settings["kernel_size"]
+    offset, mask = split_offset_mask(
+        linear("offset_mask", features), num_groups, kernel_size**2 - settings["remove_center"]
+    )
     output = function(
-        value, offset, mask, None, case["kernel"], case["stride"], case["pad"], case["dilation"], case["group"],
-        case["offset_scale"], bool(case["remove_center"]), False,
+        value, offset, mask, None, kernel_size, settings["stride"], settings["pad"], settings["dilation"], num_groups,
+        settings["offset_scale"], settings["remove_center"], False,
     )  # fmt: skip
-    output.backward(golden["cotangent"])
-    actual = {"output": output, "grad_input": value.grad, "grad_offset": offset.grad, "grad_mask": mask.grad}
-    for key, tensor in actual.items():
-        torch.testing.assert_close(
-            tensor, golden[key], rtol=1e-4, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+    if settings["center_feature_scale"]:  # unlike that of DCNv3, the gate depends on the output
+        gate = torch.nn.functional.linear(
+            output, parameters["center_feature_scale_proj_weight"], parameters["center_feature_scale_proj_bias"]
         )
+        gate = gate.sigmoid().repeat_interleave(output.shape[-1] // num_groups, dim=-1)
+        output = torch.lerp(output, value, gate)
+    return linear("output_proj", output)
+
+
+def check_layer(function, name, dtype=torch.float32, device="cpu"):
+    """Output and gradients of a layer of DCNv4, also those of every parameter, are those of the original code."""
+    case = LAYER_CASES[name]
+    batch_size, height, width = case["batch"], case["height"], case["width"]
+    channels = case["module"]["channels"]
+
+    def normal(*seed):
+        noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(
+            (batch_size, height * width, channels), dtype=np.float32
+        )
+        return torch.from_numpy(noise).to(device, dtype).unflatten(1, (height, width))
+
+    with np.load(GOLDEN / "dcnv4" / "layer.npz") as arrays:
+        golden = {
+            key.removeprefix(f"{name}."): torch.from_numpy(arrays[key]).to(device, dtype)
+            for key in arrays
+            if key.startswith(f"{name}.")
+        }
+    parameters = {
+        key: torch.from_numpy(seeded_tensor(key, shape, case["weights_seed"])).to(device, dtype).requires_grad_()
+        for key, shape in case["keys"].items()
+    }
+    hidden_states = normal(case["input_seed"], 12345).requires_grad_()
+    output = dcnv4_layer(function, parameters, hidden_states, case["module"])
+    output.backward(normal(case["cotangent_seed"], 54321))
+    actual = {"output": output.flatten(1, 2), "grad_input": hidden_states.grad.flatten(1, 2)}
+    actual |= {f"grad.{key}": parameter.grad for key, parameter in parameters.items()}
+    assert actual.keys() == golden.keys()
+    errors = {key: golden_error(tensor, [golden[key]]) for key, tensor in actual.items()}
+    assert max(errors.values()) <= TOLERANCES[dtype], errors

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from dcnv3_cases import GEOMETRIES, GOLDEN_CASES, check_against_reference, check_golden, random_arguments, results
+from dcnv3_cases import (
+    BATCHES,
+    GEOMETRIES,
+    GOLDEN_CASES,
+    LAYER_CASES,
+    check_against_reference,
+    check_golden,
+    check_images_alone,
+    check_layer,
+    random_arguments,
+    results,
+)
 
 
 SHIM = Path(__file__).parent / "cuda_shim"
@@ -89,6 +100,21 @@ def old_shim(tmp_path_factory):
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_golden(shim, name):
     check_golden(shim, name)
+
+
+@pytest.mark.parametrize("name", LAYER_CASES)
+def test_golden_layer(shim, name):
+    check_layer(shim, name)
+
+
+@pytest.mark.parametrize("geometry", BATCHES)
+def test_images_alone(shim, geometry):
+    """With two groups, which is quicker: the number of groups does not change which image a block belongs to."""
+
+    def function(*arguments):
+        return shim(*arguments, multiprocessors=132)
+
+    check_images_alone(function, random_arguments(**BATCHES[geometry] | {"num_groups": 2}), exact_sums=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 from dcnv3_cases import (
+    BATCHES,
     GEOMETRIES,
     GOLDEN_CASES,
+    LAYER_CASES,
     NAMES,
     check_against_reference,
     check_golden,
+    check_images_alone,
+    check_layer,
     converted,
     cotangent_of,
     random_arguments,
@@ -31,15 +35,36 @@ def skip_unsupported(dtype, device):
 
 
 @pytest.mark.kernels_ci
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_golden(kernel, device, name):
-    check_golden(kernel.dcnv3, name, device)
+def test_golden(kernel, device, name, dtype):
+    skip_unsupported(dtype, device)
+    check_golden(kernel.dcnv3, name, dtype, device)
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_golden_reference(name):
     """What everything else is compared with computes the original's numbers."""
-    check_golden(reference_dcnv3, name)
+    check_golden(reference_dcnv3, name, torch.float64)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", LAYER_CASES)
+def test_golden_layer(kernel, device, name, dtype):
+    skip_unsupported(dtype, device)
+    check_layer(kernel.dcnv3, name, dtype, device)
+
+
+@pytest.mark.parametrize("name", LAYER_CASES)
+def test_golden_layer_reference(name):
+    check_layer(reference_dcnv3, name, torch.float64)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("geometry", BATCHES)
+def test_images_alone(kernel, device, geometry):
+    check_images_alone(kernel.dcnv3, random_arguments(device=device, **BATCHES[geometry]), exact_sums=device == "cpu")
 
 
 # Conversions of the narrow dtypes, and float64, depend on the channels of a group and on what is summed.

@@ -10,8 +10,13 @@ from reference_dcnv3 import reference_dcnv3
 
 DTYPES = ("bfloat16", "float16", "float32")
 TENSORS = ("value", "offset", "mask", "center_scale")
-STAGES = {"56x56x64": (56, 4), "28x28x128": (28, 8), "14x14x256": (14, 16), "7x7x512": (7, 32)}
-BENCHMARKS = STAGES | {"56x56x112": (56, 7)}
+# Height, width and groups of 16 channels of the four stages of InternImage-T and FlashInternImage-T, at 224x224 and at
+# 800x1216.
+STAGES = {"56x56x64": (56, 56, 4), "28x28x128": (28, 28, 8), "14x14x256": (14, 14, 16), "7x7x512": (7, 7, 32)}
+LARGE_STAGES = {
+    "200x304x64": (200, 304, 4), "100x152x128": (100, 152, 8), "50x76x256": (50, 76, 16), "25x38x512": (25, 38, 32),
+}  # fmt: skip
+BENCHMARKS = STAGES | {"56x56x112": (56, 56, 7)}
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,9 @@ class Case:
         }  # fmt: skip
 
 
-def stage_case(name, batch):
-    size, groups = BENCHMARKS[name]
-    return Case(size, size, groups, 16, batch)
+def stage_case(name, batch, softmax=True):
+    height, width, groups = (BENCHMARKS | LARGE_STAGES)[name]
+    return Case(height, width, groups, 16, batch, softmax=softmax)
 
 
 def parity_cases(arguments):
@@ -77,8 +82,13 @@ def parity_cases(arguments):
             cases[f"stage {name}"] = stage_case(name, 3)
             if not arguments.quick:
                 cases[f"stage {name}, batch 1"] = stage_case(name, 1)
+                cases[f"stage {name}, softmax off"] = stage_case(name, 3, softmax=False)
     for channels in (1, 3, 5, 8, 16, 32, 64):
         cases[f"{channels} channels per group"] = Case(group_channels=channels, groups=3)
+        if channels % 2 and not arguments.quick:
+            cases[f"{channels} channels per group, softmax off"] = Case(
+                group_channels=channels, groups=3, softmax=False
+            )
         if channels in (3, 16, 64):
             cases[f"{channels} channels per group, gate"] = Case(group_channels=channels, groups=3, gate=True)
     if not arguments.quick:

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""InternImage-T as a whole, with its PyTorch DCNv3 and with the kernel. Needs the package modeling_internimage."""
+"""Whole models, with their PyTorch DCNv3 and with the kernel. Needs the package modeling_internimage."""
 
 import os
 import statistics
@@ -9,9 +9,23 @@ import types
 import torch
 
 
+# Operator, and on a GPU batch size, height and width.
+MODELS = {
+    "InternImage-T": ("DCNv3", 64, 224, 224),
+    "FlashInternImage-T": ("DCNv4", 64, 224, 224),
+    "FlashInternImage-T at 800x1216": ("DCNv4", 2, 800, 1216),
+}
+
+
 def randomize_offsets(model):
-    """Fresh offsets are zero, which puts every sample on a pixel. Trained ones are not."""
-    for suffix in ("offset_proj.weight", "mask_proj.weight"):
+    """
+    Fresh offsets are zero, which puts every sample on a pixel. Trained ones are not. Most of an offset and of a weight
+    is a bias here: without a softmax, a deep model with large random projections would amplify every rounding.
+    """
+    for suffix, mean, std in (
+        ("offset_proj.weight", 0, 0.005), ("offset_proj.bias", 0, 1),
+        ("mask_proj.weight", 0, 0.005), ("mask_proj.bias", 1 / 9, 0.05),
+    ):  # fmt: skip
         parameters = [parameter for name, parameter in model.named_parameters() if name.endswith(suffix)]
         if not parameters:
             raise RuntimeError(
@@ -19,12 +33,14 @@ def randomize_offsets(model):
                 "and masks the benchmark would sample the regular grid. Put the present names into gpu/model.py."
             )
         for parameter in parameters:
-            parameter.data.normal_(std=0.05)
+            parameter.data.normal_(mean, std)
 
 
 def make_models(worker, **config):
-    """The model (InternImage-T, but for what `config` changes) with its own DCNv3 and with the kernel's, in evaluation
-    mode and with the same weights; and how many layers have the kernel."""
+    """
+    The model (InternImage-T, but for what `config` changes) with its own DCNv3 and with the kernel's, in evaluation
+    mode and with the same weights; and how many layers have the kernel.
+    """
     for name, setting in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")):
         os.environ.setdefault(name, setting)
     from modeling_internimage import DCNv3, InternImageConfig, InternImageForImageClassification
@@ -40,15 +56,17 @@ def make_models(worker, **config):
     return reference, kernelized, len(layers)
 
 
-def model_benchmark(dtype_name, compiled, with_kernel, worker):
+def model_benchmark(name, dtype_name, compiled, with_kernel, worker):
+    core_op, batch, height, width = MODELS[name]
+    if worker.device == "cpu":
+        batch, height, width = 1, 64, 64
     try:
-        reference, kernelized, count = worker.get("models", lambda: make_models(worker))
+        reference, kernelized, count = worker.get(core_op, lambda: make_models(worker, core_op=core_op))
     except ImportError as error:
         return {"skipped": f"modeling_internimage cannot be imported: {error}"}
-    batch, size = (64, 224) if worker.device == "cuda" else (1, 64)
     dtype = getattr(torch, dtype_name)
     generator = torch.Generator(worker.device).manual_seed(0)
-    images = torch.randn(batch, 3, size, size, device=worker.device, generator=generator)
+    images = torch.randn(batch, 3, height, width, device=worker.device, generator=generator)
     model = kernelized if with_kernel else reference
     allow = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with torch.inference_mode():
@@ -67,7 +85,7 @@ def model_benchmark(dtype_name, compiled, with_kernel, worker):
         low = ((output[:4].double() - expected).norm() / expected.norm()).item()
         ok = error < 1e-3 and low < (1e-2 if dtype_name == "float32" else 0.1)
         report = {"ok": ok, "layers": count, "relative_error_float32": error, "relative_error": low}
-        report |= {"batch": batch, "size": size, "first_call": first, "images_per_second": None}
+        report |= {"batch": batch, "size": [height, width], "first_call": first, "images_per_second": None}
         if not ok:
             return report
         times = []

@@ -4,7 +4,7 @@
 import datetime
 import json
 
-from .cases import BENCHMARKS
+from .cases import BENCHMARKS, LARGE_STAGES
 from .machine import commit_of_checkout
 
 
@@ -70,10 +70,11 @@ def seconds_of(result, key, how="cold"):
     return part[how]["seconds"]
 
 
-def peer_times(result):
-    """The fastest variant of a peer, with its softmax inside or not: forward, forward with backward, backward."""
+def peer_times(result, variants):
+    """The fastest of these variants of a peer: forward, forward with backward, backward."""
     forward, training, backward = [], [], []
-    for variant in (result or {}).get("variants", {}).values():
+    for name in variants:
+        variant = (result or {}).get("variants", {}).get(name, {})
         time_forward = seconds_of(variant, "forward")
         if time_forward is None:
             continue
@@ -94,13 +95,18 @@ def evaluate(report, arguments):
     found = report.data["results"]
     bandwidth = found.get("bandwidth", {}).get("copy", {}).get("bytes_per_second")
     rows = []
-    for key, ours in found.get("ours", {}).items():
+    measured = [("DCNv3", key, ours) for key, ours in found.get("ours", {}).items()]
+    measured += [("DCNv4", key, ours) for key, ours in found.get("ours, DCNv4", {}).items()]
+    for operator, key, ours in measured:
         if seconds_of(ours, "forward") is None:
             continue
         shape, dtype = key.split()
-        size, groups = BENCHMARKS[shape]
-        elements = ours["batch"] * size * size * groups * 16 * element_bytes(dtype)
-        peers = {name: peer_times(found.get(name, {}).get(key)) for name in ("DCNv4", "deformops")}
+        height, width, groups = (BENCHMARKS | LARGE_STAGES)[shape]
+        elements = ours["batch"] * height * width * groups * 16 * element_bytes(dtype)
+        # Of DCNv3, the faster of a peer with and without the softmax; without it, the peer does less.
+        variants = ("softmax", "no softmax") if operator == "DCNv3" else ("no softmax",)
+        naive = found.get("naive", {}) if operator == "DCNv3" else {}
+        peers = {name: peer_times(found.get(name, {}).get(key), variants) for name in ("DCNv4", "deformops")}
         # Backward: gradient of the output, value and its gradient; offset, mask and theirs.
         for position, (step, moved) in enumerate(
             (("forward", elements * (2 + 27 / 16)), ("training", elements * (5 + 81 / 16)))
@@ -110,9 +116,10 @@ def evaluate(report, arguments):
                 continue
             rows.append(
                 {
-                    "shape": shape, "dtype": dtype, "step": "forward" if step == "forward" else "forward+backward",
-                    "batch": ours["batch"], "ours": seconds, "ours_warm": seconds_of(ours, step, "warm"),
-                    "naive": seconds_of(found.get("naive", {}).get(key), step),
+                    "operator": operator, "shape": shape, "dtype": dtype,
+                    "step": "forward" if step == "forward" else "forward+backward", "batch": ours["batch"],
+                    "ours": seconds, "ours_warm": seconds_of(ours, step, "warm"),
+                    "naive": seconds_of(naive.get(key), step),
                     "DCNv4": peers["DCNv4"][position], "deformops": peers["deformops"][position],
                     "ours_backward": seconds - seconds_of(ours, "forward"),
                     "deformops_backward": peers["deformops"][2], "bytes": moved,
@@ -133,6 +140,8 @@ def evaluate(report, arguments):
         return row[numerator] / row[denominator] if row[numerator] and row[denominator] else None
 
     for row in rows:
+        if row["operator"] != "DCNv3":
+            continue
         name = f"{row['shape']} {row['dtype']}"
         if row["step"] == "forward":
             if row["dtype"] != "float32":
@@ -167,19 +176,34 @@ def markdown(report):
     )
     lines += [
         "",
-        "| shape | dtype | step | ours | ours, warm | DCNv4 | deformops | naive | MB | of the floor |",
-        "|:--|:--|:--|--:|--:|--:|--:|--:|--:|--:|",
+        "| operator | shape | dtype | step | ours | ours, warm | DCNv4 | deformops | naive | MB | of the floor |",
+        "|:--|:--|:--|:--|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in data["rows"]:
         times = [number(row[key], 1e6) for key in ("ours", "ours_warm", "DCNv4", "deformops", "naive")]
-        cells = [f"{row['batch']}x{row['shape']}", row["dtype"], row["step"], *times]
+        cells = [row["operator"], f"{row['batch']}x{row['shape']}", row["dtype"], row["step"], *times]
         cells += [number(row["bytes"], 1e-6), number(row["fraction_of_floor"], 100, 0, "%")]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Inputs do not fit the cache (warm: always the same). Ours includes the softmax; for a peer the faster of",
-        "with and without it. The floor is the time to move each tensor once at copy bandwidth. A dash: not measured.",
+        "Inputs do not fit the cache (warm: always the same). DCNv3 includes the softmax; a peer's time is the faster",
+        "of with and without it. DCNv4 has none. The floor is the time to move each tensor once at copy bandwidth.",
+        "A dash: not measured.",
     ]
+    launches = {
+        key: result.get("variants", {}).get("no softmax", {}).get("own launch")
+        for key, result in data["results"].get("DCNv4", {}).items()
+    }
+    if any(launches.values()):
+        lines += [
+            "",
+            "| the package DCNv4 with the launch that it chooses, forward | us | wrong pixels |",
+            "|:--|--:|--:|",
+        ]
+        for key, result in launches.items():
+            if result:
+                cells = [key, number(result["cold"]["seconds"], 1e6), number(result["wrong_pixels"], 100, 2, "%")]
+                lines.append("| " + " | ".join(cells) + " |")
     latencies = data["results"].get("latency", {})
     if latencies:
         lines += ["", "| batch 1 | us per call |", "|:--|--:|"]
@@ -187,7 +211,7 @@ def markdown(report):
             lines.append(f"| {key} | {number((result.get('forward') or {}).get('seconds'), 1e6, 2)} |")
     models = {key: result for key, result in data["results"].get("model", {}).items() if "skipped" not in result}
     if models:
-        lines += ["", "| InternImage-T, forward | images/s | peak memory, MB |", "|:--|--:|--:|"]
+        lines += ["", "| whole model, forward | images/s | peak memory, MB |", "|:--|--:|--:|"]
         for key, result in models.items():
             memory = number(result.get("peak_memory"), 1e-6, 0)
             lines.append(f"| {key} | {number(result.get('images_per_second'), 1, 1)} | {memory} |")
@@ -207,7 +231,7 @@ def markdown(report):
 
 
 def plot(report, path):
-    rows = [row for row in report.data["rows"] if row["dtype"] == "bfloat16"]
+    rows = [row for row in report.data["rows"] if (row["operator"], row["dtype"]) == ("DCNv3", "bfloat16")]
     try:
         import matplotlib
     except ImportError:

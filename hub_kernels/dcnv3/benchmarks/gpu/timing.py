@@ -4,11 +4,10 @@
 import math
 import statistics
 import time
-from dataclasses import replace
 
 import torch
 
-from .cases import compare, detached, make_tensors, results, stage_case
+from .cases import LARGE_STAGES, compare, detached, make_tensors, results, stage_case
 
 
 class Timer:
@@ -101,10 +100,9 @@ def copy_bandwidth(worker):
     return {"ok": True, "bytes_per_second": 2 * source.nbytes / timing["seconds"], **timing}
 
 
-def benchmark_case(worker, shape):
-    if worker.device == "cpu":
-        return replace(stage_case(shape, 1))
-    return stage_case(shape, 64)
+def benchmark_case(worker, shape, softmax=True):
+    batch = 1 if worker.device == "cpu" else 4 if shape in LARGE_STAGES else 64
+    return stage_case(shape, batch, softmax)
 
 
 def input_sets(worker, case, dtype):
@@ -118,8 +116,8 @@ def input_sets(worker, case, dtype):
     return [first] + [make_tensors(case, dtype, worker.device, seed) for seed in range(1, count)]
 
 
-def benchmark_ours(shape, dtype_name, worker):
-    case = benchmark_case(worker, shape)
+def benchmark_ours(shape, dtype_name, softmax, worker):
+    case = benchmark_case(worker, shape, softmax)
     sets = input_sets(worker, case, getattr(torch, dtype_name))
     call = worker.call(case)
     actual = results(call, *sets[0])

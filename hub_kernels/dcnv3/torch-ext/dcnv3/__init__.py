@@ -1,5 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""DCNv3, the deformable convolution of InternImage (https://arxiv.org/abs/2211.05778), for CPU and CUDA."""
+"""
+DCNv3, the deformable convolution of InternImage (https://arxiv.org/abs/2211.05778), and DCNv4, which is that of
+FlashInternImage (https://arxiv.org/abs/2401.06197), for CPU and CUDA.
+"""
 
 import functools
 import warnings
@@ -66,7 +69,7 @@ def dcnv3(
         remove_center (`bool`, *optional*, defaults to `False`):
             Leave the central point out. Needs an odd `kernel_size`.
         softmax (`bool`, *optional*, defaults to `True`):
-            Whether to normalise `mask` over the points of each group.
+            Whether to normalise `mask` over the points of each group. DCNv4 is `False`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, out_height, out_width, channels)` in `value`'s dtype, contiguous.
