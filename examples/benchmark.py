@@ -13,7 +13,7 @@ median of the ratios of neighbouring runs, which the drift of a busy machine har
 `--compare-with` times a second architecture beside the first instead, each implementation of the two in turn:
 
     LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python -m examples.benchmark --compare-with Flash-T \\
-        --implementations reference kernel reference-bfloat16 kernel-bfloat16 --sizes 224x224 \\
+        --implementations reference kernel kernel-bfloat16 --sizes 224x224 \\
         --output examples/results/benchmark_cpu_flash.json
 """
 
@@ -257,7 +257,8 @@ def compare(models: dict[str, dict[str, nn.Module]], images: torch.Tensor, min_r
     """
     Times and memory of two architectures on a batch of images, each implementation of the first and of the second in
     turn. A speed-up is that of the second over the first. Beside the time that passes there is the processor's time,
-    of all threads, in runs of their own: other processes on the machine hardly change it.
+    of all threads, in runs of their own. With a single thread, other processes on the machine hardly change it; with
+    several, it includes their waiting for each other.
     """
     device = images.device.type
     first, second = models
