@@ -13,8 +13,7 @@ median of the ratios of neighbouring runs, which the drift of a busy machine har
 `--compare-with` times a second architecture beside the first instead, each implementation of the two in turn:
 
     LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python -m examples.benchmark --compare-with Flash-T \\
-        --implementations reference kernel kernel-bfloat16 --sizes 224x224 \\
-        --output examples/results/benchmark_cpu_flash.json
+        --implementations reference kernel --sizes 224x224 --output examples/results/benchmark_cpu_flash.json
 """
 
 import argparse
