@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_utils import REPOSITORY, randomize, run_short_training
+from testing_utils import REPOSITORY, first_quick, randomize, run_short_training
 from torchvision import tv_tensors
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -32,7 +32,7 @@ from modeling_internimage import (
     SegformerHeadForSemanticSegmentation,
     segment_image,
 )
-from modeling_internimage.modeling_internimage import InternImageBatchNorm
+from modeling_internimage.modeling_internimage import CORE_OPS, InternImageBatchNorm
 
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}'
@@ -109,13 +109,15 @@ def test_train_save_resume_and_use(scenes, tmp_path):
         assert parts[0]["mask"].size == image.size
 
 
-def test_a_new_head_and_other_classes(scenes, tmp_path, tiny_config, monkeypatch):
+@pytest.mark.parametrize("core_op", first_quick(CORE_OPS))
+def test_a_new_head_and_other_classes(core_op, scenes, tmp_path, tiny_config):
     """The backbone of a classifier, then of a segmentation model, is kept; in between nothing is trained."""
-    classifier = InternImageForImageClassification(tiny_config())
+    classifier = InternImageForImageClassification(tiny_config(core_op=core_op))
     randomize(classifier).save_pretrained(tmp_path / "classifier")
     options = {"config_overrides": None, "learning_rate": 0.0, "weight_decay": 0.0, "gradient_checkpointing": True}
     run(scenes, tmp_path / "first", **options, backbone=str(tmp_path / "classifier"), head="segformer",
-        head_overrides='{"hidden_size": 8}', drop_path_rate=0.1, layer_decay=0.9)  # fmt: skip
+        head_overrides='{"hidden_size": 8}', drop_path_rate=0.1, layer_decay=0.9,
+        deformable_multiplier=0.1)  # fmt: skip
     (scenes / "classes.json").write_text('["dark", "medium", "bright", "never"]')
     run(scenes, tmp_path / "second", **options, head_overrides=None, model_name_or_path=str(tmp_path / "first"))
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "second")
