@@ -9,6 +9,11 @@ from the original's PyTorch code.
 
 All run in one process and in turn, on the same weights and images, after a check that they agree. A speed-up is the
 median of the ratios of neighbouring runs, which the drift of a busy machine hardly touches.
+
+`--compare-with` times a second architecture beside the first instead, each implementation of the two in turn:
+
+    LOCAL_KERNELS=kernels-community/dcnv3=hub_kernels/dcnv3 python -m examples.benchmark --compare-with Flash-T \\
+        --implementations reference kernel --sizes 224x224 --output examples/results/benchmark_cpu_flash.json
 """
 
 import argparse
@@ -29,7 +34,7 @@ from torch import nn
 
 from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import DCNv3, InternImageConfig, InternImageForImageClassification, use_dcnv3_kernel
-from modeling_internimage.modeling_internimage import InternImageDCNv3
+from modeling_internimage.modeling_internimage import InternImageDeformableConvolution
 
 
 MARK = mark_of(__file__)
@@ -40,6 +45,7 @@ ARCHITECTURES = {
 }
 for _name in ("S", "B"):
     ARCHITECTURES[_name].update(layer_scale_init_value=1e-5, post_norm=True)
+ARCHITECTURES["Flash-T"] = {"core_op": "DCNv4"}
 # Side of the feature map, channels and groups in the stages of InternImage-T at 224 pixels.
 OPERATOR_SHAPES = [(56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32)]
 
@@ -98,7 +104,7 @@ class LiteralDCNv3(nn.Module):
 def use_literal_dcnv3(model):
     """Replace the DCNv3 operator of every layer of `model` by [`LiteralDCNv3`]."""
     for module in model.modules():
-        if isinstance(module, InternImageDCNv3):
+        if isinstance(module, InternImageDeformableConvolution):
             module.dcnv3 = LiteralDCNv3()
     return model
 
@@ -199,7 +205,7 @@ def peak_memory_mib(function, device: str) -> float:
 
 
 def build_models(architecture: str, implementations: list[str], device: str) -> dict[str, nn.Module]:
-    """The literal transcription and the implementations, with the same weights."""
+    """The literal transcription (float32) and the implementations, with the same weights."""
     torch.manual_seed(0)
     config = InternImageConfig(**ARCHITECTURES[architecture])
     model = InternImageForImageClassification(config).eval()
@@ -207,6 +213,8 @@ def build_models(architecture: str, implementations: list[str], device: str) -> 
         for name, parameter in model.named_parameters():
             if "offset_proj" in name or "mask_proj" in name:
                 parameter.normal_(std=0.02)
+            if "mask_proj" in name and config.core_op == "DCNv4":
+                parameter.mul_(0.25)  # there is no softmax: at random, larger weights amplify rounding in every layer
     models = {"literal": use_literal_dcnv3(copy.deepcopy(model).to(device))}
     for name in implementations:
         models[name] = copy.deepcopy(model).to(device)
@@ -215,18 +223,24 @@ def build_models(architecture: str, implementations: list[str], device: str) -> 
     return models
 
 
+def relative_differences(models: dict[str, nn.Module], images: torch.Tensor) -> dict[str, float]:
+    """Of the logits of the models to those of the literal transcription; the end of the program if they disagree."""
+    logits = {name: model(images.to(next(model.parameters()).dtype)).logits.float() for name, model in models.items()}
+    differences = {}
+    for name in models:
+        differences[name] = ((logits[name] - logits["literal"]).norm() / logits["literal"].norm()).item()
+        if differences[name] > (0.05 if "bfloat16" in name else 1e-4):
+            raise SystemExit(f"'{name}' and 'literal' disagree: their logits differ by {differences[name]:.2%}.")
+    return differences
+
+
 def measure(models: dict[str, nn.Module], images: torch.Tensor, min_runs: int, seconds: float) -> dict:
     """Times, speed-ups over the literal transcription, memory and deviations of the models on a batch of images."""
     device = images.device.type
     inputs = {name: images.to(next(model.parameters()).dtype) for name, model in models.items()}
     functions = {name: (lambda model=model, name=name: model(inputs[name])) for name, model in models.items()}
-    logits = {name: function().logits.float() for name, function in functions.items()}
-    results = {}
-    for name in models:
-        difference = ((logits[name] - logits["literal"]).norm() / logits["literal"].norm()).item()
-        if difference > (0.05 if "bfloat16" in name else 1e-4):
-            raise SystemExit(f"'{name}' and 'literal' disagree: their logits differ by {difference:.2%}.")
-        results[name] = {"relative_difference": difference}
+    differences = relative_differences(models, images)
+    results = {name: {"relative_difference": difference} for name, difference in differences.items()}
     for name, function in functions.items():
         memory = peak_memory_mib(function, device)
         results[name]["peak_mib"] = round(memory, 1)
@@ -235,6 +249,41 @@ def measure(models: dict[str, nn.Module], images: torch.Tensor, min_runs: int, s
         speedup = statistics.median(literal / ours for ours, literal in zip(times, runs["literal"]))
         results[name] |= {"ms": round(1000 * statistics.median(times), 2), "speedup": round(speedup, 2)}
         results[name]["runs"] = len(times)
+    return results
+
+
+def compare(models: dict[str, dict[str, nn.Module]], images: torch.Tensor, min_runs: int, seconds: float) -> dict:
+    """
+    Times and memory of two architectures on a batch of images, each implementation of the first and of the second in
+    turn. A speed-up is that of the second over the first. Beside the time that passes there is the processor's time,
+    of all threads, in runs of their own. With a single thread, other processes on the machine hardly change it; with
+    several, it includes their waiting for each other.
+    """
+    device = images.device.type
+    first, second = models
+    results = {}
+    for architecture in models:
+        relative_differences(models[architecture], images)
+    for name in models[first]:
+        if name == "literal":
+            continue
+        pair = {architecture: models[architecture][name] for architecture in models}
+        batch = images.to(next(pair[first].parameters()).dtype)
+        functions = {
+            architecture: (lambda model=model, batch=batch: model(batch)) for architecture, model in pair.items()
+        }
+        entries = {
+            architecture: {"peak_mib": round(peak_memory_mib(function, device), 1)}
+            for architecture, function in functions.items()
+        }
+        for kind, clock in (("", time.perf_counter), ("processor_", time.process_time)):
+            runs = time_in_turn(functions, device, min_runs, seconds, clock=clock)
+            for architecture, times in runs.items():
+                entries[architecture] |= {f"{kind}ms": round(1000 * statistics.median(times), 2)}
+            ratios = [slow / fast for slow, fast in zip(runs[first], runs[second])]
+            entries[second][f"{kind}speedup"] = round(statistics.median(ratios), 2)
+            entries[second]["runs"] = len(ratios)
+        results[name] = entries
     return results
 
 
@@ -295,6 +344,8 @@ def measure_operator(implementations: list[str], device: str, min_runs: int, sec
 
 def markdown_table(result: dict) -> str:
     """The results as the README shows them."""
+    if "compared_with" in result:
+        return comparison_table(result)
     names = [name for name in result["cases"][0]["results"] if name != "literal"]
     lines = ["| image | batch | literal | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
 
@@ -310,6 +361,24 @@ def markdown_table(result: dict) -> str:
     lines.append(
         f"\nInternImage-{result['architecture']} on {machine['device']}, {machine['threads']} threads, torch "
         f"{machine['torch']}, {machine['date']}. Memory is the peak of {result['memory']} above the loaded model."
+    )
+    return "\n".join(lines)
+
+
+def comparison_table(result: dict) -> str:
+    first, second = result["architecture"], result["compared_with"]
+    lines = [f"| image | batch | | {first} | {second} | processor time: {first} | {second} |", "|---" * 7 + "|"]
+    for case in result["cases"]:
+        for name, entries in case["results"].items():
+            cells = [f"{case['height']}x{case['width']}", str(case["batch_size"]), name]
+            for kind in ("", "processor_"):
+                speedup = f"({entries[second][f'{kind}speedup']:.2f}x)"
+                cells += [f"{entries[first][f'{kind}ms']:.0f} ms", f"{entries[second][f'{kind}ms']:.0f} ms {speedup}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    machine = result["machine"]
+    lines.append(
+        f"\nOn {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}. The "
+        "processor's time is that of all threads."
     )
     return "\n".join(lines)
 
@@ -331,6 +400,9 @@ def operator_table(cases: list[dict] | None) -> list[str]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="T")
+    parser.add_argument(
+        "--compare-with", choices=ARCHITECTURES, help="time another architecture in turn with this one"
+    )
     parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["reference"])
     parser.add_argument("--sizes", nargs="+", default=["224x224", "384x384", "512x512", "800x1216"], metavar="HxW")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
@@ -346,22 +418,32 @@ def main():
     if args.output:
         check_outputs([args.output], MARK)
 
-    operator = measure_operator(args.implementations, args.device, args.min_runs, args.seconds / 5)
-    models = build_models(args.architecture, args.implementations, args.device)
+    result = {"architecture": args.architecture, "machine": machine_description(args.device)}
+    if args.compare_with:
+        result |= {"compared_with": args.compare_with}
+        architectures = {
+            architecture: build_models(architecture, args.implementations, args.device)
+            for architecture in (args.architecture, args.compare_with)
+        }
+    else:
+        operator = measure_operator(args.implementations, args.device, args.min_runs, args.seconds / 5)
+        result |= {"memory": "tensors", "operator": operator}
+        models = build_models(args.architecture, args.implementations, args.device)
     cases = []
     for size in args.sizes:
         height, width = map(int, size.split("x"))
         for batch_size in args.batch_sizes:
             images = torch.randn(batch_size, 3, height, width, device=args.device)
             with torch.inference_mode():
-                results = measure(models, images, args.min_runs, args.seconds)
+                if args.compare_with:
+                    results = compare(architectures, images, args.min_runs, args.seconds)
+                else:
+                    results = measure(models, images, args.min_runs, args.seconds)
             cases.append({"height": height, "width": width, "batch_size": batch_size, "results": results})
             print(json.dumps(cases[-1]), flush=True)
 
-    result = {"architecture": args.architecture, "machine": machine_description(args.device)}
-    result |= {"memory": "tensors", "operator": operator, "cases": cases}
     if args.output:
-        write_json(args.output, result, MARK)
+        write_json(args.output, result | {"cases": cases}, MARK)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ from modeling_internimage import InternImageConfig, InternImageForImageClassific
 
 
 MARK = mark_of(__file__)
-IMAGE_SIZES = {"T": 224, "S": 224, "B": 224, "L": 384, "XL": 384, "H": 640, "G": 512}  # of the authors' recipes
+# Of the authors' recipes.
+IMAGE_SIZES = {"T": 224, "S": 224, "B": 224, "L": 384, "XL": 384, "H": 640, "G": 512}
+IMAGE_SIZES |= {"Flash-T": 224, "Flash-S": 224, "Flash-B": 224, "Flash-L": 384}
 MEASURED_SIZE = 128
 SETTINGS = {  # how DCNv3 is computed, gradient checkpointing
     "reference": (False, False),

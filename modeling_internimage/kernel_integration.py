@@ -2,7 +2,8 @@
 """DCNv3 as a compiled kernel from the Kernel Hub, through the `kernels` library, instead of its PyTorch reference.
 
 A kernel is loaded only when one is asked for: by `use_kernels=True` of `from_pretrained` or by `use_dcnv3_kernel`. It
-replaces the `forward` of single layers, never a parameter or a class.
+replaces the `forward` of single layers, never a parameter or a class. FlashInternImage has the same layers: its DCNv4
+is DCNv3 without the softmax.
 """
 
 import functools
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ENV_VARS_TRUE_VALUES, is_kernels_available, logging
 from transformers.utils.versions import require_version
 
-from .modeling_internimage import DCNv3, InternImageDCNv3
+from .modeling_internimage import CORE_OPS, DCNv3
 
 
 logger = logging.get_logger(__name__)
@@ -220,10 +221,10 @@ def _load_kernel_layer(model: nn.Module, repository: str | None, trust_remote_co
     kernel = DCNv3KernelRepository(repository, trust_remote_code, device)
     if ("cuda", torch.float64) in kinds:
         raise kernel.not_available("on cuda it has no float64")
-    module: Any  # an `InternImageDCNv3`, or a copy of it from remote code
+    module: Any  # one of the classes in `CORE_OPS`, or a copy of it from remote code
     for module in model.modules():
-        if type(module).__name__ == InternImageDCNv3.__name__:
-            channels = module.input_proj.out_features // module.num_groups
+        if type(module).__name__ in {layer_class.__name__ for layer_class in CORE_OPS.values()}:
+            channels = module.offset_proj.in_features // module.num_groups
             if channels > 256:
                 raise kernel.not_available(f"its groups have up to 256 channels, those of the model {channels}")
     return kernel.load_now()

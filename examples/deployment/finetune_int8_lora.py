@@ -32,7 +32,7 @@ from examples.image_classification.digits import load_digits_dataset
 # Offsets, masks and gates say where and how much to sample; they are small and stay as they are. A classifier that is
 # trained cannot be int8.
 FLOAT_MODULES = [r".*\.(offset|mask|center_feature_scale)_proj", "classifier"]
-LORA_MODULES = ["input_proj", "output_proj", "fc1", "fc2"]
+LORA_MODULES = ["input_proj", "value_proj", "output_proj", "fc1", "fc2"]  # the second is FlashInternImage's first
 
 
 def load_int8_model(model_name_or_path: str, dtype: torch.dtype = torch.float32):

@@ -1,11 +1,12 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
-Where DCNv3 samples for one pixel of an image, in the last layer of every stage.
+Where DCNv3 or DCNv4 samples for one pixel of an image, in the last layer of every stage.
 
     python -m examples.feature_extraction.show_sampling_points --model outputs/digits --image photo.jpg --pixel 120 80
 
 A point is one sample of one group, the darker the larger its weight; crosses are the regular grid of a convolution, on
-which the points of an untrained network lie. Each panel zooms in on its points.
+which the points of an untrained network lie. Weights of DCNv4 may be negative: blue, and positive ones red. Each panel
+zooms in on its points.
 """
 
 import argparse
@@ -17,13 +18,13 @@ from examples.feature_extraction.extract_features import displayable, load
 from examples.output_files import check_outputs, mark_of
 from examples.pictures import plt
 from examples.sampling_points import draw_points, inputs_of
-from modeling_internimage.modeling_internimage import InternImageDCNv3
+from modeling_internimage.modeling_internimage import InternImageDCNv3, InternImageDCNv4
 
 
 MARK = mark_of(__file__)
 
 
-def sampling_points(dcn: InternImageDCNv3, hidden_states: torch.Tensor, row: int, column: int):
+def sampling_points(dcn: InternImageDCNv3 | InternImageDCNv4, hidden_states: torch.Tensor, row: int, column: int):
     """
     Sampling points of one pixel, in pixels of the feature map.
 
@@ -32,12 +33,14 @@ def sampling_points(dcn: InternImageDCNv3, hidden_states: torch.Tensor, row: int
         row, column: the pixel.
 
     Returns:
-        `points` (num_groups, num_points, 2), x and y; `weights` (num_groups, num_points), which sum to 1 in a group;
-        `grid` (num_points, 2), the points without learned offsets.
+        `points` (num_groups, num_points, 2), x and y; `weights` (num_groups, num_points), which in DCNv3 are positive
+        and sum to 1 in a group; `grid` (num_points, 2), the points without learned offsets.
     """
     offset, mask, _ = dcn.sampling_parameters(hidden_states)
     offset = offset[0, row, column].view(dcn.num_groups, -1, 2)
-    weights = mask[0, row, column].view(dcn.num_groups, -1).softmax(dim=-1)
+    weights = mask[0, row, column].view(dcn.num_groups, -1)
+    if dcn.softmax:
+        weights = weights.softmax(dim=-1)
     reach = dcn.kernel_size // 2
     steps = torch.arange(-reach, reach + 1, dtype=torch.float32)
     grid = torch.cartesian_prod(steps, steps)  # x-major, as the offsets are
@@ -85,7 +88,11 @@ def main():
         to_image = torch.tensor([stride_x, stride_y])
         points, grid = ((positions + 0.5) * to_image - 0.5 for positions in (points, grid))
         weights = weights.flatten()
-        scatter = draw_points(axes, image, points.flatten(0, 1), weights, c=weights, s=16, cmap="viridis_r", vmin=0)
+        largest = weights.abs().max().item()
+        colours = {"cmap": "viridis_r", "vmin": 0} if dcn.softmax else {"cmap": "coolwarm", "vmin": -largest}
+        scatter = draw_points(
+            axes, image, points.flatten(0, 1), weights.abs(), c=weights, s=16, vmax=largest, **colours
+        )
         axes.plot(*grid.T, "x", color="black", markersize=5, markeredgewidth=0.9)
         axes.plot(x, y, "o", color="red", markersize=9, markerfacecolor="none", markeredgewidth=2)
         axes.set_title(
@@ -98,7 +105,8 @@ def main():
         axes.set_xlabel(f"{outside:.0%} of the points outside", fontsize=9)
         figure.colorbar(scatter, ax=axes, shrink=0.6, label="weight" if stage == len(last_dcns) else None)
     figure.suptitle(
-        f"Where DCNv3 samples for the pixel at ({x}, {y}); crosses: a regular 3x3 convolution", fontsize=11
+        f"Where {model.config.core_op} samples for the pixel at ({x}, {y}); crosses: a regular 3x3 convolution",
+        fontsize=11,
     )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output, dpi=120, metadata={"Software": MARK})

@@ -35,7 +35,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help="a folder, or a repository of the Hub")
     parser.add_argument("folder", metavar="OUT", help="the new folder")
-    parser.add_argument("--operator", choices=list(OLDEST_OPSETS), default="grid_sample", help="what DCNv3 becomes")
+    parser.add_argument(
+        "--operator", choices=list(OLDEST_OPSETS), default="grid_sample", help="what DCNv3 or DCNv4 becomes"
+    )
     parser.add_argument("--opset", type=int, help="default: 18, with deform_conv 19")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images; default: that of the image processor"

@@ -1,36 +1,60 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
-"""DCNv3 as `DeformConv`, a standard operator of ONNX since opset 19."""
+"""DCNv3 and DCNv4 as `DeformConv`, a standard operator of ONNX since opset 19."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..modeling_internimage import InternImageDCNv3
+from ..modeling_internimage import InternImageDCNv3, InternImageDCNv4
 
 
-class DeformConvDCNv3(nn.Module):
+class DeformConvLayer(nn.Module):
     """
-    [`InternImageDCNv3`] for an ONNX graph: `DeformConv` between 1x1 convolutions, because it wants channels first.
+    `DeformConv` between 1x1 convolutions, because it wants channels first. The part that [`DeformConvDCNv3`] and
+    [`DeformConvDCNv4`] share.
 
     `DeformConv` samples each channel at the points of a kernel, multiplies the samples by a mask and convolves them.
     Here each channel is its own convolution group with weights of 1, so that only the sum over the points is left.
     The other differences are folded into the projections of offsets and mask, whose rows change places.
     """
 
-    def __init__(self, layer: InternImageDCNv3):
+    def __init__(self, layer: InternImageDCNv3 | InternImageDCNv4):
         super().__init__()
         self.num_groups, self.kernel_size = layer.num_groups, layer.kernel_size
         self.depthwise_convolution = layer.depthwise_convolution
-        self.depthwise_layernorm = layer.depthwise_layernorm
-        self.activation = layer.activation
-        self.input_proj = pointwise_convolution(layer.input_proj)
         self.offset_proj = pointwise_convolution(deform_conv_offset_proj(layer))
-        self.mask_proj = deform_conv_mask_proj(layer)
         self.center_feature_scale_proj = None
         if layer.center_feature_scale_proj is not None:
             self.center_feature_scale_proj = pointwise_convolution(layer.center_feature_scale_proj)
         self.output_proj = pointwise_convolution(layer.output_proj)
+
+    def sample(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The operator, (batch_size, channels, height, width) from projections of this layout."""
+        value, offset, mask = (
+            states.unflatten(1, (self.num_groups, -1)).flatten(0, 1) for states in (value, offset, mask)
+        )
+        output = deform_conv(value, offset, mask, self.kernel_size)
+        return output.unflatten(0, (-1, self.num_groups)).flatten(1, 2)
+
+    def blend(self, output: torch.Tensor, value: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """`output` with `value`, through the gates that `features` give; all (batch_size, channels, height, width)."""
+        if self.center_feature_scale_proj is None:
+            return output
+        gate = self.center_feature_scale_proj(features).sigmoid()[:, :, None]
+        output, value = (states.unflatten(1, (self.num_groups, -1)) for states in (output, value))
+        return (output + gate * (value - output)).flatten(1, 2)
+
+
+class DeformConvDCNv3(DeformConvLayer):
+    """[`InternImageDCNv3`] for an ONNX graph."""
+
+    def __init__(self, layer: InternImageDCNv3):
+        super().__init__(layer)
+        self.depthwise_layernorm = layer.depthwise_layernorm
+        self.activation = layer.activation
+        self.input_proj = pointwise_convolution(layer.input_proj)
+        self.mask_proj = deform_conv_mask_proj(layer)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch_size, height, width, channels) -> the same"""
@@ -39,17 +63,29 @@ class DeformConvDCNv3(nn.Module):
         features = self.activation(self.depthwise_layernorm(features))
         # `Softmax` over the last dimension is much faster than over another one.
         mask = self.mask_proj(features).unflatten(-1, (self.num_groups, -1)).softmax(dim=-1)
-        mask = mask.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        mask = mask.flatten(-2).permute(0, 3, 1, 2)
         features = features.permute(0, 3, 1, 2)  # NCHW
-        value, offset = (
-            states.unflatten(1, (self.num_groups, -1)).flatten(0, 1)
-            for states in (self.input_proj(hidden_states), self.offset_proj(features))
-        )
-        output = deform_conv(value, offset, mask, self.kernel_size)
-        if self.center_feature_scale_proj is not None:
-            gate = self.center_feature_scale_proj(features).sigmoid().flatten(0, 1)[:, None]
-            output = output + gate * (value - output)
-        output = output.unflatten(0, (-1, self.num_groups)).flatten(1, 2)
+        value = self.input_proj(hidden_states)
+        output = self.blend(self.sample(value, self.offset_proj(features), mask), value, features)
+        return self.output_proj(output).permute(0, 2, 3, 1)  # NHWC
+
+
+class DeformConvDCNv4(DeformConvLayer):
+    """[`InternImageDCNv4`] for an ONNX graph."""
+
+    def __init__(self, layer: InternImageDCNv4):
+        super().__init__(layer)
+        self.value_proj = pointwise_convolution(layer.value_proj)
+        self.mask_proj = pointwise_convolution(deform_conv_mask_proj(layer))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, height, width, channels) -> the same"""
+        hidden_states = hidden_states.permute(0, 3, 1, 2)  # NCHW
+        value = self.value_proj(hidden_states)
+        if self.depthwise_convolution is not None:
+            hidden_states = self.depthwise_convolution(hidden_states)
+        output = self.sample(value, self.offset_proj(hidden_states), self.mask_proj(hidden_states))
+        output = self.blend(output, value, output)
         return self.output_proj(output).permute(0, 2, 3, 1)  # NHWC
 
 
@@ -81,7 +117,7 @@ def deform_conv(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, k
     return output.to(value.dtype)
 
 
-def deform_conv_offset_proj(layer: InternImageDCNv3) -> nn.Linear:
+def deform_conv_offset_proj(layer: InternImageDCNv3 | InternImageDCNv4) -> nn.Linear:
     """
     `offset_proj` of a layer for `DeformConv`: rows as it orders them, (y, x) instead of (x, y), `offset_scale`
     included. Where that also stretches the regular grid, the bias holds the difference.
@@ -96,18 +132,18 @@ def deform_conv_offset_proj(layer: InternImageDCNv3) -> nn.Linear:
     return _linear(weight.flatten(0, 2), (bias + grid * (layer.offset_scale - 1)).flatten())
 
 
-def deform_conv_mask_proj(layer: InternImageDCNv3) -> nn.Linear:
+def deform_conv_mask_proj(layer: InternImageDCNv3 | InternImageDCNv4) -> nn.Linear:
     """`mask_proj` of a layer for `DeformConv`. A central point that the layer leaves out gets a weight of 0."""
     weight, bias = (
         _row_by_row(layer, parameter.unflatten(0, (layer.num_groups, -1)))
         for parameter in (layer.mask_proj.weight, layer.mask_proj.bias)
     )
-    if layer.remove_center:
-        bias[:, layer.kernel_size**2 // 2] = -1e4  # for the softmax: 0 in every dtype
+    if layer.remove_center and layer.softmax:
+        bias[:, layer.kernel_size**2 // 2] = -1e4  # 0 after the softmax, in every dtype
     return _linear(weight.flatten(0, 1), bias.flatten())
 
 
-def _row_by_row(layer: InternImageDCNv3, parameter: torch.Tensor) -> torch.Tensor:
+def _row_by_row(layer: InternImageDCNv3 | InternImageDCNv4, parameter: torch.Tensor) -> torch.Tensor:
     """(groups, points, ...), column by column -> row by row, with zeros for a centre that was left out."""
     if layer.remove_center:
         center = layer.kernel_size**2 // 2
@@ -122,8 +158,10 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     return linear
 
 
-def pointwise_convolution(linear: nn.Linear) -> nn.Conv2d:
-    """`linear` for maps with channels first: a 1x1 convolution that shares its memory."""
+def pointwise_convolution(linear: nn.Linear | nn.Identity) -> nn.Conv2d | nn.Identity:
+    """`linear` for maps with channels first: a 1x1 convolution that shares its memory. Without weights: unchanged."""
+    if isinstance(linear, nn.Identity):
+        return linear
     convolution = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1, device="meta")
     convolution.weight = nn.Parameter(linear.weight.detach()[:, :, None, None])
     convolution.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach())

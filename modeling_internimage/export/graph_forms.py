@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageMLP
+from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageDCNv4, InternImageMLP
 from .adaptive_pooling import ExportableAdaptiveAvgPool2d
-from .deform_conv import DeformConvDCNv3, pointwise_convolution
+from .deform_conv import DeformConvDCNv3, DeformConvDCNv4, pointwise_convolution
 from .grid_sample import GridSampleDCNv3
 
 
@@ -40,6 +40,7 @@ REPLACEMENTS: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
     "grid_sample": {DCNv3.__name__: lambda dcnv3: GridSampleDCNv3(), **_WITH_ANY_OPERATOR},
     "deform_conv": {
         InternImageDCNv3.__name__: DeformConvDCNv3,
+        InternImageDCNv4.__name__: DeformConvDCNv4,
         InternImageMLP.__name__: PointwiseConvolutionMLP,
         **_WITH_ANY_OPERATOR,
     },
@@ -54,7 +55,7 @@ def prepare_for_export(model: Model, operator: str) -> Model:
         model (`torch.nn.Module`):
             A model with an InternImage in it, in evaluation mode.
         operator (`str`):
-            `"grid_sample"`: DCNv3 with `GridSample`, which ONNX has since opset 16 and every runtime knows.
+            `"grid_sample"`: DCNv3 and DCNv4 with `GridSample`, which ONNX has since opset 16 and every runtime knows.
             `"deform_conv"`: with `DeformConv`, since opset 19, and 1x1 convolutions around it.
 
     Returns:

@@ -103,7 +103,7 @@ def export_onnx(
         image_processor (*optional*):
             The image processor of the model, which is saved beside it.
         operator (`str`, *optional*, defaults to `"grid_sample"`):
-            What DCNv3 becomes. `"grid_sample"`: `GridSample`, which every runtime knows. `"deform_conv"`:
+            What DCNv3 or DCNv4 becomes. `"grid_sample"`: `GridSample`, which every runtime knows. `"deform_conv"`:
             `DeformConv`, which ONNX Runtime (1.32) and TensorRT (10.1) know, and which is faster there.
         opset (`int`, *optional*):
             Version of ONNX's operators. Defaults to 18, or 19 with `DeformConv`. TensorRT up to 10.1 misreads the

@@ -7,15 +7,32 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import Mask2FormerConfig
 
 from ..cb_internimage import CBInternImageConfig
 from ..configuration_internimage import InternImageConfig
 from ..dino_detr import DinoDetrConfig
 
 
-# Matched in our names; `offset` and `center_feature_scale_proj` in the original's.
-DEFORMABLE_PARAMETERS = (".dcn.offset_proj.", ".dcn.center_feature_scale_proj.")
+# What `deformable_multiplier` slows down, by `core_op`: our names of what the original's rule matches. For DCNv3 these
+# are `offset` and `center_feature_scale_proj`, for DCNv4 `offset_mask`, and in classification also `offset_mask_dw`.
+DEFORMABLE_PARAMETERS = {
+    "DCNv3": (".dcn.offset_proj.", ".dcn.center_feature_scale_proj."),
+    "DCNv4": (".dcn.offset_proj.", ".dcn.mask_proj."),
+}
+OFFSET_MASK_DW = ".dcn.depthwise_convolution."
 SAMPLING_OFFSETS = ".sampling_offsets."  # of deformable attention
+# Parts of the heads with deformable attention that the original counts as layer 0, like the stem.
+FIRST_LAYER_OF_HEADS: dict[type, tuple[str, ...]] = {
+    DinoDetrConfig: (".level_embed.",),
+    Mask2FormerConfig: (
+        "class_predictor.",
+        "mask_embedder.",
+        "queries_embedder.",
+        "queries_features.",
+        "transformer_module.level_embed.",
+    ),
+}
 
 
 def create_parameter_groups(
@@ -38,12 +55,15 @@ def create_parameter_groups(
     stage's norm, pooler and heads, and also, as in the original, whose list does not name them, the norms between
     layers of the third stage (`post_norms`, in H and G only).
 
-    The published results do not use `layer_decay`. In the original `deformable_multiplier` (0.1 in the configurations
-    of L to G) has no effect without it, so they do not use that either; here each works alone.
+    The published classifiers of InternImage do not use `layer_decay`. In the original `deformable_multiplier` (0.1 in
+    the configurations of L to G) has no effect without it, so they do not use that either; here each works alone. The
+    configuration of FlashInternImage-L uses both.
 
-    In DINO detectors (`DinoDetrForObjectDetection`) the original does three more things, which this function repeats:
+    In DINO detectors (`DinoDetrForObjectDetection`) and Mask2Former (`Mask2FormerForUniversalSegmentation`) the
+    original does three more things, which this function repeats:
 
-    - `level_embed` counts as layer 0, like the stem, although it is part of the head.
+    - Parts of the head count as layer 0, like the stem: `level_embed` of DINO; of Mask2Former the embeddings of levels
+      and queries, and the predictors of classes and masks.
     - The weights of `sampling_offsets` have no weight decay. Other matrices have it, whatever their names:
       `query_embed`, `level_embed`, `denoising_class_embed` and the weights that make DCNv3's gates.
     - CB-InternImage has no layer decay, as no rule of the original matches its names: both of its backbones train at
@@ -59,7 +79,8 @@ def create_parameter_groups(
         layer_decay (`float`, *optional*, defaults to 1.0):
             Ratio of the rates of neighbouring layers, 0.9 in the authors' second set of configurations; 1: all equal.
         deformable_multiplier (`float`, *optional*, defaults to 1.0):
-            Further factor on the rate of what steers DCNv3: offset projections and gates, not the masks.
+            Further factor on the rate of what steers the sampling. DCNv3: the projections to offsets and gates, not to
+            masks. DCNv4: those to offsets and masks; in classification also the depthwise convolutions before them.
         layer_counting (`str`, *optional*, defaults to `"classification"`):
             `"downstream"`, as in the authors' segmentation and detection code (whose published results do use
             `layer_decay`), counts the heads as a layer after the last and the stem as one before the first: k is one
@@ -108,20 +129,21 @@ def create_parameter_groups(
             f"`model` is a `{type(model).__name__}` without an InternImage in it: it has no layers for "
             "`layer_decay`, `deformable_multiplier` and `backbone_multiplier`."
         )
-    is_dino = any(isinstance(getattr(module, "config", None), DinoDetrConfig) for module in model.modules())
+    first_layer = _first_layer_of_head(model)
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = layer_decay ** _num_layers_after(name, backbones, LAYER_COUNTINGS[layer_counting], is_dino)
-        if name.startswith(tuple(backbones)):
+        scale = layer_decay ** _num_layers_after(name, backbones, LAYER_COUNTINGS[layer_counting], first_layer)
+        config = next((config for prefix, config in backbones.items() if name.startswith(prefix)), None)
+        if config is not None:
             scale *= backbone_multiplier
-        if any(part in name for part in DEFORMABLE_PARAMETERS):
-            scale *= deformable_multiplier
+            if _is_deformable(name, config, layer_counting):
+                scale *= deformable_multiplier
         if SAMPLING_OFFSETS in name:
             scale *= sampling_offset_multiplier
         shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed ZeRO-3 leaves them empty, (0,)
-        is_exempt = len(shape) == 1 or name.endswith(".bias") or (is_dino and SAMPLING_OFFSETS in name)
+        is_exempt = len(shape) == 1 or name.endswith(".bias") or (first_layer and SAMPLING_OFFSETS in name)
         decay = 0.0 if is_exempt and not decay_all else weight_decay
         lr = learning_rate * scale
         group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
@@ -176,18 +198,35 @@ def _backbones(model: nn.Module) -> dict[str, InternImageConfig]:
     return backbones
 
 
+def _first_layer_of_head(model: nn.Module) -> tuple[str, ...]:
+    """Parts of the names of what counts as layer 0 in the head of `model`. Empty: it has no deformable attention."""
+    for module in model.modules():
+        for config_class, parts in FIRST_LAYER_OF_HEADS.items():
+            if isinstance(getattr(module, "config", None), config_class):
+                return parts
+    return ()
+
+
+def _is_deformable(name: str, config: InternImageConfig, layer_counting: str) -> bool:
+    """Whether `deformable_multiplier` concerns the parameter `name` of an InternImage."""
+    parts = DEFORMABLE_PARAMETERS[config.core_op]
+    if config.core_op == "DCNv4" and layer_counting == "classification":
+        parts = (*parts, OFFSET_MASK_DW)
+    return any(part in name for part in parts)
+
+
 def _num_layers_after(
     name: str,
     backbones: dict[str, InternImageConfig],
     exponent: Callable[[str, list[int]], int],
-    is_dino: bool,
+    first_layer: tuple[str, ...],
 ) -> int:
     """Number of layers after the one that the parameter `name` of a model goes with; 0: full rate."""
     for prefix, config in backbones.items():
         if name.startswith(prefix):
             is_composite = isinstance(config, CBInternImageConfig)
             return 0 if is_composite else exponent(name.removeprefix(prefix), list(config.depths))
-    if is_dino and ".level_embed." in name:
+    if any(part in name for part in first_layer):
         return max((sum(config.depths) + 1 for config in backbones.values()), default=0)
     return 0
 

@@ -20,7 +20,8 @@ class Recipe:
         default=1.0, metadata={"help": "Ratio of the learning rates of neighbouring layers; 1: all equal."}
     )
     deformable_multiplier: float = field(
-        default=1.0, metadata={"help": "Factor on the learning rate of DCNv3's offsets and gates."}
+        default=1.0,
+        metadata={"help": "Factor on the learning rate of DCNv3's offsets and gates, of DCNv4's offsets and masks."},
     )
     backbone_multiplier: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate of the backbone, 0.1 in a recipe of DINO-L."}

@@ -61,6 +61,27 @@ def test_command(tiny_config, tmp_path, monkeypatch):
     assert all(entry["ms"] > 0 and entry["peak_mib"] > 0 for entry in case["results"].values())
 
 
+def test_comparison_of_architectures(tiny_config, tmp_path, monkeypatch):
+    """Each implementation of both, after the check against the literal transcription; and the table of it."""
+    for name, core_op in (("T", "DCNv3"), ("Flash-T", "DCNv4")):
+        config = tiny_config(core_op=core_op)
+        fields = ("core_op", "embed_dim", "depths", "num_groups")
+        monkeypatch.setitem(benchmark.ARCHITECTURES, name, {field: getattr(config, field) for field in fields})
+    output = tmp_path / "results.json"
+    options = ["--compare-with", "Flash-T", "--sizes", "32x64", "--batch-sizes", "1", "2"]
+    run_module("examples.benchmark", *options, "--min-runs", "2", "--seconds", "0", "--output", output)
+    result = json.loads(output.read_text())
+    assert [case["batch_size"] for case in result["cases"]] == [1, 2]
+    for case in result["cases"]:
+        assert case["results"].keys() == {"reference"}
+        for entries in case["results"].values():
+            assert entries.keys() == {"T", "Flash-T"} and entries["Flash-T"]["runs"] == 2
+            assert all(entry["ms"] > 0 and entry["processor_ms"] > 0 for entry in entries.values())
+            assert entries["Flash-T"]["speedup"] > 0 and entries["Flash-T"]["processor_speedup"] > 0
+    table = benchmark.markdown_table(result).splitlines()
+    assert len(table) == 6 and table[0].startswith("| image | batch | | T | Flash-T |") and "(" in table[2]
+
+
 def test_definition_is_faster_than_the_transcription():
     """The recorded target: at least 1.15 times as fast at 224 pixels, batch 1 and 8. (Not timed here: too noisy.)"""
     recorded = json.loads((REPOSITORY / "examples" / "results" / "benchmark_cpu.json").read_text())

@@ -13,8 +13,9 @@ from modeling_internimage import InternImageModel, create_image_processor
 
 
 @pytest.fixture
-def model_and_image(tiny_config, photographs, tmp_path):
-    model = randomize(InternImageModel(tiny_config(center_feature_scale=True)))
+def model_and_image(tiny_config, photographs, tmp_path, request):
+    core_op = getattr(request, "param", "DCNv3")
+    model = randomize(InternImageModel(tiny_config(center_feature_scale=True, core_op=core_op)))
     model.save_pretrained(tmp_path / "model")
     create_image_processor(64).save_pretrained(tmp_path / "model")
     Image.fromarray(photographs[0]).save(tmp_path / "photo.jpg")
@@ -50,13 +51,16 @@ def test_modules_by_name(model_and_image):
         extract_features.extract_features(model, pixel_values, ["stages.1"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"offset_scale": 2.0}, {"remove_center": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"offset_scale": 2.0}, {"remove_center": True}, {"core_op": "DCNv4"}], ids=str
+)
 @torch.no_grad()
-def test_sampling_points_are_where_dcnv3_samples(settings, tiny_config):
+def test_sampling_points_are_where_the_operator_samples(settings, tiny_config):
     """Interpolating at the points and summing with their weights, by hand, gives the operator's output."""
     dcn = randomize(InternImageModel(tiny_config(**settings))).encoder.stages[1].layers[0].dcn
     hidden_states = torch.randn(1, 6, 7, 32)
-    value = torch.nn.functional.pad(dcn.input_proj(hidden_states)[0], (0, 0, 9, 9, 9, 9))  # zeros outside
+    value_proj = dcn.value_proj if settings.get("core_op") == "DCNv4" else dcn.input_proj
+    value = torch.nn.functional.pad(value_proj(hidden_states)[0], (0, 0, 9, 9, 9, 9))  # zeros outside
     captured = {}
     dcn.output_proj.register_forward_pre_hook(lambda module, arguments: captured.update(output=arguments[0]))
     dcn(hidden_states)
@@ -74,6 +78,7 @@ def test_sampling_points_are_where_dcnv3_samples(settings, tiny_config):
             torch.testing.assert_close(total, expected[group], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_and_image", ["DCNv3", "DCNv4"], indirect=True)
 def test_show_sampling_points(model_and_image, tmp_path):
     _, model_path, image = model_and_image
     command = ["examples.feature_extraction.show_sampling_points", "--model", model_path, "--image", image]

@@ -25,6 +25,7 @@ from examples import image_datasets, training
 from examples.image_classification import digits, photographs
 from examples.image_classification import run_image_classification as script
 from modeling_internimage import InternImageConfig
+from modeling_internimage.modeling_internimage import CORE_OPS
 from modeling_internimage.training.checkpoints import last_complete_checkpoint
 from modeling_internimage.training.folder_lock import FolderLock
 
@@ -121,11 +122,13 @@ def test_embedded_digits():
 
 
 @pytest.mark.slow
-def test_digits_learn(tmp_path):
+@pytest.mark.parametrize("core_op", CORE_OPS)
+def test_digits_learn(core_op, tmp_path):
     """A few steps on the digits lower the loss well below that of guessing, 2.3."""
     output = tmp_path / "digits"
+    architecture = json.dumps(json.loads(ARCHITECTURE) | {"core_op": core_op})
     script.main(
-        ["--dataset_name", "digits", "--config_overrides", ARCHITECTURE, "--output_dir", str(output), "--do_train"]
+        ["--dataset_name", "digits", "--config_overrides", architecture, "--output_dir", str(output), "--do_train"]
         + ["--max_steps", "40", "--per_device_train_batch_size", "32", "--learning_rate", "3e-3"]
         + ["--warmup_steps", "5", "--horizontal_flip", "false", "--min_crop_scale", "0.8", "--logging_steps", "10"]
         + ["--report_to", "none", "--save_strategy", "no", "--dataloader_pin_memory", "false"]
@@ -299,16 +302,20 @@ def test_splits_by_their_names(names, expected):
 
 
 # The table of the authors' configurations: epochs, warm-up epochs, pixels, rate, lowest and first rate, smoothing,
-# mixup, cutmix, erasing, stochastic depth, decay of the average, checkpointing.
+# mixup, cutmix, erasing, stochastic depth, decay of the average, checkpointing, layer decay, factor on offsets.
 AUTHORS = {
-    "internimage_t_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.1, 0.9999, False),
-    "internimage_s_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.4, 0.9999, False),
-    "internimage_b_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.5, 0.9999, False),
-    "internimage_l_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.1, 0.9999, True),
-    "internimage_xl_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.2, 0.9999, True),
-    "internimage_h_22kto1k_640": (20, 2, 640, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.2, 0.9999, True),
-    "internimage_g_22kto1k_512": (20, 2, 512, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.4, 0.9999, True),
-    "internimage_h_22ktoinat18_384": (100, 0, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.6, None, True),
+    "internimage_t_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.1, 0.9999, False, 1.0, 1.0),
+    "internimage_s_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.4, 0.9999, False, 1.0, 1.0),
+    "internimage_b_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.5, 0.9999, False, 1.0, 1.0),
+    "internimage_l_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.1, 0.9999, True, 1.0, 1.0),
+    "internimage_xl_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.2, 0.9999, True, 1.0, 1.0),
+    "internimage_h_22kto1k_640": (20, 2, 640, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.2, 0.9999, True, 1.0, 1.0),
+    "internimage_g_22kto1k_512": (20, 2, 512, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.4, 0.9999, True, 1.0, 1.0),
+    "internimage_h_22ktoinat18_384": (100, 0, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.6, None, True, 1.0, 1.0),
+    "flash_intern_image_t_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.1, 0.9999, False, 1.0, 1.0),
+    "flash_intern_image_s_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.4, 0.9999, False, 1.0, 1.0),
+    "flash_intern_image_b_1k_224": (300, 20, 224, 5e-4, 5e-6, 5e-7, 0.1, 0.8, 1.0, 0.25, 0.5, 0.9999, False, 1.0, 1.0),
+    "flash_internimage_l_22kto1k_384": (20, 2, 384, 2e-5, 0, 0, 0.3, 0, 0, 0, 0.1, 0.9999, True, 0.9, 0.1),
 }
 
 
@@ -334,19 +341,20 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
         architecture.get("drop_path_rate", model_args.drop_path_rate),
         recipe.ema_decay,
         training.gradient_checkpointing,
+        recipe.layer_decay,
+        recipe.deformable_multiplier,
     )
     assert actual == AUTHORS[name]
     assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
-    assert (training.weight_decay, training.max_grad_norm, recipe.layer_decay) == (0.05, 5.0, 1.0)
+    assert (training.weight_decay, training.max_grad_norm, recipe.layer_counting) == (0.05, 5.0, "classification")
     assert data_args.auto_augment == "rand-m9-mstd0.5-inc1" and data_args.color_jitter == 0.4
     if architecture:
-        letter = name.split("_")[1].upper()
         built, registered = InternImageConfig(**architecture), CHECKPOINTS[name].config()
-        assert built.hidden_sizes == registered.hidden_sizes and built.depths == registered.depths, letter
-        assert (built.post_norm, built.layer_scale_init_value) == (
-            registered.post_norm,
-            registered.layer_scale_init_value,
-        )
+        for field in (
+            "core_op", "hidden_sizes", "depths", "num_groups", "post_norm", "layer_scale_init_value", "offset_scale",
+            "depthwise_kernel_size", "dcn_output_bias", "mlp_fc2_bias",
+        ):  # fmt: skip
+            assert getattr(built, field) == getattr(registered, field), field
 
 
 def test_learning_rate_follows_the_batch_size(image_folder, tmp_path):

@@ -868,18 +868,27 @@ def test_photographs(tmp_path):
         assert 0.15 < entry["area"] / (width * height) < 1
 
 
-# Schedule, learning rate, layer decay, stochastic depth, images per step, decay of averaged weights.
+# Schedule, learning rate, layer decay, stochastic depth, images per step, decay of averaged weights, factor on the
+# learning rate of what steers the sampling.
 AUTHORS = {
-    "mask_rcnn_internimage_t_fpn_1x_coco": (12, 1e-4, 1.0, 0.2, 16, None),
-    "mask_rcnn_internimage_t_fpn_3x_coco": (36, 1e-4, 1.0, 0.2, 16, None),
-    "mask_rcnn_internimage_s_fpn_1x_coco": (12, 1e-4, 1.0, 0.3, 16, None),
-    "mask_rcnn_internimage_s_fpn_3x_coco": (36, 1e-4, 1.0, 0.3, 16, None),
-    "mask_rcnn_internimage_b_fpn_1x_coco": (12, 1e-4, 1.0, 0.4, 16, None),
-    "mask_rcnn_internimage_b_fpn_3x_coco": (36, 1e-4, 1.0, 0.4, 16, None),
-    "cascade_internimage_l_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None),
-    "cascade_internimage_l_fpn_3x_coco": (36, 2e-4, 0.90, 0.4, 64, None),
-    "cascade_internimage_xl_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None),
-    "cascade_internimage_xl_fpn_3x_coco": (36, 2e-4, 0.90, 0.6, 64, 0.9999),
+    "mask_rcnn_internimage_t_fpn_1x_coco": (12, 1e-4, 1.0, 0.2, 16, None, 1.0),
+    "mask_rcnn_internimage_t_fpn_3x_coco": (36, 1e-4, 1.0, 0.2, 16, None, 1.0),
+    "mask_rcnn_internimage_s_fpn_1x_coco": (12, 1e-4, 1.0, 0.3, 16, None, 1.0),
+    "mask_rcnn_internimage_s_fpn_3x_coco": (36, 1e-4, 1.0, 0.3, 16, None, 1.0),
+    "mask_rcnn_internimage_b_fpn_1x_coco": (12, 1e-4, 1.0, 0.4, 16, None, 1.0),
+    "mask_rcnn_internimage_b_fpn_3x_coco": (36, 1e-4, 1.0, 0.4, 16, None, 1.0),
+    "cascade_internimage_l_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None, 1.0),
+    "cascade_internimage_l_fpn_3x_coco": (36, 2e-4, 0.90, 0.4, 64, None, 1.0),
+    "cascade_internimage_xl_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None, 1.0),
+    "cascade_internimage_xl_fpn_3x_coco": (36, 2e-4, 0.90, 0.6, 64, 0.9999, 1.0),
+    "mask_rcnn_flash_internimage_t_fpn_1x_coco": (12, 1e-4, 1.0, 0.2, 16, None, 1.0),
+    "mask_rcnn_flash_internimage_t_fpn_3x_coco": (36, 1e-4, 1.0, 0.2, 16, None, 1.0),
+    "mask_rcnn_flash_internimage_s_fpn_1x_coco": (12, 1e-4, 1.0, 0.3, 16, None, 1.0),
+    "mask_rcnn_flash_internimage_s_fpn_3x_coco": (36, 2e-4, 1.0, 0.4, 64, None, 1.0),
+    "mask_rcnn_flash_internimage_b_fpn_1x_coco": (12, 1e-4, 1.0, 0.3, 16, None, 1.0),
+    "mask_rcnn_flash_internimage_b_fpn_3x_coco": (36, 2e-4, 0.90, 0.4, 64, None, 0.01),
+    "cascade_flash_internimage_l_fpn_1x_coco": (12, 1e-4, 0.94, 0.4, 16, None, 1.0),
+    "cascade_flash_internimage_l_fpn_3x_coco": (36, 2e-4, 0.90, 0.4, 64, 0.9999, 0.01),
 }
 
 
@@ -893,7 +902,7 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     )
     images = 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps
     actual = (training.num_train_epochs, training.learning_rate, recipe.layer_decay, model_args.drop_path_rate, images,
-              recipe.ema_decay)  # fmt: skip
+              recipe.ema_decay, recipe.deformable_multiplier)  # fmt: skip
     assert actual == AUTHORS[name]
     epochs = [round(milestone * training.num_train_epochs, 3) for milestone in recipe.lr_milestones]
     assert epochs == ([8, 11] if "1x" in name else [27, 33])
@@ -960,6 +969,42 @@ def test_recipes_of_dino_are_the_authors(name, tmp_path):
     # The images.
     assert data_args.skip_images_without_annotations == official["train_dataset"]["filter_empty_gt"]
     assert recipe_scales(data_args, record.image_processor()) == official_scales(official["train_pipeline"])
+
+
+# Learning rate, weight decay, whether on all parameters, layer decay, factor on the backbone, stochastic depth, images
+# per step.
+AUTHORS_OF_FLASH_DINO = {
+    "t": (2e-4, 1e-4, False, 0.9, 1.0, 0.2, 32),
+    "s": (2e-4, 1e-4, False, 0.9, 1.0, 0.3, 32),
+    "b": (2e-4, 1e-4, False, 0.9, 1.0, 0.3, 32),
+    "l": (1e-4, 0.05, True, 1.0, 0.1, 0.4, 16),
+}
+
+
+@pytest.mark.parametrize("size", AUTHORS_OF_FLASH_DINO)
+def test_recipes_of_flash_dino_are_the_authors(size, tmp_path):
+    """What differs between them; all else is as for DINO on InternImage-T."""
+    recipe, base = (
+        json.loads((FOLDER / "recipes" / f"dino_4scale_{name}_1x_coco.json").read_text())
+        for name in (f"flash_internimage_{size}", "internimage_t")
+    )
+    own = {"backbone", "head_overrides", "drop_path_rate", "output_dir"}
+    own |= {"learning_rate", "weight_decay", "decay_all", "layer_decay", "backbone_multiplier"}
+    own |= {"per_device_train_batch_size"}
+    assert {name: recipe[name] for name in recipe.keys() - own} == {name: base[name] for name in base.keys() - own}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"use_cpu": True, "output_dir": str(tmp_path)}))
+    model_args, _, recipe, training = script.parse_head_arguments(
+        script.ModelArguments, script.DataArguments, [str(tmp_path / "recipe.json")]
+    )
+    actual = (
+        training.learning_rate, training.weight_decay, recipe.decay_all, recipe.layer_decay,
+        recipe.backbone_multiplier, model_args.drop_path_rate, 8 * training.per_device_train_batch_size,
+    )  # fmt: skip
+    assert actual == AUTHORS_OF_FLASH_DINO[size]
+    official = find_checkpoint(f"dino_4scale_flash_internimage_{size}_1x_coco").config()
+    fields = DinoDetrConfig(**script.read_overrides(model_args.head_overrides))
+    assert fields.max_detections == official.max_detections == 300
+    assert model_args.backbone.split("/")[1] in CHECKPOINTS
 
 
 def official_scales(pipeline: list[dict]) -> dict:

@@ -28,9 +28,9 @@ def export(tmp_path_factory):
     """Function that exports a tiny classifier with an operator, once, and returns the folder."""
 
     @functools.cache
-    def export(operator: str):
-        config = InternImageConfig(embed_dim=16, depths=[1, 1], num_groups=[1, 2], image_size=32, num_labels=5)
-        model = randomize(InternImageForImageClassification(config))
+    def export(operator: str, core_op: str = "DCNv3"):
+        config = {"embed_dim": 16, "depths": [1, 1], "num_groups": [1, 2], "image_size": 32, "num_labels": 5}
+        model = randomize(InternImageForImageClassification(InternImageConfig(core_op=core_op, **config)))
         folder = tmp_path_factory.mktemp("exported") / operator
         export_onnx(model, folder, operator=operator, image_processor=create_image_processor(32))
         return folder
@@ -71,17 +71,18 @@ def logits_of(folder, runtime, pixel_values):
 
 
 @pytest.mark.parametrize(
-    "runtime, operator",
+    "runtime, operator, core_op",
     [
-        ("onnxruntime", "grid_sample"),
-        ("openvino", "grid_sample"),
-        pytest.param("onnxruntime", "deform_conv", marks=pytest.mark.slow),
+        ("onnxruntime", "grid_sample", "DCNv3"),
+        ("openvino", "grid_sample", "DCNv3"),
+        pytest.param("onnxruntime", "deform_conv", "DCNv3", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "grid_sample", "DCNv4", marks=pytest.mark.slow),
     ],
 )
-def test_offsets_stay_in_float(runtime, operator, export, pictures, tmp_path, caplog):
+def test_offsets_stay_in_float(runtime, operator, core_op, export, pictures, tmp_path, caplog):
     for package in RUNTIMES[runtime].packages:
         pytest.importorskip(package)
-    description = quantize_export(export(operator), tmp_path / "int8", runtime, pictures)
+    description = quantize_export(export(operator, core_op), tmp_path / "int8", runtime, pictures)
     assert description["calibration_pictures"] == 16
     assert "damaged.png" in caplog.text and "1 of 17 pictures" in caplog.text
     files = {path.name for path in (tmp_path / "int8").iterdir()}
@@ -99,7 +100,7 @@ def test_offsets_stay_in_float(runtime, operator, export, pictures, tmp_path, ca
     assert sum(node.operator in QUANTIZERS for node in graph.values()) > 20
 
     pixel_values = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
-    expected = logits_of(export(operator), runtime, pixel_values)
+    expected = logits_of(export(operator, core_op), runtime, pixel_values)
     actual = logits_of(tmp_path / "int8", runtime, pixel_values)
     # Random weights, and an image unlike the pictures: that is the worst case.
     assert 0 < np.linalg.norm(actual - expected) < 0.2 * np.linalg.norm(expected)

@@ -367,7 +367,7 @@ def test_digits_table(workplace, capsys):
         assert picture.width > 1000
 
 
-@pytest.mark.parametrize("name", ["benchmark_cpu", "benchmark_cpu_kernel", "benchmark_cpu_kernel_epyc"])
+@pytest.mark.parametrize("name", [f"benchmark_cpu{kind}" for kind in ("", "_kernel", "_kernel_epyc", "_flash")])
 def test_benchmark_tables_are_the_recorded_ones(name):
     result = json.loads((REPOSITORY / "examples" / "results" / f"{name}.json").read_text())
     table = benchmark.markdown_table(result)

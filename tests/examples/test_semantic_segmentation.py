@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_utils import REPOSITORY, randomize, run_short_training
+from testing_utils import REPOSITORY, first_quick, randomize, run_short_training
 from torchvision import tv_tensors
 from transformers import (
     AutoModelForSemanticSegmentation,
+    Mask2FormerConfig,
     Mask2FormerImageProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -31,7 +32,7 @@ from modeling_internimage import (
     SegformerHeadForSemanticSegmentation,
     segment_image,
 )
-from modeling_internimage.modeling_internimage import InternImageBatchNorm
+from modeling_internimage.modeling_internimage import CORE_OPS, InternImageBatchNorm
 
 
 ARCHITECTURE = '{"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}'
@@ -108,13 +109,15 @@ def test_train_save_resume_and_use(scenes, tmp_path):
         assert parts[0]["mask"].size == image.size
 
 
-def test_a_new_head_and_other_classes(scenes, tmp_path, tiny_config, monkeypatch):
+@pytest.mark.parametrize("core_op", first_quick(CORE_OPS))
+def test_a_new_head_and_other_classes(core_op, scenes, tmp_path, tiny_config):
     """The backbone of a classifier, then of a segmentation model, is kept; in between nothing is trained."""
-    classifier = InternImageForImageClassification(tiny_config())
+    classifier = InternImageForImageClassification(tiny_config(core_op=core_op))
     randomize(classifier).save_pretrained(tmp_path / "classifier")
     options = {"config_overrides": None, "learning_rate": 0.0, "weight_decay": 0.0, "gradient_checkpointing": True}
     run(scenes, tmp_path / "first", **options, backbone=str(tmp_path / "classifier"), head="segformer",
-        head_overrides='{"hidden_size": 8}', drop_path_rate=0.1, layer_decay=0.9)  # fmt: skip
+        head_overrides='{"hidden_size": 8}', drop_path_rate=0.1, layer_decay=0.9,
+        deformable_multiplier=0.1)  # fmt: skip
     (scenes / "classes.json").write_text('["dark", "medium", "bright", "never"]')
     run(scenes, tmp_path / "second", **options, head_overrides=None, model_name_or_path=str(tmp_path / "first"))
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "second")
@@ -451,7 +454,21 @@ AUTHORS = {
     "upernet_internimage_l_640_160k_ade20k": (640, 2e-5, 0.94, 0.4, 0.1, 2),
     "upernet_internimage_xl_640_160k_ade20k": (640, 2e-5, 0.94, 0.4, 0.1, 2),
     "upernet_internimage_h_896_160k_ade20k": (896, 2e-5, 0.95, 0.5, 0.1, 1),
+    "upernet_flash_internimage_t_512_160k_ade20k": (512, 6e-5, 1.0, 0.2, 0.0, 2),
+    "upernet_flash_internimage_s_512_160k_ade20k": (512, 6e-5, 1.0, 0.3, 0.0, 2),
+    "upernet_flash_internimage_b_512_160k_ade20k": (512, 6e-5, 1.0, 0.3, 0.0, 2),
+    "upernet_flash_internimage_l_640_160k_ade20k": (640, 2e-5, 0.94, 0.4, 0.1, 2),
+    "mask2former_flash_internimage_t_512_160k_ade20k_ss": (512, 1e-4, 0.9, 0.2, 0.01, 2),
+    "mask2former_flash_internimage_s_640_160k_ade20k_ss": (640, 1e-4, 1.0, 0.3, 0.1, 2),
+    "mask2former_flash_internimage_b_640_160k_ade20k_ss": (640, 1e-4, 1.0, 0.4, 0.1, 2),
+    "mask2former_flash_internimage_l_640_160k_ade20k_ss": (640, 1e-4, 0.94, 0.5, 0.1, 2),
 }
+
+
+MASK2FORMER_SIZES = (
+    "feature_size", "mask_feature_size", "hidden_dim", "num_attention_heads", "num_queries", "encoder_layers",
+    "decoder_layers", "encoder_feedforward_dim", "dim_feedforward", "no_object_weight", "train_num_points",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -472,7 +489,12 @@ def test_recipes_are_the_authors(name, tmp_path, monkeypatch):
     assert (training.adam_beta1, training.adam_beta2, recipe.layer_counting) == (0.9, 0.999, "downstream")
     assert (data_args.min_resize_ratio, data_args.max_resize_ratio, data_args.max_class_fraction) == (0.5, 2.0, 0.75)
     assert data_args.do_reduce_labels and data_args.horizontal_flip and data_args.photometric_distortion
-    assert model_args.head == "upernet" and model_args.backbone.split("/")[1] in CHECKPOINTS
+    assert model_args.head == name.split("_")[0] and model_args.backbone.split("/")[1] in CHECKPOINTS
+    if model_args.head == "mask2former":
+        official = CHECKPOINTS[name].config()
+        ours = Mask2FormerConfig(**script.read_overrides(model_args.head_overrides))
+        for field in MASK2FORMER_SIZES:
+            assert getattr(ours, field) == getattr(official, field), field
     names, palette = data.read_classes(REPOSITORY / data_args.classes_file)
     assert (len(names), len(palette), names[0], names[-1]) == (150, 150, "wall", "flag")
 

@@ -39,6 +39,10 @@ def classifier(**config) -> InternImageForImageClassification:
     return randomize(InternImageForImageClassification(InternImageConfig(num_labels=10, **ARCHITECTURE | config)))
 
 
+def flash_classifier() -> InternImageForImageClassification:
+    return classifier(core_op="DCNv4")
+
+
 def base_model(**config) -> InternImageModel:
     return randomize(InternImageModel(InternImageConfig(**ARCHITECTURE | config)))
 
@@ -89,6 +93,8 @@ EXPORTS = [
     (classifier, "all", "grid_sample"),
     (classifier, "all", "deform_conv"),
     (classifier, "none", "grid_sample"),
+    (flash_classifier, "all", "grid_sample"),
+    (flash_classifier, "all", "deform_conv"),
     (attention_pooled_classifier, "all", "grid_sample"),
     (attention_pooled_classifier, "batch", "deform_conv"),
     (base_model, "batch", "grid_sample"),
@@ -264,10 +270,11 @@ class OtherKernel(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("create", [classifier, flash_classifier])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_half_precision(operator, tmp_path):
+def test_half_precision(operator, create, tmp_path):
     checks = RUNTIMES if operator == "grid_sample" else ("ort",)
-    report = export_onnx(classifier().half(), tmp_path / "exported", size=(64, 96), operator=operator, checks=checks)
+    report = export_onnx(create().half(), tmp_path / "exported", size=(64, 96), operator=operator, checks=checks)
     assert report["dtype"] == "float16"
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "exported" / "model.onnx"))
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}

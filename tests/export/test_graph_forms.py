@@ -13,7 +13,7 @@ from modeling_internimage import InternImageConfig, InternImageForImageClassific
 from modeling_internimage.export.graph_forms import prepare_for_export
 from modeling_internimage.export.grid_sample import GridSampleDCNv3
 from modeling_internimage.export.translations import TRANSLATIONS
-from modeling_internimage.modeling_internimage import InternImageDCNv3
+from modeling_internimage.modeling_internimage import CORE_OPS
 
 
 onnx = pytest.importorskip("onnx")
@@ -44,6 +44,7 @@ def test_grid_sample_golden(name):
 
 
 @pytest.mark.parametrize("operator", ["grid_sample", "deform_conv"])
+@pytest.mark.parametrize("core_op", CORE_OPS)
 @pytest.mark.parametrize(
     "kernel_size, config",
     [
@@ -52,10 +53,11 @@ def test_grid_sample_golden(name):
     ],
     ids=["plain", "everything"],
 )
-def test_layer(operator, kernel_size, config):
-    """One DCNv3 layer as a graph, on maps of odd sizes, against its definition in float64."""
-    layer_class = type("InternImageDCNv3", (InternImageDCNv3,), {"kernel_size": kernel_size})
-    layer = randomize(layer_class(InternImageConfig(**config), 24, 3))
+def test_layer(operator, kernel_size, config, core_op):
+    """One DCNv3 or DCNv4 layer as a graph, on maps of odd sizes, against its definition in float64."""
+    layer_class = type(CORE_OPS[core_op].__name__, (CORE_OPS[core_op],), {"kernel_size": kernel_size})
+    flags = {"center_feature_scale": True, "without_pointwise": True} if core_op == "DCNv4" and config else {}
+    layer = randomize(layer_class(InternImageConfig(core_op=core_op, **config), 24, 3, **flags))
     hidden_states = torch.randn(2, 7, 10, 24, generator=torch.Generator().manual_seed(1))
     actual = run_graph(prepare_for_export(torch.nn.Sequential(layer), operator), hidden_states)
     expected = copy.deepcopy(layer).double()(hidden_states.double())
@@ -71,6 +73,9 @@ def test_layer(operator, kernel_size, config):
             id="like H and G",
         ),
         pytest.param({"post_norm": True, "layer_scale_init_value": 0.5}, id="like S to XL", marks=pytest.mark.slow),
+        pytest.param(
+            {"core_op": "DCNv4", "depthwise_kernel_size": 3}, id="like FlashInternImage", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_model(operator, config, tmp_path):

@@ -25,6 +25,7 @@ from modeling_internimage.kernel_integration import (
     register_dcnv3_kernel,
     use_dcnv3_kernel,
 )
+from modeling_internimage.modeling_internimage import CORE_OPS
 
 
 kernels = pytest.importorskip("kernels")
@@ -85,8 +86,9 @@ def stand_in(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def model(tiny_config):
-    return randomize(InternImageForImageClassification(tiny_config(center_feature_scale=True)))
+def model(tiny_config, request):
+    config = tiny_config(center_feature_scale=True, core_op=getattr(request, "param", "DCNv3"))
+    return randomize(InternImageForImageClassification(config))
 
 
 @pytest.fixture
@@ -112,6 +114,7 @@ def output_and_gradients(model, pixel_values):
     return logits.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("model", CORE_OPS, indirect=True)
 def test_same_outputs_and_gradients(stand_in, model, pixel_values, caplog):
     expected = output_and_gradients(model.train(), pixel_values)
     assert implementation(model) == PYTORCH_REFERENCE
@@ -273,16 +276,19 @@ def test_other_devices_with_transformers(caplog):
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "embed_dim", "message"),
+    ("device", "dtype", "config", "message"),
     [
-        ("mps", torch.float32, 16, "it runs on cpu and cuda, the model is on mps"),
-        ("cuda", torch.float64, 16, "on cuda it has no float64"),
-        ("cpu", torch.float32, 512, "its groups have up to 256 channels, those of the model 512"),
+        ("mps", torch.float32, {}, "it runs on cpu and cuda, the model is on mps"),
+        ("cuda", torch.float64, {}, "on cuda it has no float64"),
+        *(
+            ("cpu", torch.float32, {"embed_dim": 512, "core_op": core_op}, "have up to 256 channels, .* model 512")
+            for core_op in CORE_OPS
+        ),
     ],
 )
-def test_models_that_the_kernel_cannot_run(device, dtype, embed_dim, message, tiny_config, monkeypatch, stand_in):
+def test_models_that_the_kernel_cannot_run(device, dtype, config, message, tiny_config, monkeypatch, stand_in):
     with torch.device("meta"):
-        model = InternImageModel(tiny_config(embed_dim=embed_dim, depths=[1], num_groups=[1]))
+        model = InternImageModel(tiny_config(depths=[1], num_groups=[1], **config))
     parameter = types.SimpleNamespace(device=torch.device(device), dtype=dtype)
     monkeypatch.setattr(model, "parameters", lambda: [parameter])
     with pytest.raises(KernelNotAvailableError, match=message):
