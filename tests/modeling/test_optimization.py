@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from testing_utils import GOLDEN, MANIFESTS, read_json, rename
+from testing_utils import GOLDEN, MANIFESTS, first_quick, read_json, rename
 from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
 from conversion.checkpoints import CHECKPOINTS
@@ -116,9 +116,17 @@ def test_downstream_counting(name):
     assert checked == len(parameters)
 
 
-def test_every_parameter_of_mask2former():
+@pytest.mark.parametrize(
+    "name, manifests",
+    first_quick(
+        [
+            ("mask2former_flash_internimage_t_512_160k_ade20k_ss", "dcnv4/segmentation_manifests.json.gz"),
+            ("mask2former_internimage_h_896_80k_cocostuff2ade20k", "segmentation/manifests.json.gz"),
+        ]
+    ),
+)
+def test_every_parameter_of_mask2former(name, manifests):
     """By the rules of the authors' segmentation code, which name parts of the head."""
-    name = "mask2former_internimage_h_896_80k_cocostuff2ade20k"
     checkpoint = CHECKPOINTS[name]
     head, depths = HEADS[checkpoint.head], checkpoint.config().backbone_config.depths
     with torch.device("meta"):
@@ -127,7 +135,7 @@ def test_every_parameter_of_mask2former():
     actual = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     parameters, seen = dict(model.named_parameters()), set()
     at_layer_0 = tuple(f"decode_head.{part}_embed" for part in ("mask", "cls", "level", "query"))
-    for key, shape in read_json(GOLDEN / "segmentation" / "manifests.json.gz")[name]["keys"].items():
+    for key, shape in read_json(GOLDEN / manifests)[name]["keys"].items():
         layer = sum(depths) + 1
         if key.startswith("backbone."):
             layer = original_downstream_layer(key.removeprefix("backbone."), depths)
