@@ -382,7 +382,7 @@ class InternImageDeformableConvolution(nn.Module):
         mask: torch.Tensor,
         center_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As [`DCNv3`], whose arguments they are: (batch_size, height, width, channels)."""
+        """Apply [`DCNv3`] to tensors of the shapes that it describes; returns the shape of `value`."""
         return self.dcnv3(
             value,
             offset,
@@ -451,10 +451,10 @@ class InternImageDCNv4(InternImageDeformableConvolution):
         channels, num_groups (`int`):
             Of the stage. The original needs multiples of 16 channels in a group; here any number works.
         center_feature_scale (`bool`, *optional*, defaults to `False`):
-            Blend the output with the value through a learned gate per group. In no FlashInternImage, whose
-            `config.center_feature_scale` has another meaning.
+            Blend the output with the value through a learned gate per group. No FlashInternImage has this gate:
+            `config.center_feature_scale` only adds norms to its stages.
         without_pointwise (`bool`, *optional*, defaults to `False`):
-            Leave `value_proj` and `output_proj` out. In no FlashInternImage.
+            Leave `value_proj` and `output_proj` out. No FlashInternImage does this.
     """
 
     softmax = False
