@@ -35,7 +35,7 @@ class Case:
     gate: bool = False
     softmax: bool = True
     layout: str = "contiguous"
-    offsets: str = "off pixels"
+    offsets: str = "off pixels"  # white noise; "large", "any" and "trained-like": see `make_tensors`
 
     @property
     def pad(self):
@@ -130,6 +130,21 @@ def parity_cases(arguments):
     return cases
 
 
+def trained_like_offsets(shape, generator):
+    """
+    Offsets of `shape` (batch_size, height, width, coordinates) in pixels, with a standard deviation of 1.5 as after
+    training. Three parts: each coordinate of each sampling point has a constant (standard deviation 1), as a learned
+    bias gives it; a smooth field follows the image and changes over 8 pixels (1), so that neighbours sample close to
+    each other; the rest is white noise (0.5).
+    """
+    batch_size, height, width, coordinates = shape
+    options = {"device": generator.device, "generator": generator}
+    coarse = torch.randn(batch_size, coordinates, height // 8 + 2, width // 8 + 2, **options)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
+    smooth = (smooth / smooth.std()).permute(0, 2, 3, 1)
+    return torch.randn(coordinates, **options) + smooth + 0.5 * torch.randn(shape, **options)
+
+
 def make_tensors(case, dtype, device, seed=0):
     """Leaves with gradients (None for an absent gate), and the gradient of the output."""
     generator = torch.Generator(device).manual_seed(seed)
@@ -138,7 +153,10 @@ def make_tensors(case, dtype, device, seed=0):
         if name == "center_scale" and not case.gate:
             tensors.append(None)
             continue
-        tensor = torch.randn(shape, device=device, generator=generator)
+        if name == "offset" and case.offsets == "trained-like":
+            tensor = trained_like_offsets(shape, generator)
+        else:
+            tensor = torch.randn(shape, device=device, generator=generator)
         if name == "offset" and case.offsets != "any":
             # Odd multiples of 1/32, exact in bfloat16: no sample lies on a pixel, where the gradient jumps.
             tensor = ((tensor * 16).floor().clamp(-63, 63) * 2 + 1) / 32

@@ -11,6 +11,7 @@ from reference_dcnv3 import reference_dcnv3
 
 from .cases import BENCHMARKS, TENSORS, Case, compare, largest_error, make_tensors, results, stage_case
 from .machine import find_variant
+from .timing import capture
 
 
 def load(worker):
@@ -118,16 +119,11 @@ def graph_feature(worker):
     tensors, cotangent = make_tensors(case, torch.bfloat16, worker.device)
     others, _ = make_tensors(case, torch.bfloat16, worker.device, seed=1)
     expected = results(worker.call(case), others, cotangent)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            results(worker.call(case), tensors, cotangent)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = results(worker.call(case), tensors, cotangent)
+
+    def step():
+        return results(worker.call(case), tensors, cotangent)
+
+    graph, captured = capture(step, [step, step])
     same = {}
     with torch.no_grad():
         for tensor, other in zip(tensors, others):

@@ -6,6 +6,7 @@ import json
 
 from .cases import BENCHMARKS, LARGE_STAGES
 from .machine import commit_of_checkout
+from .model import MODES
 
 
 class Report:
@@ -14,7 +15,7 @@ class Report:
         self.data = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "commit": arguments.commit or commit_of_checkout(), "quick": arguments.quick, "complete": False,
-            "failures": [], "results": {},
+            "failures": [], "not_run": [], "results": {},
         }  # fmt: skip
 
     def write(self):
@@ -164,6 +165,39 @@ def number(value, scale=1.0, digits=1, suffix=""):
     return "-" if value is None else f"{value * scale:.{digits}f}{suffix}"
 
 
+def model_table(found):
+    """One line for each model, batch, dtype and step; a column for each mode."""
+    rows = {}
+    for result in [*found.get("model", {}).values(), *found.get("model, compiled", {}).values()]:
+        if result.get("seconds"):
+            operator = {True: "", False: ", PyTorch DCNv3"}[result["kernel"]]
+            size = "x".join(map(str, result["size"]))
+            key = (result["step"], result["batch"], size, result["dtype"], result["model"] + operator)
+            rows.setdefault(key, {})[result["mode"]] = result
+    if not rows:
+        return []
+    fastest = {key: min(result["seconds"] for result in modes.values()) for key, modes in rows.items()}
+    lines = [
+        "",
+        "| whole model, ms | step | batch | dtype | " + " | ".join(MODES) + " | peak MB | ConvNeXt-T / this |",
+        "|:--|:--|:--|:--|" + "--:|" * (len(MODES) + 2),
+    ]
+    for key in sorted(rows, key=lambda key: key[:4]):
+        step, batch, size, dtype, model = key
+        other = fastest.get((*key[:4], "ConvNeXt-T"))
+        memory = [result["peak_memory"] for result in rows[key].values() if "peak_memory" in result]
+        cells = [model, step, f"{batch}x{size}", dtype]
+        cells += [number(rows[key].get(mode, {}).get("seconds"), 1e3, 2) for mode in MODES]
+        cells += [number(max(memory, default=None), 1e-6, 0), number(other and other / fastest[key], 1, 2)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [
+        *lines,
+        "",
+        "By the clock, the time of the CPU included; on a CPU, models have one layer per stage. float32: no TF32.",
+        "Peak memory is that of the mode that takes most. The last column compares the fastest modes.",
+    ]
+
+
 def markdown(report):
     data, lines = report.data, []
     facts = data["results"].get("environment", {}).get("this machine", {})
@@ -209,12 +243,7 @@ def markdown(report):
         lines += ["", "| batch 1 | us per call |", "|:--|--:|"]
         for key, result in latencies.items():
             lines.append(f"| {key} | {number((result.get('forward') or {}).get('seconds'), 1e6, 2)} |")
-    models = {key: result for key, result in data["results"].get("model", {}).items() if "skipped" not in result}
-    if models:
-        lines += ["", "| whole model, forward | images/s | peak memory, MB |", "|:--|--:|--:|"]
-        for key, result in models.items():
-            memory = number(result.get("peak_memory"), 1e-6, 0)
-            lines.append(f"| {key} | {number(result.get('images_per_second'), 1, 1)} | {memory} |")
+    lines += model_table(data["results"])
     if data["targets"]:
         lines += ["", "| target | measured | needed | better | |", "|:--|--:|--:|--:|:--|"]
         for target in data["targets"]:

@@ -4,10 +4,33 @@
 import math
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 
 from .cases import LARGE_STAGES, compare, detached, make_tensors, results, stage_case
+
+
+def capture(function, warm_up):
+    """
+    Records `function()` as a CUDA graph, after the calls of `warm_up` on another stream. Returns the graph and what
+    the function returned, which every replay writes anew.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in warm_up:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = function()
+    except Exception:
+        torch.cuda.set_stream(current)  # torch leaves that of a failed capture
+        raise
+    return graph, result
 
 
 class Timer:
@@ -32,35 +55,25 @@ class Timer:
                 call()
                 times.append(time.perf_counter() - start)
             return {"seconds": statistics.median(times), "method": "clock", "calls": len(times)}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for call in [*calls[:2], calls[0]]:
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
-        kept = []
+
+        def run_all(keep):
+            kept = []
+            for call in calls:
+                result = call()
+                if keep:
+                    kept.append(result)
+                del result
+            return kept
+
         try:
-            with torch.cuda.graph(graph):
-                for call in calls:
-                    result = call()
-                    if keep:
-                        kept.append(result)
-                    del result
+            graph, kept = capture(lambda: run_all(keep), [*calls[:2], calls[0]])
             run, method = graph.replay, "graph"
         except Exception as error:
-            torch.cuda.set_stream(current)  # torch leaves that of a failed capture
             if must_capture:
                 raise
             torch.cuda.synchronize()
             message = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-            def run():
-                for call in calls:
-                    call()
-
-            method = f"events, because it could not be captured: {message}"
+            run, method = lambda: run_all(False), f"events, because it could not be captured: {message}"
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()
@@ -76,7 +89,6 @@ class Timer:
             end.record()
         torch.cuda.synchronize()
         times = sorted(start.elapsed_time(end) / 1000 / len(calls) for start, end in events)
-        del kept, graph
         return {
             "seconds": statistics.median(times), "fastest": times[0], "method": method, "calls": len(calls),
             "replays": replays,
@@ -102,7 +114,7 @@ def copy_bandwidth(worker):
 
 def benchmark_case(worker, shape, softmax=True):
     batch = 1 if worker.device == "cpu" else 4 if shape in LARGE_STAGES else 64
-    return stage_case(shape, batch, softmax)
+    return replace(stage_case(shape, batch, softmax), offsets="trained-like")
 
 
 def input_sets(worker, case, dtype):
@@ -144,7 +156,7 @@ def benchmark_ours(shape, dtype_name, softmax, worker):
 
 def latency(shape, dtype_name, worker):
     """Batch 1, one call after another inside a CUDA graph."""
-    case = stage_case(shape, 1)
+    case = replace(stage_case(shape, 1), offsets="trained-like")
     tensors, cotangent = make_tensors(case, getattr(torch, dtype_name), worker.device)
     call = worker.call(case)
     check = compare(case, tensors, cotangent, results(call, tensors, cotangent))
