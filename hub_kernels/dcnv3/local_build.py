@@ -43,7 +43,7 @@ CXX = os.environ.get("CXX", "g++")
 # kernels that are loaded in one process. `-ffile-prefix-map`: error messages name the source file.
 CXX_FLAGS = ["-std=gnu++20", "-O3", "-DNDEBUG", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden", "-Wall"]
 CXX_FLAGS += ["-Wno-psabi", f"-ffile-prefix-map={ROOT}=dcnv3"]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "--threads=2", "-Xcompiler"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "--threads=0", "-Xcompiler"]
 NVCC_FLAGS += [f"-fPIC,-fno-gnu-unique,-fvisibility=hidden,-ffile-prefix-map={ROOT}=dcnv3"]
 
 # The newest symbol versions that a wheel tagged manylinux_2_28, and so a kernel of the Hub, may need.
