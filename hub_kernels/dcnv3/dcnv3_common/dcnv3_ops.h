@@ -1,6 +1,6 @@
 // Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 //
-// The four functions behind the two operators; torch-ext/torch_binding.cpp registers them.
+// The functions behind the operators; torch-ext/torch_binding.cpp registers them.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -34,5 +34,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cuda(
     Tensor const& grad_output, Tensor const& value, Tensor const& offset, Tensor const& mask,
     std::optional<Tensor> const& center_scale, int64_t kernel_size, int64_t stride, int64_t padding,
     int64_t dilation, int64_t num_groups, double offset_scale, bool remove_center, bool softmax);
+
+// Inference: gelu(layer_norm(depthwise_convolution(hidden_states))) with stride 1 and the padding that keeps the size.
+// hidden_states is (batch_size, height, width, channels), weight (channels, 1, kernel_size, kernel_size), the rest
+// (channels,).
+Tensor depthwise_norm_gelu_cuda(
+    Tensor const& hidden_states, Tensor const& weight, Tensor const& bias, Tensor const& norm_weight,
+    Tensor const& norm_bias, double eps);
+
+// Inference: residual + scale * layer_norm(branch + bias). residual and branch are (..., channels), the rest
+// (channels,); what is absent leaves its part out.
+Tensor norm_residual_cuda(
+    Tensor const& residual, Tensor const& branch, std::optional<Tensor> const& bias,
+    std::optional<Tensor> const& norm_weight, std::optional<Tensor> const& norm_bias,
+    std::optional<Tensor> const& scale, double eps);
 
 }  // namespace dcnv3

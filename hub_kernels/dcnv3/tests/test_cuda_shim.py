@@ -21,6 +21,13 @@ from dcnv3_cases import (
     random_arguments,
     results,
 )
+from fused_cases import (
+    check_fused,
+    depthwise_arguments,
+    reference_depthwise_norm_gelu,
+    reference_norm_residual,
+    residual_arguments,
+)
 
 
 SHIM = Path(__file__).parent / "cuda_shim"
@@ -78,23 +85,31 @@ def pointers(tensors):
 
 
 def compile_shim(architecture, folder):
-    """`dcnv3` as compiled for a compute capability, 800 for 8.0."""
+    """The kernels as compiled for a compute capability, 800 for 8.0."""
     path = folder / "shim.so"
     flags = [*FLAGS, f"-DDCNV3_SHIM_ARCHITECTURE={architecture}", "-O0", "-shared", "-fPIC"]
     subprocess.run(["g++", *flags, str(SHIM / "shim_ops.cpp"), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
+
+
+def make_dcnv3(library):
     return lambda *arguments, multiprocessors=1: ShimFunction.apply(library, multiprocessors, *arguments)
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory):
+def library(tmp_path_factory):
     return compile_shim(900, tmp_path_factory.mktemp("sm_900"))
+
+
+@pytest.fixture(scope="module")
+def shim(library):
+    return make_dcnv3(library)
 
 
 @pytest.fixture(scope="module")
 def old_shim(tmp_path_factory):
     """Before compute capability 9.0, gradients of `value` are added one number at a time."""
-    return compile_shim(800, tmp_path_factory.mktemp("sm_800"))
+    return make_dcnv3(compile_shim(800, tmp_path_factory.mktemp("sm_800")))
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
@@ -222,6 +237,60 @@ def test_extreme_logits(shim):
         arguments[2].mul_(1e4)
         arguments[3].mul_(1e4)
     check_against_reference(shim, arguments)
+
+
+def depthwise_norm_gelu(library, hidden_states, weight, bias, norm_weight, norm_bias, eps=1e-6):
+    output = torch.full(hidden_states.shape, math.nan, dtype=hidden_states.dtype)
+    tensors = (hidden_states, weight, bias, norm_weight, norm_bias, output)
+    numbers = (*hidden_states.shape, weight.shape[2], *hidden_states.stride()[:3], *weight.stride()[2:])
+    library.dcnv3_shim_depthwise_norm_gelu(
+        DTYPES.index(output.dtype), pointers(tensors), (ctypes.c_int64 * 10)(*numbers), ctypes.c_double(eps)
+    )
+    return output
+
+
+def norm_residual(library, residual, branch, bias, norm_weight, norm_bias, scale, eps=1e-6):
+    output = torch.full(residual.shape, math.nan, dtype=residual.dtype)
+    tensors = (residual, branch, bias, norm_weight, norm_bias, scale, output)
+    rows, channels = residual.flatten(0, -2).shape
+    library.dcnv3_shim_norm_residual(
+        DTYPES.index(output.dtype), pointers(tensors), ctypes.c_int64(rows), ctypes.c_int64(channels),
+        ctypes.c_double(eps),
+    )  # fmt: skip
+    return output
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel_size"),
+    # Every kernel that is compiled; numbers that vectors do not divide; rows that groups do not fill.
+    [((2, 3, 5, 64), 3), ((1, 4, 9, 112), 3), ((1, 3, 3, 264), 3), ((1, 2, 3, 520), 3), ((1, 1, 2, 1032), 3),
+     ((2, 4, 5, 24), 5), ((1, 1, 1, 4096), 7), ((1, 5, 6, 3), 3), ((1, 2, 3, 67), 5), ((1, 1, 1, 8), 1)],
+)  # fmt: skip
+def test_depthwise_norm_gelu(library, shape, kernel_size, dtype):
+    arguments = depthwise_arguments(shape, kernel_size, dtype)
+    check_fused(lambda *tensors: depthwise_norm_gelu(library, *tensors), reference_depthwise_norm_gelu, arguments)
+
+
+@pytest.mark.parametrize("columns", [8, 7], ids=["aligned", "unaligned"])
+def test_depthwise_norm_gelu_of_strided_tensors(library, columns):
+    """A crop of a larger image, and a weight in the order in which torch keeps it and in that of the kernel."""
+    hidden_states, *others = depthwise_arguments((2, 5, 6, 16), 3, torch.float32)
+    wide = torch.randn(3, 7, 9, columns + 16)
+    crop = wide[1:, 1:6, 2:8, columns:]
+    crop.copy_(hidden_states)
+    expected = depthwise_norm_gelu(library, hidden_states, *others)
+    torch.testing.assert_close(depthwise_norm_gelu(library, crop, *others), expected)
+    one_by_one = [torch.empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor) for tensor in others[1:]]
+    torch.testing.assert_close(depthwise_norm_gelu(library, crop, others[0], *one_by_one), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [5, 64, 112, 264, 1032, 4096])
+def test_norm_residual(library, channels, dtype):
+    for present in ((1, 1, 1), (0, 1, 0), (1, 0, 1), (0, 0, 1), (1, 0, 0), (0, 1, 1)):
+        arguments = residual_arguments((2, 3, channels), dtype, *present)
+        check_fused(lambda *tensors: norm_residual(library, *tensors), reference_norm_residual, arguments)
 
 
 def test_sanitizers(tmp_path):

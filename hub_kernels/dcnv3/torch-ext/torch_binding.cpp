@@ -16,6 +16,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, Tensor? center_scale, "
       "int kernel_size, int stride, int padding, int dilation, int num_groups, float offset_scale, "
       "bool remove_center, bool softmax) -> (Tensor, Tensor, Tensor, Tensor)");
+  ops.def(
+      "depthwise_norm_gelu(Tensor hidden_states, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
+      "float eps) -> Tensor");
+  ops.def(
+      "norm_residual(Tensor residual, Tensor branch, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
+      "Tensor? scale, float eps) -> Tensor");
 }
 
 // The CUDA build carries the CPU operators too: see build.toml.
@@ -30,6 +36,8 @@ STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CPU, ops) {
 STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CUDA, ops) {
   ops.impl("dcnv3_forward", TORCH_BOX(&dcnv3::forward_cuda));
   ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3::backward_cuda));
+  ops.impl("depthwise_norm_gelu", TORCH_BOX(&dcnv3::depthwise_norm_gelu_cuda));
+  ops.impl("norm_residual", TORCH_BOX(&dcnv3::norm_residual_cuda));
 }
 #endif
 

@@ -72,6 +72,48 @@ void run(
       num_multiprocessors, dcnv3::ShimLauncher{});
 }
 
+// The fused operators, with every kernel that is compiled.
+template <typename scalar_t>
+void run_fused(int64_t height, int64_t width, int64_t channels, int64_t kernel_size,
+    std::mt19937& generator) {
+  auto const vector = [&] {
+    return numbers<scalar_t>(channels, true, generator);
+  };
+  int64_t const pixels = 2 * height * width;
+  auto const input = numbers<scalar_t>(pixels * channels, true, generator);
+  auto const branch = numbers<scalar_t>(pixels * channels, true, generator);
+  auto const weight = numbers<scalar_t>(kernel_size * kernel_size * channels, true, generator);
+  auto const bias = vector(), norm_weight = vector(), norm_bias = vector(), scale = vector();
+  std::vector<scalar_t> output(pixels * channels);
+
+  dcnv3::DepthwiseParams<scalar_t> depthwise = {};
+  depthwise.input = input.data();
+  depthwise.weight = weight.data();
+  depthwise.bias = bias.data();
+  depthwise.norm = {norm_weight.data(), norm_bias.data(), 1e-6f};
+  depthwise.output = output.data();
+  depthwise.strides = {height * width * channels, width * channels, channels};
+  depthwise.weight_row = kernel_size * channels;
+  depthwise.weight_column = channels;
+  depthwise.batch_size = 2;
+  depthwise.height = static_cast<int>(height);
+  depthwise.width = static_cast<int>(width);
+  depthwise.channels = static_cast<int>(channels);
+  depthwise.kernel_size = static_cast<int>(kernel_size);
+  dcnv3::run_depthwise_norm_gelu(depthwise, dcnv3::ShimLauncher{});
+
+  dcnv3::ResidualParams<scalar_t> residual = {};
+  residual.residual = input.data();
+  residual.branch = branch.data();
+  residual.bias = bias.data();
+  residual.norm = depthwise.norm;
+  residual.scale = scale.data();
+  residual.output = output.data();
+  residual.channels = depthwise.channels;
+  residual.num_groups = static_cast<uint32_t>(pixels);
+  dcnv3::run_norm_residual(residual, dcnv3::ShimLauncher{});
+}
+
 }  // namespace
 
 int main() {
@@ -93,6 +135,14 @@ int main() {
       {1, 5, 6, 2, 16, 3, 2147483647, 1, 1, false},
   };
   std::mt19937 generator(0);
+  for (int64_t channels : {1, 5, 64, 136, 264, 520, 1032, 4096}) {
+    for (int64_t kernel_size : {1, 3, 7}) {
+      int64_t const side = channels < 1000 ? 5 : 2;
+      run_fused<float>(side, side, channels, kernel_size, generator);
+      run_fused<__half>(1, side, channels, kernel_size, generator);
+      run_fused<__nv_bfloat16>(side, 1, channels, kernel_size, generator);
+    }
+  }
   for (Shape const& shape : shapes) {
     for (int num_multiprocessors : {1, 100}) {
       bool const some = generator() % 2;

@@ -5,6 +5,7 @@
 #include "cuda_shim.h"
 
 #include "../../dcnv3_cuda/dcnv3_launch.cuh"
+#include "../../dcnv3_cuda/fused_kernels.cuh"
 
 namespace {
 
@@ -76,6 +77,55 @@ void dcnv3_shim_backward(int dtype, void const* grad_output, void const* const* 
         make_inputs<scalar_t>(inputs, strides), make_geometry(numbers, offset_scale), grad_value,
         Gradients<scalar_t>{nullptr, pointer(0), pointer(1), pointer(2)}, num_multiprocessors,
         dcnv3::ShimLauncher{});
+  });
+}
+
+// tensors: input, weight, bias, norm weight, norm bias, output; numbers: batch_size, height, width,
+// channels, kernel_size, then the input's strides of batch, row and column, and the weight's of row
+// and column.
+void dcnv3_shim_depthwise_norm_gelu(
+    int dtype, void* const* tensors, int64_t const* numbers, double eps) {
+  dispatch_dtype(dtype, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    auto const pointer = [&](int i) {
+      return static_cast<scalar_t*>(tensors[i]);
+    };
+    dcnv3::DepthwiseParams<scalar_t> params = {};
+    params.input = pointer(0);
+    params.weight = pointer(1);
+    params.bias = pointer(2);
+    params.norm = {pointer(3), pointer(4), static_cast<float>(eps)};
+    params.output = pointer(5);
+    params.batch_size = numbers[0];
+    params.height = static_cast<int>(numbers[1]);
+    params.width = static_cast<int>(numbers[2]);
+    params.channels = static_cast<int>(numbers[3]);
+    params.kernel_size = static_cast<int>(numbers[4]);
+    params.strides = {numbers[5], numbers[6], numbers[7]};
+    params.weight_row = numbers[8];
+    params.weight_column = numbers[9];
+    dcnv3::run_depthwise_norm_gelu(params, dcnv3::ShimLauncher{});
+  });
+}
+
+// tensors: residual, branch, bias, norm weight, norm bias, scale, output, those that are absent null.
+void dcnv3_shim_norm_residual(
+    int dtype, void* const* tensors, int64_t rows, int64_t channels, double eps) {
+  dispatch_dtype(dtype, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    auto const pointer = [&](int i) {
+      return static_cast<scalar_t*>(tensors[i]);
+    };
+    dcnv3::ResidualParams<scalar_t> params = {};
+    params.residual = pointer(0);
+    params.branch = pointer(1);
+    params.bias = pointer(2);
+    params.norm = {pointer(3), pointer(4), static_cast<float>(eps)};
+    params.scale = pointer(5);
+    params.output = pointer(6);
+    params.channels = static_cast<int>(channels);
+    params.num_groups = static_cast<uint32_t>(rows);
+    dcnv3::run_norm_residual(params, dcnv3::ShimLauncher{});
   });
 }
 

@@ -18,6 +18,7 @@ __all__ = ["dcnv3", "layers"]
 
 _NAMES = ("value", "offset", "mask", "center_scale")
 _MAX_INT = 2**31 - 1  # what kernels count with 32 bits
+_MAX_FUSED_CHANNELS = 4096
 
 
 def dcnv3(
@@ -101,6 +102,14 @@ def dcnv3(
     return output if output.dtype == value.dtype else output.to(value.dtype)
 
 
+def _require(condition, message):
+    """Raises an error for what is wrong for certain: a guard on an unknown size could restrict an export."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    if statically_known_true(torch.sym_not(condition)):
+        raise RuntimeError(message)
+
+
 def _check_fake(
     value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale, remove_center,
     softmax, grad_output=None,
@@ -110,46 +119,41 @@ def _check_fake(
     compiling would accept what a call refuses, and a tensor on the meta device next to one with data would be taken
     for a fake call. Returns the height and width of the output.
     """
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    def check(condition, message):
-        # Only what is wrong for certain: a guard on an unknown size could restrict an export.
-        if statically_known_true(torch.sym_not(condition)):
-            raise RuntimeError(message)
-
     for name, tensor in zip(("value", "offset", "mask"), (value, offset, mask)):
-        check(tensor is not None, f"`{name}` must be a tensor, got None.")
+        _require(tensor is not None, f"`{name}` must be a tensor, got None.")
     dtypes = (torch.float32, torch.float16, torch.bfloat16, *((torch.float64,) if value.device.type != "cuda" else ()))
-    check(value.dtype in dtypes, "`value` must have dtype float32, float16 or bfloat16, or on a CPU float64.")
+    _require(value.dtype in dtypes, "`value` must have dtype float32, float16 or bfloat16, or on a CPU float64.")
     shape = tuple(value.shape)
-    check(len(shape) == 4, f"`value` must have shape (batch_size, height, width, channels), got {shape}.")
+    _require(len(shape) == 4, f"`value` must have shape (batch_size, height, width, channels), got {shape}.")
     batch_size, height, width, channels = shape
     numbers = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     for (name, number), (low, high) in zip(numbers.items(), ((1, 7), (1, _MAX_INT), (0, _MAX_INT), (1, _MAX_INT))):
-        check(low <= number <= high, f"`{name}` must be between {low} and {high}, got {number}.")
-    check(
+        _require(low <= number <= high, f"`{name}` must be between {low} and {high}, got {number}.")
+    _require(
         -_MAX_INT <= offset_scale <= _MAX_INT,
         f"`offset_scale` must be between {-_MAX_INT} and {_MAX_INT}, got {offset_scale}.",
     )
-    check(channels <= _MAX_INT, f"`value` must have at most {_MAX_INT} channels, got {channels}.")
+    _require(channels <= _MAX_INT, f"`value` must have at most {_MAX_INT} channels, got {channels}.")
     message = f"`value` has {channels} channels, which `num_groups={num_groups}` does not divide."
-    check(num_groups >= 1, message)
-    check(channels % num_groups == 0, message)
+    _require(num_groups >= 1, message)
+    _require(channels % num_groups == 0, message)
     for condition in (channels >= num_groups, channels <= 256 * num_groups):
-        check(
+        _require(
             condition,
             f"A group must have between 1 and 256 channels, `value` has {channels} in `num_groups={num_groups}`.",
         )
-    check(
+    _require(
         not remove_center or kernel_size % 2 == 1,
         f"`remove_center` needs a kernel with a centre: `kernel_size` must be odd, got {kernel_size}.",
     )
-    check(not remove_center or kernel_size > 1, "`remove_center` with `kernel_size=1` leaves no point to sample.")
+    _require(not remove_center or kernel_size > 1, "`remove_center` with `kernel_size=1` leaves no point to sample.")
     extent = dilation * (kernel_size - 1) + 1
     image = f"`value` of {height}x{width} pixels with `padding={padding}` is"
     for size in (height, width):
-        check(size + 2 * padding <= _MAX_INT, f"{image} too large: a padded side may have at most {_MAX_INT} pixels.")
-        check(
+        _require(
+            size + 2 * padding <= _MAX_INT, f"{image} too large: a padded side may have at most {_MAX_INT} pixels."
+        )
+        _require(
             size + 2 * padding >= extent,
             f"{image} smaller than the kernel, which spans {extent} pixels (`kernel_size={kernel_size}`, "
             f"`dilation={dilation}`).",
@@ -167,17 +171,17 @@ def _check_fake(
             continue
         if name == "center_scale":
             for condition in (stride == 1, out_height == height, out_width == width):
-                check(
+                _require(
                     condition,
                     "`center_scale` blends the output with `value` pixel by pixel, so `stride` must be 1 and "
                     f"`padding` must keep the size; got stride={stride} and an output of {out_height}x{out_width} for "
                     f"{height}x{width}.",
                 )
-        check(tensor.device == value.device, f"`{name}` and `value` must be on the same device.")
-        check(tensor.dtype == value.dtype, f"`{name}` and `value` must have the same dtype.")
+        _require(tensor.device == value.device, f"`{name}` and `value` must be on the same device.")
+        _require(tensor.dtype == value.dtype, f"`{name}` and `value` must have the same dtype.")
         expected = (batch_size, out_height, out_width, last_size)
         for condition in (tensor.dim() == 4, *(a == b for a, b in zip(tensor.shape, expected))):
-            check(condition, f"`{name}` must have shape {expected}, got {tuple(tensor.shape)}.")
+            _require(condition, f"`{name}` must have shape {expected}, got {tuple(tensor.shape)}.")
     return out_height, out_width
 
 
@@ -196,6 +200,65 @@ def _backward_fake(grad_output, value, offset, mask, center_scale, *arguments):
         offset.new_empty(offset.shape),
         mask.new_empty(mask.shape),
         value.new_empty((0,)) if center_scale is None else center_scale.new_empty(center_scale.shape),
+    )
+
+
+def _require_like(name, tensor, like_name, like, shape):
+    _require(tensor is not None, f"`{name}` must be a tensor, got None.")
+    _require(tensor.device == like.device, f"`{name}` and `{like_name}` must be on the same device.")
+    _require(tensor.dtype == like.dtype, f"`{name}` and `{like_name}` must have the same dtype.")
+    for condition in (tensor.dim() == len(shape), *(a == b for a, b in zip(tensor.shape, shape))):
+        _require(condition, f"`{name}` must have shape {tuple(shape)}, got {tuple(tensor.shape)}.")
+
+
+def _require_fused_input(name, tensor):
+    _require(
+        tensor.dtype in (torch.float32, torch.float16, torch.bfloat16),
+        f"`{name}` must have dtype float32, float16 or bfloat16.",
+    )
+    message = f"`{name}` must have between 1 and {_MAX_FUSED_CHANNELS} channels, got {tensor.shape[-1]}."
+    _require(tensor.shape[-1] >= 1, message)
+    _require(tensor.shape[-1] <= _MAX_FUSED_CHANNELS, message)
+
+
+def _depthwise_norm_gelu_fake(hidden_states, weight, bias, norm_weight, norm_bias, eps):
+    """Repeats the checks of dcnv3_common/fused_checks.h, as does the next function."""
+    shape = tuple(hidden_states.shape)
+    _require(len(shape) == 4, f"`hidden_states` must have shape (batch_size, height, width, channels), got {shape}.")
+    _require_fused_input("hidden_states", hidden_states)
+    message = (
+        "`weight` must have shape (channels, 1, kernel_size, kernel_size) with an odd `kernel_size` below 128, got "
+        f"{tuple(weight.shape)}."
+    )
+    _require(weight.dim() == 4, message)
+    kernel_size = weight.shape[2]
+    _require(kernel_size % 2 == 1, message)
+    _require(kernel_size < 128, message)
+    _require_like("weight", weight, "hidden_states", hidden_states, (shape[3], 1, kernel_size, kernel_size))
+    for name, vector in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        _require_like(name, vector, "hidden_states", hidden_states, shape[3:])
+    return hidden_states.new_empty(shape)
+
+
+def _norm_residual_fake(residual, branch, bias, norm_weight, norm_bias, scale, eps):
+    _require(residual.dim() >= 1, "`residual` must have shape (..., channels), got ().")
+    _require_fused_input("residual", residual)
+    _require_like("branch", branch, "residual", residual, residual.shape)
+    _require(
+        (norm_weight is None) == (norm_bias is None),
+        "`norm_weight` and `norm_bias` must both be tensors or both be None.",
+    )
+    vectors = {"bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "scale": scale}
+    for name, vector in vectors.items():
+        if vector is not None:
+            _require_like(name, vector, "residual", residual, residual.shape[-1:])
+    return residual.new_empty(residual.shape)
+
+
+def _inference_only(ctx, grad_output):
+    raise NotImplementedError(
+        "depthwise_norm_gelu and norm_residual are for inference only: call them under `torch.no_grad()`, and the "
+        "PyTorch operators for training."
     )
 
 
@@ -324,6 +387,9 @@ if "is_registered" not in vars(ops):
     torch.library.register_autograd(backward, _no_second_derivative)
     torch.library.register_vmap(forward, _forward_vmap)
     torch.library.register_vmap(backward, _backward_vmap)
+    for name, fake in (("depthwise_norm_gelu", _depthwise_norm_gelu_fake), ("norm_residual", _norm_residual_fake)):
+        torch.library.register_fake(add_op_namespace_prefix(name), fake)
+        torch.library.register_autograd(add_op_namespace_prefix(name), _inference_only)
     ops.is_registered = True
 
 from . import layers  # noqa: E402 (it imports `dcnv3` from here)
