@@ -45,6 +45,9 @@ def describe(result):
     for name, tensor in (result.get("tensors") or result.get("parity") or {}).items():
         if isinstance(tensor, dict) and not tensor["ok"]:
             parts.append(f"{name}: error {tensor.get('error', tensor.get('got'))}, allowed {tensor.get('allowed')}")
+    for name in ("ours", "PyTorch", "torch.compile"):
+        if name in result:
+            parts.append(f"{name} {1e6 * result[name]['seconds']:.2f} us")
     for key in ("forward", "training"):
         timing = result.get(key, {})
         times = timing if "cold" in timing else {"graph": timing} if timing else {}
@@ -165,6 +168,23 @@ def number(value, scale=1.0, digits=1, suffix=""):
     return "-" if value is None else f"{value * scale:.{digits}f}{suffix}"
 
 
+def fused_table(found, bandwidth):
+    if not found.get("fused"):
+        return []
+    lines = [
+        "",
+        "| fused for inference, us | ours | PyTorch | torch.compile | of the floor |",
+        "|:--|--:|--:|--:|--:|",
+    ]
+    for key, result in found["fused"].items():
+        times = [result.get(name, {}).get("seconds") for name in ("ours", "PyTorch", "torch.compile")]
+        floor = result["bytes"] / bandwidth if bandwidth and "bytes" in result else None
+        cells = [key, *(number(seconds, 1e6) for seconds in times)]
+        cells.append(number(floor and times[0] and floor / times[0], 100, 0, "%"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def model_table(found):
     """One line for each model, batch, dtype and step; a column for each mode."""
     rows = {}
@@ -243,7 +263,7 @@ def markdown(report):
         lines += ["", "| batch 1 | us per call |", "|:--|--:|"]
         for key, result in latencies.items():
             lines.append(f"| {key} | {number((result.get('forward') or {}).get('seconds'), 1e6, 2)} |")
-    lines += model_table(data["results"])
+    lines += fused_table(data["results"], bandwidth) + model_table(data["results"])
     if data["targets"]:
         lines += ["", "| target | measured | needed | better | |", "|:--|--:|--:|--:|:--|"]
         for target in data["targets"]:

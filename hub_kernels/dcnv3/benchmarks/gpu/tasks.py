@@ -25,6 +25,7 @@ from .checks import (
     stream_feature,
     wild_offsets,
 )
+from .fused import benchmark_fused, depthwise_norm_gelu, norm_residual
 from .machine import environment
 from .model import ModelRun, model_benchmark
 from .peers import DCNv4, Deformops, benchmark_naive, peer_benchmark
@@ -172,6 +173,24 @@ def operator_tasks(pairs, large_pairs, quick):
     return ours, latencies, ours_dcnv4
 
 
+def fused_tasks(cuda, quick):
+    pairs = [("56x56x64", "bfloat16"), ("14x14x256", "bfloat16")]
+    if not quick:
+        pairs += [
+            ("28x28x128", "bfloat16"),
+            ("7x7x512", "bfloat16"),
+            ("56x56x64", "float32"),
+            ("14x14x256", "float32"),
+        ]
+    if not cuda:
+        pairs = [("7x7x512", "float32")]
+    return [
+        Task("fused", f"{operator.__name__} {shape} {dtype}", partial(benchmark_fused, operator, shape, dtype), 6)
+        for shape, dtype in pairs
+        for operator in (depthwise_norm_gelu, norm_residual)
+    ]
+
+
 def peer_tasks(pairs):
     tasks = []
     for name, make, seconds in (("deformops", Deformops, 8), ("DCNv4", DCNv4, 4)):
@@ -196,7 +215,8 @@ def make_tasks(arguments):
 
     tasks = [Task("environment", "this machine", environment, 4), Task("load", "built variant", load, 1)]
     tasks += [*parity_first, Task("golden", "operator cases", golden, 1), Task("bandwidth", "copy", copy_bandwidth)]
-    tasks += ours[:count] + latencies[: len(STAGES)] + models + parity_rest + feature_tasks(cuda, quick)
+    tasks += ours[:count] + latencies[: len(STAGES)] + models
+    tasks += fused_tasks(cuda, quick) + parity_rest + feature_tasks(cuda, quick)
     tasks += (peer_tasks(pairs[:count]) if cuda else []) + ours[count:] + latencies[len(STAGES) :] + compiled
     if not quick:
         tasks += ours_dcnv4 + models_rest + (peer_tasks(pairs[count:] + large_pairs) if cuda else []) + compiled_rest
