@@ -3,7 +3,7 @@
 
 A kernel is loaded only when one is asked for: by `use_kernels=True` of `from_pretrained` or by `use_dcnv3_kernel`. It
 replaces the `forward` of single layers, never a parameter or a class: that of DCNv3, and that of `InternImageLayer`,
-which computes all that surrounds DCNv3 in fused operators where it can, in inference on a CPU. FlashInternImage has the
+which in inference on a CPU computes all that surrounds DCNv3 in fused operators. FlashInternImage has the
 same layers: its DCNv4 is DCNv3 without the softmax.
 """
 
