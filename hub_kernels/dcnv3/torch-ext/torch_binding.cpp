@@ -17,6 +17,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "int kernel_size, int stride, int padding, int dilation, int num_groups, float offset_scale, "
       "bool remove_center, bool softmax) -> (Tensor, Tensor, Tensor, Tensor)");
   ops.def(
+      "internimage_branch(Tensor hidden_states, Tensor? residual, Tensor? norm_in_weight, Tensor? norm_in_bias, "
+      "float norm_in_eps, Tensor? hidden_weight, Tensor? hidden_bias, Tensor output_weight, Tensor? output_bias, "
+      "Tensor? norm_out_weight, Tensor? norm_out_bias, float norm_out_eps, Tensor? scale) -> Tensor");
+  ops.def(
+      "internimage_sampling(Tensor hidden_states, Tensor? convolution_weight, Tensor? convolution_bias, "
+      "Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor value_weight, Tensor? value_bias, "
+      "Tensor offset_weight, Tensor? offset_bias, Tensor mask_weight, Tensor? mask_bias, "
+      "Tensor? center_scale_weight, Tensor? center_scale_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+  ops.def(
       "depthwise_norm_gelu(Tensor hidden_states, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
       "float eps) -> Tensor");
   ops.def(
@@ -29,6 +38,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
 STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CPU, ops) {
   ops.impl("dcnv3_forward", TORCH_BOX(&dcnv3::forward_cpu));
   ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3::backward_cpu));
+  ops.impl("internimage_branch", TORCH_BOX(&dcnv3::branch_cpu));
+  ops.impl("internimage_sampling", TORCH_BOX(&dcnv3::sampling_cpu));
 }
 #endif
 

@@ -99,7 +99,7 @@ def make_models(worker, **config):
     modules = [module for module in kernelized.modules() if type(module).__name__ in layers]
     for module in modules:  # as `kernels.kernelize` does, which this machine may not have
         module.forward = types.MethodType(layers[type(module).__name__].forward, module)
-    return reference, kernelized, len(modules)
+    return reference, kernelized, sum(type(module).__name__ == "DCNv3" for module in modules)
 
 
 def make_convnext(worker, memory_format, depths):
@@ -113,7 +113,7 @@ def make_convnext(worker, memory_format, depths):
 
 def make_pair(name, worker):
     """
-    The reference, the model to measure, and how many of its modules have the kernel. On a CPU, one layer per stage: it
+    The reference, the model to measure, and how many DCNv3 modules have the kernel. On a CPU, one layer per stage: it
     only tries the code.
     """
     small = worker.device == "cpu"
