@@ -31,12 +31,12 @@ def test_offsets_are_as_in_trained_layers(shape):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [True, False], ids=["quick", "full"])
 def test_plan(device, quick):
-    """No row twice; what matters most comes first and fits the time beside two minutes for the build."""
+    """No row twice; what matters most comes first and fits the time beside a minute for the build."""
     tasks = make_tasks(SimpleNamespace(device=device, quick=quick, sections=None))
     keys = [task.key for task in tasks]
     assert len(set(keys)) == len(keys)
     last = max(index for index, key in enumerate(keys) if key.startswith(("feature", "latency")))
-    assert sum(task.seconds for task in tasks[: last + 1]) < (120 if quick else 300)
+    assert sum(task.seconds for task in tasks[: last + 1]) < (150 if quick else 330)
 
 
 def test_run_on_the_cpu(build, tmp_path):
