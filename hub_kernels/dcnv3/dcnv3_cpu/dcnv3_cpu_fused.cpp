@@ -126,6 +126,10 @@ void run(
 constexpr int64_t kScratchBytes = 384 << 10;  // of a thread: fits the second-level cache beside the weights
 constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weights would be read too often
 
+int64_t lanes() {
+  return arch() == Arch::avx512 ? 16 : arch() == Arch::avx2 ? 8 : 4;
+}
+
 // Splits the pixels among threads, in whole vectors.
 template <typename scalar_t, typename Operator>
 void run_all(Tensor const& hidden_states, Operator const& op) {
@@ -134,8 +138,8 @@ void run_all(Tensor const& hidden_states, Operator const& op) {
   int64_t const channels = op.channels_per_pixel();
   int64_t const fitting = kScratchBytes / static_cast<int64_t>(sizeof(T)) / channels / kMinRun * kMinRun;
   with_memory(hidden_states, [&] {
-    torch::stable::parallel_for(0, (pixels + kMaxLanes - 1) / kMaxLanes, 1, [&](int64_t begin, int64_t end) {
-      int64_t const first = begin * kMaxLanes, last = std::min(end * kMaxLanes, pixels);
+    torch::stable::parallel_for(0, (pixels + lanes() - 1) / lanes(), 1, [&](int64_t begin, int64_t end) {
+      int64_t const first = begin * lanes(), last = std::min(end * lanes(), pixels);
       int64_t const share = (last - first + kMinRun - 1) / kMinRun * kMinRun;
       int64_t const size = std::min(share, std::clamp(fitting, kMinRun, kMaxRun));
       Scratch<T> const scratch(size * channels + op.fixed_size());

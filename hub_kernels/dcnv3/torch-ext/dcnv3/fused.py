@@ -46,33 +46,32 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
         if is_wrapped or forward_ad.unpack_dual(hidden_states).tangent is not None:
             return False
     dcn, mlp = layer.dcn, layer.mlp
-    projections = [_value_projection(dcn), dcn.offset_proj, dcn.mask_proj, dcn.output_proj, mlp.fc1, mlp.fc2]
-    norms = [layer.norm1, layer.norm2, layer.res_post_norm1, layer.res_post_norm2]
-    activations = [mlp.activation]
-    if dcn.center_feature_scale_proj is not None:
-        if _value_projection(dcn) is not dcn.input_proj:  # the gate of DCNv4 comes after the operator
+    norm, gate = getattr(dcn, "depthwise_layernorm", None), dcn.center_feature_scale_proj
+    if gate is not None and _value_projection(dcn) is not dcn.input_proj:  # DCNv4's gate comes after its operator
+        return False
+    if mlp.fc1.bias is None or torch_module._has_any_global_hook():
+        return False
+    for activation in (mlp.activation,) if norm is None else (mlp.activation, dcn.activation):
+        if getattr(activation, "act", None) is not nn.functional.gelu or _is_observed(activation):
             return False
-        projections.append(dcn.center_feature_scale_proj)
-    norm = getattr(dcn, "depthwise_layernorm", None)
-    if norm is not None:
-        norms.append(norm)
-        activations.append(dcn.activation)
-    modules = [(module, nn.Linear) for module in projections]
-    modules += [(module, nn.LayerNorm) for module in norms if module is not None]
-    if dcn.depthwise_convolution is not None:
-        modules.append((dcn.depthwise_convolution, nn.Conv2d))
-    return (
-        all(type(module) is kind for module, kind in modules)
-        and mlp.fc1.bias is not None
-        and all(getattr(activation, "act", None) is nn.functional.gelu for activation in activations)
-        and all(
-            type(parameter) is nn.Parameter and parameter.dtype == hidden_states.dtype
-            for module, _ in modules
-            for parameter in (module.weight, module.bias)
-            if parameter is not None
-        )
-        and not _are_hooked([dcn, mlp, layer.drop_path, mlp.dropout, *activations, *(module for module, _ in modules)])
-    )
+    for container in (dcn, mlp, mlp.dropout, layer.drop_path):
+        if _is_observed(container):
+            return False
+    dtype = hidden_states.dtype
+    for kind, modules in (
+        (nn.Linear, (_value_projection(dcn), dcn.offset_proj, dcn.mask_proj, gate, dcn.output_proj, mlp.fc1, mlp.fc2)),
+        (nn.LayerNorm, (layer.norm1, layer.norm2, layer.res_post_norm1, layer.res_post_norm2, norm)),
+        (nn.Conv2d, (dcn.depthwise_convolution,)),
+    ):
+        for module in modules:
+            if module is None:
+                continue
+            if type(module) is not kind or _is_observed(module):
+                return False
+            for parameter in (module.weight, module.bias):
+                if parameter is not None and (type(parameter) is not nn.Parameter or parameter.dtype != dtype):
+                    return False
+    return True
 
 
 def sampling(dcn: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -150,14 +149,12 @@ def _has_fast_products(dtype: torch.dtype) -> bool:
     return any(capabilities.get(instruction, False) for instruction in instructions)
 
 
-def _are_hooked(modules: list[nn.Module]) -> bool:
+def _is_observed(module: nn.Module) -> bool:
     """
-    Whether something observes these modules: hooks, of theirs or of all modules, or another forward method, as
-    accelerate gives them. PyTorch has no public way to ask.
+    Whether something sees what this module takes and returns: hooks, or another forward method, as accelerate gives
+    it. PyTorch has no public way to ask, nor for hooks of all modules (`_has_any_global_hook`).
     """
-    return torch_module._has_any_global_hook() or any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
-    )
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _branch_fake(hidden_states, residual, *parameters):
