@@ -37,12 +37,7 @@ from transformers.activations import GELUActivation
 from examples.benchmark.inference import both_clocks
 from examples.benchmark.measuring import time_in_turn, where_and_when
 from examples.benchmark.models import ARCHITECTURES, IMPLEMENTATIONS, compiled, relative_differences
-from modeling_internimage import (
-    DCNv3,
-    InternImageConfig,
-    InternImageForImageClassification,
-    dcnv3_implementations,
-)
+from modeling_internimage import DCNv3, InternImageConfig, InternImageForImageClassification, dcnv3_implementations
 from modeling_internimage.kernel_integration import PYTORCH_REFERENCE
 from modeling_internimage.modeling_internimage import InternImageLayer
 
@@ -74,7 +69,7 @@ def part_of(event) -> str | None:
     operator = event.name.split("::")[-1]
     if operator == "copy_" and event.cpu_parent is not None and event.cpu_parent.name == "aten::addmm":
         return BIAS_COPIES
-    return operator if operator.startswith("internimage_") else _part_of.get(operator)
+    return operator if "internimage" in operator else _part_of.get(operator)
 
 
 def profile_parts(function, num_runs: int) -> tuple[dict[str, float], dict[str, int]]:
@@ -214,6 +209,10 @@ def peak_flops(dtype: torch.dtype) -> float:
 
 
 def floor_seconds(kind: str, *sizes: int, dtype: torch.dtype) -> float:
+    """
+    Of a "product" (rows, input and output features), a "convolution" (`sizes` of [`convolution_seconds`]) or "memory"
+    (elements read and written, floating point operations).
+    """
     if kind == "product":
         return product_seconds(*sizes, dtype)
     if kind == "convolution":

@@ -156,7 +156,7 @@ def test_parts_of_operators():
 
 
 def test_training(run_benchmark):
-    lines, result = run_benchmark("--training", "--sizes", "32x64", "--batch-sizes", "1")
+    lines, result = run_benchmark("--training", "--sizes", "64x64", "--batch-sizes", "1")
     (case,) = result["cases"]
     assert case["results"].keys() == {"float32", "bfloat16 autocast"}
     for entries in case["results"].values():
