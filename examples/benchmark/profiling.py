@@ -18,10 +18,12 @@ input shapes count:
 - nothing for copies of biases and everything else.
 
 Each floor is the fastest of its runs. An implementation can be below the floor of a memory-bound module: it fuses the
-module with a product, and the tensors between them never leave the cache.
+module with a product, and the tensors between them never leave the cache. No implementation can be below "arithmetic":
+all multiplications and additions of products, convolutions and DCNv3 at the rate of a large square matrix product.
 
 **Overhead.** The time of the smallest image that the model takes, which is almost no arithmetic, and how many
-operators a forward pass dispatches.
+operators a forward pass of the batch dispatches. (In the last stages of the smallest image, the kernel does without
+fused operators.)
 """
 
 import collections
@@ -52,7 +54,7 @@ PARTS = {  # operators by the end of their name
     DCNV3: ("dcnv3_forward",),
     ADDITIONS: ("add", "add_"),
 }
-SQUARE = 2048  # rows and columns of the matrix product that shows the peak
+SQUARE = 1024  # rows and columns of the matrix product that shows the peak
 _part_of = {operator: part for part, operators in PARTS.items() for operator in operators}
 
 
@@ -263,6 +265,7 @@ def profile(
             "floor_ms": _milliseconds(floor),
             "floors": {part: _milliseconds(floors[part]) for part in sorted(floors, key=floors.get, reverse=True)},
             "share_above_floor": round(1 - floor / whole, 3),
+            "arithmetic_ms": _milliseconds(arithmetic_seconds(architecture, batch.shape, batch.dtype)),
             "peak_gflops": round(peak_flops(batch.dtype) / 1e9, 1),
             "products": product_rates(architecture, batch.shape, batch.dtype),
             "smallest_image_ms": _milliseconds(np.median(runs["smallest"], axis=0)[0]),
@@ -270,6 +273,25 @@ def profile(
             "operator_counts": operators,
         }
     return results
+
+
+def operations(kind: str, *sizes: int) -> int:
+    """Multiplications and additions; the arguments are those of [`floor_seconds`]."""
+    if kind == "product":
+        return 2 * math.prod(sizes)
+    if kind == "memory":
+        return sizes[1]
+    batch_size, _, height, width, out_channels, in_channels, kernel_height, kernel_width, *geometry = sizes
+    (stride_y, stride_x), (padding_y, padding_x) = geometry[:2], geometry[2:]
+    out_height = (height + 2 * padding_y - kernel_height) // stride_y + 1
+    out_width = (width + 2 * padding_x - kernel_width) // stride_x + 1
+    return 2 * batch_size * out_channels * out_height * out_width * in_channels * kernel_height * kernel_width
+
+
+def arithmetic_seconds(architecture: str, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    """All operations of a forward pass at the peak."""
+    calls = module_calls(architecture, shape).items()
+    return sum(count * operations(kind, *sizes) for (_, kind, *sizes), count in calls) / peak_flops(dtype)
 
 
 def product_rates(architecture: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[dict]:
@@ -293,12 +315,13 @@ def profile_table(result: dict) -> str:
         entries = case["results"]
         # What each row shows of an implementation: its time, and the floor.
         rows = {part: [] for entry in entries.values() for part in (*entry["parts"], *entry["floors"]) if part != REST}
-        rows |= {title: [] for title in (REST, "all", "above the floor", "smallest image", "operators")}
+        rows |= {title: [] for title in (REST, "all", "arithmetic", "above the floor", "smallest image", "operators")}
         for entry in entries.values():
             values = {part: [f"{ms:.1f} ms", ""] for part, ms in entry["parts"].items()}
             for part, ms in entry["floors"].items():
                 values.setdefault(part, ["", ""])[1] = f"{ms:.1f} ms"
             values["all"] = [f"{entry['ms']:.1f} ms", f"{entry['floor_ms']:.1f} ms"]
+            values["arithmetic"] = ["", f"{entry['arithmetic_ms']:.1f} ms"]
             values["above the floor"] = [f"{entry['share_above_floor']:.0%}", ""]
             values["smallest image"] = [f"{entry['smallest_image_ms']:.1f} ms", ""]
             values["operators"] = [str(entry["operators"]), ""]

@@ -2,7 +2,6 @@
 """The benchmark measures what it says."""
 
 import json
-import math
 import time
 
 import numpy as np
@@ -116,18 +115,12 @@ def test_module_calls_have_the_operations_of_the_model(tiny_config, monkeypatch)
     fields = ("embed_dim", "depths", "num_groups")
     monkeypatch.setitem(models.ARCHITECTURES, "T", {field: getattr(config, field) for field in fields})
     calls = profiling.module_calls("T", (2, 3, 64, 96))
-    counted = sampled = 0
-    for (part, kind, *sizes), count in calls.items():
-        if kind == "product":
-            counted += 2 * count * math.prod(sizes)
-        elif kind == "convolution":
-            batch_size, _, height, width, out_channels, in_channels, *kernel_size = sizes[:8]
-            outputs = batch_size * out_channels * (height // 2) * (width // 2)
-            counted += 2 * count * outputs * in_channels * math.prod(kernel_size)
-        elif part == profiling.DCNV3:
-            sampled += count * sizes[1]
+    sampled = counted = 0
+    for (part, *arguments), count in calls.items():
+        if part == profiling.DCNV3:
+            sampled += count * profiling.operations(*arguments)
         else:
-            counted += count * sizes[1]
+            counted += count * profiling.operations(*arguments)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         InternImageForImageClassification(config).eval()(torch.empty(2, 3, 64, 96))
     assert counted == counter.get_total_flops()
