@@ -5,7 +5,7 @@ Where the time of a forward pass goes, and how much of it the processor needs.
 **Parts.** The time of each operator without the operators that it calls (`torch.profiler`), summed over operators of
 one kind. "Everything else" is what remains of the time measured without the profiler: other operators, PyTorch's
 dispatcher, Python. The profiler makes small operators slower, so that it comes out somewhat too small. Code that
-`torch.compile` generates has no parts.
+`torch.compile` generates has no parts. These times include waiting for the processor: the machine must be quiet.
 
 **Floor.** What the model's modules need at least, one after the other, whatever implementation runs them. Only their
 input shapes count:
@@ -258,6 +258,7 @@ def profile(
         floors = floor_of_parts(architecture, batch.shape, batch.dtype)
         floor = sum(floors.values())
         results[name] = {
+            "dtype": str(batch.dtype).removeprefix("torch."),
             "ms": _milliseconds(whole),
             "processor_ms": _milliseconds(processor),
             "runs": len(runs["batch"]),
@@ -332,9 +333,9 @@ def profile_table(result: dict) -> str:
         lines.append("|---" * (1 + 2 * len(entries)) + "|")
         lines += [f"| {title} | " + " | ".join(cells) + " |" for title, cells in rows.items()]
         lines.append("")
-    peaks = {name: entry["peak_gflops"] for case in result["cases"] for name, entry in case["results"].items()}
+    peaks = {entry["dtype"]: entry["peak_gflops"] for case in result["cases"] for entry in case["results"].values()}
     lines.append(
         f"InternImage-{result['architecture']} {where_and_when(result['machine'])} A product of matrices of "
-        f"{SQUARE}x{SQUARE}: {', '.join(f'{peak:.0f} GFLOP/s ({name})' for name, peak in peaks.items())}."
+        f"{SQUARE}x{SQUARE}: {', '.join(f'{peak:.0f} GFLOP/s ({dtype})' for dtype, peak in peaks.items())}."
     )
     return "\n".join(lines)
