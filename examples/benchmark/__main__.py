@@ -39,7 +39,7 @@ from examples.benchmark.measuring import machine_description
 from examples.benchmark.models import ARCHITECTURES, CONVNEXT_ARCHITECTURES, IMPLEMENTATIONS, build_models
 from examples.benchmark.process_memory import measure_process_memory, process_memory_table
 from examples.benchmark.profiling import profile, profile_table
-from examples.benchmark.training_step import measure_training, training_table
+from examples.benchmark.training_step import DTYPES, measure_training, training_table
 from examples.output_files import check_outputs, mark_of, write_json
 
 
@@ -69,6 +69,9 @@ def main():
     modes.add_argument("--training", action="store_true", help="time and memory of a training step")
     modes.add_argument("--process-memory", action="store_true", help="with several settings of the allocator")
     parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of --training: all by default"
+    )
+    parser.add_argument(
         "--preload", nargs="+", type=Path, default=[], help="allocators (.so files) to try with --process-memory"
     )
     parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["reference"])
@@ -89,7 +92,7 @@ def main():
     if args.device != "cpu" and (args.profile or args.training or args.process_memory):
         parser.error("--profile, --training and --process-memory measure the CPU: leave --device out.")
     if args.training and not {"reference", "kernel"}.issuperset(args.implementations):
-        parser.error("--training takes the --implementations 'reference' and 'kernel': the dtypes are its own.")
+        parser.error("--training takes the --implementations 'reference' and 'kernel': for bfloat16 it has --dtypes.")
 
     result = {"architecture": args.architecture, "machine": machine_description(args.device)}
     sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
@@ -116,7 +119,7 @@ def prepare(args) -> tuple[dict, Callable]:
     """What the results begin with, and the function that measures a batch of images."""
     if args.training:
         other = args.compare_with or "ConvNeXt-T"
-        names = (args.architecture, other, args.implementations)
+        names = (args.architecture, other, args.implementations, args.dtypes)
         return {"mode": "training", "training_with": other}, functools.partial(measure_training, *names)
     models = build_models(args.architecture, args.implementations, args.device)
     if args.profile:
