@@ -3,7 +3,7 @@
 
 A kernel is loaded only when one is asked for: by `use_kernels=True` of `from_pretrained` or by `use_dcnv3_kernel`. It
 replaces the `forward` of single layers, never a parameter or a class: that of DCNv3, and that of `InternImageLayer`,
-which computes all that surrounds DCNv3 in fused operators where it can, in inference on a CPU. FlashInternImage has the
+which in inference on a CPU computes all that surrounds DCNv3 in fused operators. FlashInternImage has the
 same layers: its DCNv4 is DCNv3 without the softmax.
 """
 
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
@@ -234,7 +234,11 @@ def _load_kernel_layers(
 ) -> dict[str, type[nn.Module]]:
     kinds = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
     device = next(iter({device for device, _ in kinds} - {"cpu", "meta"}), "cpu")
-    kernel = DCNv3KernelRepository(repository, trust_remote_code, device)
+    repositories = {
+        layer_name: DCNv3KernelRepository(repository, trust_remote_code, device, layer_name)
+        for layer_name in KERNEL_LAYERS
+    }
+    kernel = repositories["DCNv3"]
     if ("cuda", torch.float64) in kinds:
         raise kernel.not_available("on cuda it has no float64")
     module: Any  # one of the classes in `CORE_OPS`, or a copy of it from remote code
@@ -243,7 +247,7 @@ def _load_kernel_layers(
             channels = module.offset_proj.in_features // module.num_groups
             if channels > 256:
                 raise kernel.not_available(f"its groups have up to 256 channels, those of the model {channels}")
-    return {name: replace(kernel, layer_name=name).load_now() for name in KERNEL_LAYERS}
+    return {layer_name: each.load_now() for layer_name, each in repositories.items()}
 
 
 def _layers_of(model: nn.Module, layer_name: str) -> dict[str, nn.Module]:

@@ -21,6 +21,7 @@ namespace DCNV3_CPU_ARCH {
 constexpr int kPanel = 2 * kLanes;            // pixels
 constexpr int kRows = kLanes >= 16 ? 12 : 6;  // output channels of a tile, whose sums are registers
 constexpr int64_t kDepth = 256;               // input channels that a tile takes at a time: they fit the nearest cache
+constexpr int64_t kSumDepth = 64;
 
 template <typename T>
 using Lanes = Vec<T, kLanes>;
@@ -33,35 +34,37 @@ inline V square_root(V x) {
   return x;
 }
 
-// x * P(x^2) / Q(x^2), a minimax fit of relative error 2.5e-8 on |x| <= 4. Farther out, erf is 1 in float32.
-inline Lanes<float> error_function(Lanes<float> x) {
-  x = x < -4.0f ? Lanes<float>{} - 4.0f : x;
-  x = x > 4.0f ? Lanes<float>{} + 4.0f : x;
-  Lanes<float> const t = x * x;
-  Lanes<float> p = t * 1.9869273728454522e-06f + 0.0002845481503754854f;
-  p = p * t + 0.003882527584210038f;
-  p = p * t + 0.05309918522834778f;
-  p = p * t + 0.19352592527866364f;
-  p = p * t + 1.1283791065216064f;
-  Lanes<float> q = t * 3.742077387869358e-05f + 0.0011853753821924329f;
-  q = q * t + 0.015205600298941135f;
-  q = q * t + 0.11534206569194794f;
-  q = q * t + 0.5048404335975647f;
-  q = q * t + 1.0f;
-  return x * p / q;
+// max(x, 0) - |x| * h, where h is the normal distribution's tail beyond |x|: e^(-x^2 / 2) * t * P(t) with
+// t = 1 / (1 + 0.325 |x|). P and the polynomial of 2^f, |f| <= 1/2, are minimax fits: h is exact to 4e-9 of its root.
+inline Lanes<float> gelu(Lanes<float> x) {
+  using F = Lanes<float>;
+  using I = Vec<int32_t, kLanes>;
+  F magnitude = bit_cast<F>(bit_cast<I>(x) & 0x7fffffff);
+  magnitude = magnitude > 10.0f ? F{} + 10.0f : magnitude;  // there, h is 1e-23: numbers stay normal, infinity is gone
+  F const t = 1.0f / (magnitude * 0.325f + 1.0f);
+  F p = t * 0.04632710665464401f - 0.23363015055656433f;
+  p = p * t + 0.3743670582771301f;
+  p = p * t - 0.13151054084300995f;
+  p = p * t + 0.20158667862415314f;
+  p = p * t + 0.11159353703260422f;
+  p = p * t + 0.13126631081104279f;
+  F const exponent = magnitude * magnitude * -0.72134752044448170f;  // of 2
+  F const shifted = exponent + 12582912.0f;  // 1.5 * 2^23: the lowest bits are the nearest integer
+  F const f = exponent - (shifted - 12582912.0f);
+  F e = f * 0.001327646430581808f + 0.009675540961325169f;
+  e = e * f + 0.05550713464617729f;
+  e = e * f + 0.24022120237350464f;
+  e = e * f + 0.6931469440460205f;
+  e = e * f + 1.0000001192092896f;
+  e = bit_cast<F>(bit_cast<I>(e) + (bit_cast<I>(shifted) << 23));
+  return (x > 0.0f ? x : F{}) - magnitude * (e * (p * t));
 }
 
-inline Lanes<double> error_function(Lanes<double> x) {
+inline Lanes<double> gelu(Lanes<double> x) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    x[lane] = __builtin_erf(x[lane]);
+    x[lane] *= 0.5 * __builtin_erfc(x[lane] * -0.70710678118654752440);
   }
   return x;
-}
-
-template <typename V>
-inline V gelu(V x) {
-  V const half = x * 0.5f;
-  return half + half * error_function(x * static_cast<decltype(x[0] + 0)>(0.70710678118654752440));
 }
 
 // --- Between rows of pixels in memory and panels ------------------------------------------------------------------------
@@ -163,37 +166,35 @@ inline void store_panels(
 
 // Every function below takes `units`, the number of kLanes pixels in its panels.
 
-// output[n][pixel] = sum over k of weight[n][k] * input[k][pixel], for R output channels and V * kLanes pixels, added
-// to what is there.
-template <int R, int V, typename T>
-inline void add_tile(T const* weight, int64_t weight_stride, T const* input, int64_t depth, Lanes<T> (&sums)[R][V]) {
-  for (int64_t k = 0; k < depth; ++k) {
-    Lanes<T> pixels[V];
-    for (int v = 0; v < V; ++v) {
-      pixels[v] = load<kLanes>(input + k * kPanel + v * kLanes);
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) {
-        sums[r][v] += weight[r * weight_stride + k] * pixels[v];
-      }
-    }
-  }
-}
-
+// R output channels of V * kLanes pixels: output[n][pixel] = sum over k of weight[n][k] * input[k][pixel], added to
+// `bias`, or to what is there without one. Sums of kSumDepth products are added up on their own, as they round less.
 template <int R, int V, typename T, typename Finish>
 inline void tile(
-    T const* weight, int64_t weight_stride, T const* input, int64_t depth, T const* bias, T* output, bool is_first,
-    bool is_last, Finish const& finish) {
-  Lanes<T> sums[R][V];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) {
-      sums[r][v] = is_first ? Lanes<T>{} + bias[r] : load<kLanes>(output + r * kPanel + v * kLanes);
+    T const* weight, int64_t weight_stride, T const* input, int64_t depth, T const* bias, T* output, bool is_last,
+    Finish const& finish) {
+  for (int64_t start = 0; start < depth; start += kSumDepth) {
+    int64_t const end = std::min(depth, start + kSumDepth);
+    Lanes<T> sums[R][V] = {};  // registers, as long as every loop over them is unrolled
+    for (int64_t k = start; k < end; ++k) {
+      Lanes<T> pixels[V];
+      for (int v = 0; v < V; ++v) {
+        pixels[v] = load<kLanes>(input + k * kPanel + v * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) {
+          sums[r][v] += weight[r * weight_stride + k] * pixels[v];
+        }
+      }
     }
-  }
-  add_tile<R, V, T>(weight, weight_stride, input, depth, sums);
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) {
-      store<kLanes>(output + r * kPanel + v * kLanes, is_last ? finish(sums[r][v]) : sums[r][v]);
+    bool const is_finished = is_last && end == depth;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) {
+        T* const target = output + r * kPanel + v * kLanes;
+        Lanes<T> const sum = sums[r][v] + (start == 0 && bias != nullptr ? Lanes<T>{} + bias[r] : load<kLanes>(target));
+        store<kLanes>(target, is_finished ? finish(sum) : sum);
+      }
     }
   }
 }
@@ -215,38 +216,40 @@ inline void product(
     Linear<scalar_t> const& linear, T const* input, int64_t units, T* output, Finish const& finish) {
   alignas(64) T converted[sizeof(scalar_t) == sizeof(T) ? 1 : kRows * kDepth];
   T bias[kRows];
-  for (int64_t start = 0; start < linear.in_features; start += kDepth) {
-    int64_t const depth = std::min(kDepth, linear.in_features - start);
-    bool const is_first = start == 0, is_last = start + depth == linear.in_features;
-    for (int64_t row = 0; row < linear.out_features; row += kRows) {
-      int64_t const rows = std::min<int64_t>(kRows, linear.out_features - row);
-      scalar_t const* const stored = linear.weight + row * linear.in_features + start;
+  int64_t const in = linear.in_features, out = linear.out_features;
+  for (int64_t start = 0; start < in; start += kDepth) {
+    int64_t const depth = std::min(kDepth, in - start);
+    bool const is_last = start + depth == in;
+    for (int64_t row = 0; row < out; row += kRows) {
+      int64_t const rows = std::min<int64_t>(kRows, out - row);
+      scalar_t const* const stored = linear.weight + row * in + start;
       T const* weight = converted;
       int64_t weight_stride = kDepth;
       if constexpr (sizeof(scalar_t) == sizeof(T)) {
         weight = stored;
-        weight_stride = linear.in_features;
+        weight_stride = in;
       } else {
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t k = 0; k < depth; ++k) {
-            converted[r * kDepth + k] = load_one(stored + r * linear.in_features + k);
+            converted[r * kDepth + k] = load_one(stored + r * in + k);
           }
         }
       }
       for (int64_t r = 0; r < rows; ++r) {
         bias[r] = linear.bias == nullptr ? 0 : load_one(linear.bias + row + r);
       }
+      auto const multiply = [&]<int R, int V>(int64_t unit) {
+        tile<R, V, T>(
+            weight, weight_stride, input + unit * in * kLanes + start * kPanel, depth, start == 0 ? bias : nullptr,
+            output + unit * out * kLanes + row * kPanel, is_last, finish);
+      };
       with_rows(rows, [&]<int R>() {
         int64_t unit = 0;
         for (; unit + 2 <= units; unit += 2) {
-          tile<R, 2, T>(
-              weight, weight_stride, input + (unit * linear.in_features * kLanes) + start * kPanel, depth, bias,
-              output + unit * linear.out_features * kLanes + row * kPanel, is_first, is_last, finish);
+          multiply.template operator()<R, 2>(unit);
         }
         if (unit < units) {
-          tile<R, 1, T>(
-              weight, weight_stride, input + (unit * linear.in_features * kLanes) + start * kPanel, depth, bias,
-              output + unit * linear.out_features * kLanes + row * kPanel, is_first, is_last, finish);
+          multiply.template operator()<R, 1>(unit);
         }
       });
     }

@@ -31,15 +31,16 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
         or torch.is_grad_enabled()
         or hidden_states.device.type != "cpu"
         or hidden_states.dim() != 4
-        or hidden_states.shape[0] * hidden_states.shape[1] * hidden_states.shape[2]
-        < _PIXELS_PER_THREAD * torch.get_num_threads()
         or torch.is_autocast_enabled("cpu")
         or torch.jit.is_tracing()
         or torch.compiler.is_exporting()
         or _has_fast_products(hidden_states.dtype)
     ):
         return False
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():  # which cannot ask for what follows
+        batch_size, height, width, _ = hidden_states.shape
+        if batch_size * height * width < _PIXELS_PER_THREAD * torch.get_num_threads():
+            return False
         is_wrapped = torch.func.debug_unwrap(hidden_states, recurse=False) is not hidden_states
         if is_wrapped or forward_ad.unpack_dual(hidden_states).tangent is not None:
             return False
