@@ -2,8 +2,9 @@
 """DCNv3 as a compiled kernel from the Kernel Hub, through the `kernels` library, instead of its PyTorch reference.
 
 A kernel is loaded only when one is asked for: by `use_kernels=True` of `from_pretrained` or by `use_dcnv3_kernel`. It
-replaces the `forward` of single layers, never a parameter or a class. FlashInternImage has the same layers: its DCNv4
-is DCNv3 without the softmax.
+replaces the `forward` of single layers, never a parameter or a class: that of DCNv3, and that of `InternImageLayer`,
+which in inference on a CPU computes all that surrounds DCNv3 in fused operators. FlashInternImage has the
+same layers: its DCNv4 is DCNv3 without the softmax.
 """
 
 import functools
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ENV_VARS_TRUE_VALUES, is_kernels_available, logging
 from transformers.utils.versions import require_version
 
-from .modeling_internimage import CORE_OPS, DCNv3
+from .modeling_internimage import CORE_OPS, DCNv3, InternImageLayer
 
 
 logger = logging.get_logger(__name__)
@@ -31,6 +32,7 @@ logger = logging.get_logger(__name__)
 KERNEL_REPOSITORY = "kernels-community/dcnv3"
 KERNEL_REPOSITORY_VARIABLE = "INTERNIMAGE_KERNEL_REPOSITORY"
 PYTORCH_REFERENCE = "PyTorch reference"
+KERNEL_LAYERS: dict[str, type[nn.Module]] = {"DCNv3": DCNv3, "InternImageLayer": InternImageLayer}
 _REQUIREMENT = "kernels>=0.17.2"  # as in setup.cfg
 _SECONDS_BETWEEN_ATTEMPTS = 60
 
@@ -54,11 +56,14 @@ class DCNv3KernelRepository:
             Whether to run a kernel of a publisher that the Hub does not list as trusted.
         device (`str`, *optional*, defaults to `"cpu"`):
             Type of the device that the model is on.
+        layer_name (`str`, *optional*, defaults to `"DCNv3"`):
+            Which layer of the kernel: `"DCNv3"` or `"InternImageLayer"`.
     """
 
     repository: str | None = None
     trust_remote_code: bool = False
     device: str = "cpu"
+    layer_name: str = "DCNv3"
     # `kernels` loads equal repositories once; another local build makes another repository.
     local_kernels: str | None = field(default_factory=lambda: os.environ.get("LOCAL_KERNELS"), init=False)
     _failure: tuple[float, str] = field(default=(float("-inf"), ""), init=False, repr=False, compare=False)
@@ -84,14 +89,17 @@ class DCNv3KernelRepository:
             raise
 
     def load_now(self) -> type[nn.Module]:
-        """Returns the class whose `forward` replaces that of [`DCNv3`], or raises a [`KernelNotAvailableError`]."""
+        """Returns the class whose `forward` replaces that of the layer, or raises a [`KernelNotAvailableError`]."""
         if self.device not in ("cpu", "cuda"):
             raise self.not_available(f"it runs on cpu and cuda, the model is on {self.device}")
         try:
-            layer = self._import_kernel().layers.DCNv3
-            if _arguments(layer) != _arguments(DCNv3) or not (layer.has_backward and layer.can_torch_compile):
-                arguments = ", ".join(_arguments(DCNv3))
-                raise TypeError(f"`layers.DCNv3` must have a backward, compile and take the arguments {arguments}")
+            layer = getattr(self._import_kernel().layers, self.layer_name)
+            arguments = _arguments(KERNEL_LAYERS[self.layer_name])
+            if _arguments(layer) != arguments or not (layer.has_backward and layer.can_torch_compile):
+                raise TypeError(
+                    f"`layers.{self.layer_name}` must have a backward, compile and take the arguments "
+                    f"{', '.join(arguments)}"
+                )
         except Exception as error:  # of `kernels`, the Hub or the kernel: any class
             reason = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".:")
             raise self.not_available(
@@ -131,7 +139,12 @@ def register_dcnv3_kernel():
         from kernels import register_kernel_mapping
 
         devices = ("cpu", "cuda", "mps", "npu", "xpu")  # the last three to say that there is no kernel
-        register_kernel_mapping({"DCNv3": {device: DCNv3KernelRepository(device=device) for device in devices}})
+        register_kernel_mapping(
+            {
+                layer_name: {device: DCNv3KernelRepository(device=device, layer_name=layer_name) for device in devices}
+                for layer_name in KERNEL_LAYERS
+            }
+        )
 
 
 def use_dcnv3_kernel(
@@ -167,22 +180,23 @@ def use_dcnv3_kernel(
         [`KernelNotAvailableError`]: if `strict` and the kernel is not available.
         `ValueError`: if `model` has no DCNv3 layer or `repository` is not of that form.
     """
-    layers = _dcnv3_layers(model).values()
-    if not layers:
+    layers = {layer_name: _layers_of(model, layer_name).values() for layer_name in KERNEL_LAYERS}
+    if not layers["DCNv3"]:
         raise ValueError(f"`model` must contain an InternImage: a `{type(model).__name__}` without one has no DCNv3.")
     if enabled:
         try:
-            kernel_layer = _load_kernel_layer(model, repository, trust_remote_code)
+            kernel_layers = _load_kernel_layers(model, repository, trust_remote_code)
         except KernelNotAvailableError as error:
             if strict:
                 raise
             logger.warning(f"{error} The model stays as it is; the PyTorch reference has the same results.")
             return model
-    for layer in layers:
-        if enabled:  # as `kernelize` does, which also resets every layer that its mapping does not name
-            layer.forward = MethodType(kernel_layer.forward, layer)
-        else:
-            layer.__dict__.pop("forward", None)
+    for layer_name in layers:
+        for layer in layers[layer_name]:
+            if enabled:  # as `kernelize` does, which also resets every layer that its mapping does not name
+                layer.forward = MethodType(kernel_layers[layer_name].forward, layer)
+            else:
+                layer.__dict__.pop("forward", None)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.use_kernels:
             module.set_use_kernels(False)  # undoes nothing; ends the choice at each `train()` and `eval()`
@@ -198,7 +212,7 @@ def dcnv3_implementations(model: nn.Module) -> dict[str, str]:
         a kernel, such as `"kernels-community/dcnv3@1 (torch-stable-abi211-cu130-x86_64-linux)"`; with `LOCAL_KERNELS`
         or `HF_HUB_OFFLINE`, the kernel's name, version and folder.
     """
-    return {name: _implementation(layer) for name, layer in _dcnv3_layers(model).items()}
+    return {name: _implementation(layer) for name, layer in _layers_of(model, "DCNv3").items()}
 
 
 def _implementation(layer: nn.Module) -> str:
@@ -215,10 +229,16 @@ def _implementation(layer: nn.Module) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _load_kernel_layer(model: nn.Module, repository: str | None, trust_remote_code: bool) -> type[nn.Module]:
+def _load_kernel_layers(
+    model: nn.Module, repository: str | None, trust_remote_code: bool
+) -> dict[str, type[nn.Module]]:
     kinds = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
     device = next(iter({device for device, _ in kinds} - {"cpu", "meta"}), "cpu")
-    kernel = DCNv3KernelRepository(repository, trust_remote_code, device)
+    repositories = {
+        layer_name: DCNv3KernelRepository(repository, trust_remote_code, device, layer_name)
+        for layer_name in KERNEL_LAYERS
+    }
+    kernel = repositories["DCNv3"]
     if ("cuda", torch.float64) in kinds:
         raise kernel.not_available("on cuda it has no float64")
     module: Any  # one of the classes in `CORE_OPS`, or a copy of it from remote code
@@ -227,15 +247,17 @@ def _load_kernel_layer(model: nn.Module, repository: str | None, trust_remote_co
             channels = module.offset_proj.in_features // module.num_groups
             if channels > 256:
                 raise kernel.not_available(f"its groups have up to 256 channels, those of the model {channels}")
-    return kernel.load_now()
+    return {layer_name: each.load_now() for layer_name, each in repositories.items()}
 
 
-def _dcnv3_layers(model: nn.Module) -> dict[str, nn.Module]:
-    def is_dcnv3(layer_class):  # or its copy from the source files beside a checkpoint (`trust_remote_code`)
-        is_copy = layer_class.__name__ == "DCNv3" and _arguments(layer_class) == _arguments(DCNv3)
-        return is_copy or issubclass(layer_class, DCNv3)
+def _layers_of(model: nn.Module, layer_name: str) -> dict[str, nn.Module]:
+    original = KERNEL_LAYERS[layer_name]
 
-    return {name: module for name, module in model.named_modules() if is_dcnv3(type(module))}
+    def is_layer(layer_class):  # or its copy from the source files beside a checkpoint (`trust_remote_code`)
+        is_copy = layer_class.__name__ == layer_name and _arguments(layer_class) == _arguments(original)
+        return is_copy or issubclass(layer_class, original)
+
+    return {name: module for name, module in model.named_modules() if is_layer(type(module))}
 
 
 def _arguments(layer_class: type[nn.Module]) -> list[str]:

@@ -546,6 +546,7 @@ def _is_hooked(*modules: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
+@use_kernel_forward_from_hub("InternImageLayer")
 class InternImageLayer(GradientCheckpointingLayer):
     """
     DCNv3 or DCNv4, and a feed-forward network, each with a residual connection (`InternImageLayer` of the original).

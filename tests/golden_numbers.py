@@ -4,7 +4,16 @@
 import numpy as np
 import pytest
 import torch
-from testing_utils import FULLSIZE_MODELS, REDUCED_MODELS, golden_input, unread_parameters
+from testing_utils import (
+    FULLSIZE_MODELS,
+    REDUCED_MODELS,
+    convert_original,
+    golden_input,
+    unread_parameters,
+    write_official_checkpoint,
+)
+
+from modeling_internimage import InternImageForImageClassification
 
 
 def tolerance(expected: torch.Tensor) -> dict[str, float]:
@@ -12,6 +21,19 @@ def tolerance(expected: torch.Tensor) -> dict[str, float]:
     if expected.dtype == torch.float64:
         return {"rtol": 1e-6, "atol": 1e-6}
     return {"rtol": 1e-4, "atol": 1e-4 * max(1.0, expected.abs().max().item())}
+
+
+def load_official(folder, config, keys, seed, dtype=torch.float32):
+    """
+    A model from a checkpoint in the official layout, every key accounted for: of a Hub repository, or, for
+    FlashInternImage, which has none, of a `.pth` file.
+    """
+    if config.get("core_op") == "DCNv4":
+        return convert_original(folder, config, keys, seed).to(dtype)
+    write_official_checkpoint(folder, config, keys, seed)
+    model, info = InternImageForImageClassification.from_pretrained(folder, output_loading_info=True, dtype=dtype)
+    assert not any(info.values()), info
+    return model
 
 
 def named_outputs(model, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:

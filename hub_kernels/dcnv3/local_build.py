@@ -67,7 +67,7 @@ OLD_SYMBOLS = {
         sem_timedwait sem_trywait sem_wait
     """,
     ("librt.so.1", "GLIBC_2.2.5"): "shm_open shm_unlink",
-    ("libm.so.6", "GLIBC_2.2.5"): "exp exp2 log log2 pow",
+    ("libm.so.6", "GLIBC_2.2.5"): "erfc exp exp2 log log2 pow sqrt sqrtf",
 }
 
 # Newer functions without an old version: the library gets its own copy.

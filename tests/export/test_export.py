@@ -22,6 +22,7 @@ from modeling_internimage import (
     SegformerHeadConfig,
     SegformerHeadForSemanticSegmentation,
     create_image_processor,
+    kernel_integration,
     use_dcnv3_kernel,
 )
 from modeling_internimage.export import export_onnx, onnx_export, verification
@@ -251,7 +252,8 @@ def test_missing_runtime(tmp_path, monkeypatch):
 
 def test_kernel_stays_out_of_the_file(traced, tmp_path, caplog, monkeypatch):
     model = classifier()
-    monkeypatch.setattr("modeling_internimage.kernel_integration._load_kernel_layer", lambda *args: OtherKernel)
+    kernel_layers = dict.fromkeys(kernel_integration.KERNEL_LAYERS, OtherKernel)
+    monkeypatch.setattr(kernel_integration, "_load_kernel_layers", lambda *args: kernel_layers)
     use_dcnv3_kernel(model)
     logger = onnx_export.logger
     monkeypatch.setattr(logger, "propagate", True)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_numbers import assert_full_size_model, assert_reduced_model, named_outputs
+from golden_numbers import assert_full_size_model, assert_reduced_model, load_official, named_outputs
 from safetensors.torch import save_file
 from testing_utils import (
     FULLSIZE_MODELS,
@@ -15,7 +15,6 @@ from testing_utils import (
     MANIFESTS,
     REDUCED_MODELS,
     TRAINING,
-    convert_original,
     golden_input,
     official_key,
     original_state_dict,
@@ -29,19 +28,6 @@ from modeling_internimage import InternImageConfig, InternImageForImageClassific
 
 
 HEAD = HEADS["linear classifier"]
-
-
-def load_official(folder, config, keys, seed, dtype=torch.float32):
-    """
-    A model from a checkpoint in the official layout, every key accounted for: of a Hub repository, or, for
-    FlashInternImage, which has none, of a `.pth` file.
-    """
-    if config.get("core_op") == "DCNv4":
-        return convert_original(folder, config, keys, seed).to(dtype)
-    write_official_checkpoint(folder, config, keys, seed)
-    model, info = InternImageForImageClassification.from_pretrained(folder, output_loading_info=True, dtype=dtype)
-    assert not any(info.values()), info
-    return model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -49,6 +49,13 @@ class DCNv3(torch.nn.Module):
         calls.append(self.training)
         return Definition.forward(self, value, offset, mask, center_scale, kernel_size, stride, padding, dilation,
                                   num_groups, offset_scale, remove_center, softmax)
+
+class InternImageLayer(torch.nn.Module):
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, hidden_states):
+        return type(self).forward(self, hidden_states)
 """
 
 
@@ -248,7 +255,7 @@ def test_kernel_not_available(case, tmp_path, monkeypatch, caplog):
 @needs_transformers_kernels
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "LOCAL_KERNELS", KERNEL_REPOSITORY_VARIABLE])
 def test_kernel_not_available_to_transformers(variable, model, monkeypatch, caplog):
-    """`use_kernels=True` warns once and tries once a minute, for all layers and modes, and never raises."""
+    """`use_kernels=True` warns once, tries once a minute for each kind of layer, in all modes, and never raises."""
     monkeypatch.setenv(variable, "1")
     attempts = []
     load_now = DCNv3KernelRepository.load_now
@@ -257,10 +264,11 @@ def test_kernel_not_available_to_transformers(variable, model, monkeypatch, capl
     assert not attempts
     model.set_use_kernels(True)
     model.train().eval()
-    assert len(attempts) == 1
+    kinds = len(kernel_integration.KERNEL_LAYERS)
+    assert len(attempts) == kinds
     monkeypatch.setattr(kernel_integration, "_SECONDS_BETWEEN_ATTEMPTS", 0)
     model.train()
-    assert len(attempts) == 1 + NUM_LAYERS and implementation(model) == PYTORCH_REFERENCE
+    assert len(attempts) == kinds * (1 + NUM_LAYERS) and implementation(model) == PYTORCH_REFERENCE
     (warning,) = warnings_of(caplog)
     assert "cannot be used" in warning and warning.endswith("the same results, more slowly.")
 

@@ -1,51 +1,15 @@
 // Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 //
-// Host side of the CPU backend: checks, choice of instruction set and dtype, threads.
-#include "dcnv3_cpu.h"
-
+// Host side of the CPU backend: checks, threads.
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 
 #include "../dcnv3_common/dcnv3_checks.h"
 #include "../dcnv3_common/dcnv3_ops.h"
+#include "dcnv3_cpu_dispatch.h"
 
 namespace dcnv3 {
 namespace {
-
-enum class Arch { portable, avx2, avx512 };
-
-// The widest instruction set of this processor, or a narrower one named by DCNV3_CPU_ARCH (for tests).
-Arch detect_arch() {
-#if defined(__x86_64__)
-  Arch best = Arch::portable;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    best = Arch::avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      best = Arch::avx512;
-    }
-  }
-  char const* const wanted = std::getenv("DCNV3_CPU_ARCH");
-  if (wanted != nullptr) {
-    Arch const limit = std::strcmp(wanted, "portable") == 0 ? Arch::portable
-        : std::strcmp(wanted, "avx2") == 0                  ? Arch::avx2
-                                                            : Arch::avx512;
-    best = std::min(best, limit);
-  }
-  return best;
-#else
-  return Arch::portable;
-#endif
-}
-
-Arch arch() {
-  static Arch const detected = detect_arch();
-  return detected;
-}
 
 // Whether the elements of one image with these strides can be counted in 32 bits.
 bool fits_int32(Geometry const& g, int64_t row_stride, int64_t column_stride, int64_t channels) {
@@ -74,13 +38,8 @@ template <typename scalar_t>
 void backward_groups(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,
     Gradients<scalar_t> const& gradients, int64_t begin, int64_t end) {
-  // Begins at a cache line, so that no vector spans two.
-  using scratch_t = typename ScratchType<scalar_t>::type;
-  constexpr std::align_val_t line{64};
-  auto const release = [line](void* memory) { ::operator delete(memory, line); };
-  std::unique_ptr<void, decltype(release)> const memory(
-      ::operator new(2 * g.height * g.width * g.group_channels * sizeof(scratch_t), line), release);
-  auto* const scratch = static_cast<scratch_t*>(memory.get());
+  Scratch<scratch_of<scalar_t>> const memory(2 * g.height * g.width * g.group_channels);
+  auto* const scratch = memory.data();
   if (!fits_int32(g, g.width * g.group_channels, g.group_channels, g.group_channels)) {
     return portable::backward<scalar_t, int64_t>(inputs, g, grad_output, gradients, scratch, begin, end);
   }
@@ -93,22 +52,6 @@ void backward_groups(
 #endif
     default:
       return portable::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, scratch, begin, end);
-  }
-}
-
-// Calls `body` with a null pointer of the storage type of a dtype.
-template <typename Body>
-void dispatch(torch::headeronly::ScalarType dtype, Body const& body) {
-  using torch::headeronly::ScalarType;
-  switch (dtype) {
-    case ScalarType::Float:
-      return body(static_cast<float*>(nullptr));
-    case ScalarType::Double:
-      return body(static_cast<double*>(nullptr));
-    case ScalarType::Half:
-      return body(static_cast<Half*>(nullptr));
-    default:  // `check_arguments` lets no other dtype through
-      return body(static_cast<BFloat16*>(nullptr));
   }
 }
 

@@ -3,6 +3,7 @@
 // What the host side of the CPU backend and its inner loops share: the loops, once per instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../dcnv3_common/dcnv3_params.h"
@@ -17,7 +18,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// What gradients of `value` are summed in.
+// What sums are taken in.
 template <typename scalar_t>
 struct ScratchType {
   using type = float;
@@ -26,11 +27,89 @@ template <>
 struct ScratchType<double> {
   using type = double;
 };
+template <typename scalar_t>
+using scratch_of = typename ScratchType<scalar_t>::type;
+
+// --- Parts of an InternImage layer in inference ------------------------------------------------------------------------
+
+// out_features x in_features weights; `bias` may be null.
+template <typename scalar_t>
+struct Linear {
+  scalar_t const* weight;
+  scalar_t const* bias;
+  int64_t in_features, out_features;
+};
+
+// LayerNorm over channels; there is none if `weight` is null.
+template <typename scalar_t>
+struct Norm {
+  scalar_t const* weight;
+  scalar_t const* bias;
+  double eps;
+};
+
+// result = residual + scale * norm_out(output(GELU(hidden(norm_in(input))))) for every pixel. All but `output` may be
+// absent: null pointers.
+template <typename scalar_t>
+struct Branch {
+  scalar_t const* input;
+  scalar_t const* residual;
+  scalar_t const* scale;
+  scalar_t* result;
+  Norm<scalar_t> norm_in, norm_out;
+  Linear<scalar_t> hidden, output;
+
+  int64_t in_features() const {
+    return hidden.weight == nullptr ? output.in_features : hidden.in_features;
+  }
+  int64_t channels_per_pixel() const {
+    return in_features() + hidden.out_features + output.out_features;
+  }
+  int64_t fixed_size() const {
+    return 0;
+  }
+};
+
+constexpr int kMaxLanes = 16;      // the widest vector
+constexpr int kMaxParameters = 3;  // offsets, masks, gates
+
+// value = projection(input) and parameters[i] = heads[i](features) for every pixel, where the features are
+// GELU(norm(convolution(input))), with a depthwise convolution of an odd kernel. Convolution and norm (which goes with
+// GELU) may be absent: null pointers.
+template <typename scalar_t>
+struct Sampling {
+  scalar_t const* input;
+  scalar_t* value;
+  scalar_t* parameters[kMaxParameters];
+  int64_t batch_size, height, width, channels;
+  scalar_t const* convolution_weight;  // channels x kernel_size^2
+  scalar_t const* convolution_bias;    // may be null
+  int64_t kernel_size;
+  Norm<scalar_t> norm;
+  Linear<scalar_t> projection;
+  Linear<scalar_t> heads[kMaxParameters];
+  int num_heads;
+
+  int64_t widest() const {
+    int64_t widest = projection.out_features;
+    for (int i = 0; i < num_heads; ++i) {
+      widest = std::max(widest, heads[i].out_features);
+    }
+    return widest;
+  }
+  int64_t channels_per_pixel() const {
+    return channels + widest();
+  }
+  int64_t fixed_size() const {  // the convolution's weights and bias, and some of its results
+    return (kernel_size * kernel_size + 1 + kMaxLanes) * channels;
+  }
+};
 
 // `forward` computes output rows [begin, end) of batch_size * out_height, `backward` the gradients of groups
 // [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has 2 * height * width * group_channels
 // elements. index_t counts the elements of one image of `value`: int32_t where they fit, else int64_t, which only the
-// portable loops are compiled for.
+// portable loops are compiled for. `branch` and `sampling` compute pixels [begin, end), `run` of them
+// at a time, a multiple of 2 * kMaxLanes; their `scratch` has run * channels_per_pixel() + fixed_size() elements.
 #define DCNV3_CPU_DECLARE(arch)                                                                               \
   namespace arch {                                                                                            \
   template <typename scalar_t, typename index_t>                                                              \
@@ -39,7 +118,14 @@ struct ScratchType<double> {
   template <typename scalar_t, typename index_t>                                                              \
   void backward(                                                                                              \
       Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,                         \
-      Gradients<scalar_t> const& gradients, typename ScratchType<scalar_t>::type* scratch, int64_t begin,     \
+      Gradients<scalar_t> const& gradients, scratch_of<scalar_t>* scratch, int64_t begin,     \
+      int64_t end);                                                                                           \
+  template <typename scalar_t>                                                                                \
+  void branch(                                                                                                \
+      Branch<scalar_t> const& branch, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end); \
+  template <typename scalar_t>                                                                                \
+  void sampling(                                                                                              \
+      Sampling<scalar_t> const& sampling, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin,          \
       int64_t end);                                                                                           \
   }
 DCNV3_CPU_DECLARE(portable)

@@ -3,6 +3,7 @@
 tests need the package modeling_internimage."""
 
 import copy
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,9 @@ import torch
 pytest.importorskip("modeling_internimage")
 
 from gpu.model import make_models  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.modules.module import register_module_forward_hook  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
 from modeling_internimage import (  # noqa: E402
@@ -90,6 +94,151 @@ def test_same_outputs_and_gradients(variant, model, training):
     gradients = dict(kernelized.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+class CountFused(TorchDispatchMode):
+    """Counts the fused operators that run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "internimage_" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def randomize(model):
+    """Weights that make every part of a layer matter."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name or "layer_scale" in name:
+                parameter.normal_(std=0.5)
+            elif parameter.dim() == 2 and "offset_proj" not in name:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"post_norm": True, "layer_scale_init_value": 1.0},
+        {"res_post_norm": True, "depthwise_kernel_size": 5, "center_feature_scale": True},
+        {"core_op": "DCNv4", "layer_scale_init_value": 1.0, "post_norm": True},
+        {"core_op": "DCNv4", "depthwise_kernel_size": 3, "dcn_output_bias": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fused_layers(variant, config, mode):
+    """In inference, an InternImage layer is three fused operators, and computes what the layer did."""
+    config = InternImageConfig(embed_dim=24, depths=[1, 1], num_groups=[2, 6], num_labels=4, **config)
+    model = randomize(InternImageForImageClassification(config)).double().eval()
+    kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
+    images = torch.randn(2, 3, 70, 90, dtype=torch.float64)
+    with mode(), CountFused() as fused:
+        torch.testing.assert_close(kernelized(images).logits, model(images).logits, rtol=1e-10, atol=1e-10)
+    assert fused.count == 6
+    use_dcnv3_kernel(kernelized, enabled=False)
+    with mode(), CountFused() as fused:
+        kernelized(images)
+    assert fused.count == 0
+
+
+def add_hook(model):
+    model.internimage.encoder.stages[0].layers[0].mlp.fc1.register_forward_hook(lambda *args: None)
+
+
+def replace_linear(model):  # as LoRA and quantisation do
+    class OtherLinear(nn.Linear):
+        pass
+
+    model.internimage.encoder.stages[0].layers[0].dcn.offset_proj.__class__ = OtherLinear
+
+
+def change_activation(model):
+    model.internimage.encoder.stages[0].layers[0].mlp.activation = nn.GELU(approximate="tanh")
+
+
+@pytest.mark.parametrize(
+    "change, expected", [(lambda model: None, 6), (add_hook, 3), (replace_linear, 3), (change_activation, 3)]
+)
+@torch.no_grad()
+def test_layers_that_are_not_fused(variant, change, expected):
+    """A layer whose parts are observed or replaced runs its own modules; the other layers are fused."""
+    config = InternImageConfig(embed_dim=24, depths=[1, 1], num_groups=[2, 6], num_labels=4)
+    model = randomize(InternImageForImageClassification(config)).eval()
+    change(model)
+    kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with CountFused() as fused:
+        torch.testing.assert_close(kernelized(images).logits, model(images).logits, rtol=1e-4, atol=1e-4)
+    assert fused.count == expected
+
+
+@pytest.mark.parametrize("context", ["gradients", "training", "autocast", "vmap", "trace", "export", "global hook"])
+def test_where_nothing_is_fused(variant, model, context):
+    """Gradients, other dtypes and recorded graphs see the model's own modules."""
+    use_dcnv3_kernel(model, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    handle = None
+    if context == "training":
+        model.train()
+    if context == "global hook":
+        handle = register_module_forward_hook(lambda *args: None)
+    with CountFused() as fused, torch.set_grad_enabled(context == "gradients"):
+        if context == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                model(images)
+        elif context == "vmap":
+            torch.func.vmap(lambda image: model(image[None]).logits)(images)
+        elif context == "trace":
+            torch.jit.trace(model, images, strict=False, check_trace=False)
+        elif context == "export":
+            program = torch.export.export(model, (images,))
+            assert not any("::internimage_" in str(node.target) for node in program.graph.nodes)
+        else:
+            model(images)
+    if handle is not None:
+        handle.remove()
+    assert fused.count == 0
+
+
+@torch.no_grad()
+def test_compiled_fused_layers(variant, model):
+    """`torch.compile` sees the fused operators, as one graph with the rest of the model."""
+    use_dcnv3_kernel(model, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images).logits
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(images).logits, expected, rtol=1e-4, atol=1e-4)
+    targets = []
+
+    def count(graph_module, inputs):
+        targets.extend(str(node.target) for node in graph_module.graph.nodes)
+        return graph_module.forward
+
+    torch.compiler.reset()
+    torch.compile(model, fullgraph=True, backend=count)(images)
+    assert sum("internimage_branch" in target or "internimage_sampling" in target for target in targets) == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["tiny_t", "tiny_s_b", "tiny_h", "tiny_g", "tiny_prenorm_layerscale", "tiny_flash_l"])
+def test_golden_models(variant, name, dtype, tmp_path, monkeypatch):
+    """Whole models compute the original's numbers in fused layers, however small their images are."""
+    golden_numbers = pytest.importorskip("golden_numbers", reason="the numbers are in the tests of the package")
+    golden = golden_numbers.REDUCED_MODELS[name]
+    model = golden_numbers.load_official(
+        tmp_path, golden["config"], golden["keys"], golden["weights_seed"], dtype=dtype
+    )
+    use_dcnv3_kernel(model, strict=True)
+    layer = next(module for module in model.modules() if type(module).__name__ == "InternImageLayer")
+    fused = inspect.getmodule(inspect.unwrap(layer.forward).__func__).fused
+    monkeypatch.setattr(fused, "_PIXELS_PER_THREAD", 0)
+    with CountFused() as counted:
+        golden_numbers.assert_reduced_model(model, name)
+    layers = sum(golden["config"]["depths"])
+    assert counted.count == 3 * layers * 2 * len(golden["input_shapes"])  # logits and pooled features
 
 
 def test_use_kernels(variant, model, tmp_path):

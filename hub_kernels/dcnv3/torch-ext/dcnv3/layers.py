@@ -6,10 +6,10 @@ from typing import Optional
 import torch
 from torch import nn
 
-from . import dcnv3
+from . import dcnv3, fused
 
 
-__all__ = ["DCNv3"]
+__all__ = ["DCNv3", "InternImageLayer"]
 
 
 class DCNv3(nn.Module):
@@ -40,3 +40,34 @@ class DCNv3(nn.Module):
             value, offset, mask, center_scale, kernel_size, stride, padding, dilation, num_groups, offset_scale,
             remove_center, softmax,
         )  # fmt: skip
+
+
+class InternImageLayer(nn.Module):
+    """
+    The forward method of InternImage's `InternImageLayer` module, for inference on a CPU in two operators around each
+    DCNv3: see `fused`. Everything else runs the model's own forward method: see `fused.can_fuse`.
+    """
+
+    has_backward = True  # by the model's own forward method
+    can_torch_compile = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not fused.can_fuse(self, hidden_states):
+            return type(self).forward(self, hidden_states)
+        norm_out1, norm_out2 = (
+            (self.norm1, self.norm2) if self.post_norm else (self.res_post_norm1, self.res_post_norm2)
+        )
+        normalized = hidden_states if self.post_norm else self.norm1(hidden_states)
+        sampled = self.dcn.sample(*fused.sampling(self.dcn, normalized))
+        hidden_states = fused.branch(
+            sampled, hidden_states, output=self.dcn.output_proj, norm_out=norm_out1, scale=self.layer_scale1
+        )
+        return fused.branch(
+            hidden_states,
+            hidden_states,
+            norm_in=None if self.post_norm else self.norm2,
+            hidden=self.mlp.fc1,
+            output=self.mlp.fc2,
+            norm_out=norm_out2,
+            scale=self.layer_scale2,
+        )

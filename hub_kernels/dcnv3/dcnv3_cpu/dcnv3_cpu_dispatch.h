@@ -1,0 +1,83 @@
+// Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+//
+// Which inner loops run: the choice of instruction set and dtype.
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "dcnv3_cpu.h"
+
+namespace dcnv3 {
+
+enum class Arch { portable, avx2, avx512 };
+
+// The widest instruction set of this processor, or a narrower one named by DCNV3_CPU_ARCH (for tests).
+inline Arch detect_arch() {
+#if defined(__x86_64__)
+  Arch best = Arch::portable;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    best = Arch::avx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      best = Arch::avx512;
+    }
+  }
+  char const* const wanted = std::getenv("DCNV3_CPU_ARCH");
+  if (wanted != nullptr) {
+    Arch const limit = std::strcmp(wanted, "portable") == 0 ? Arch::portable
+        : std::strcmp(wanted, "avx2") == 0                  ? Arch::avx2
+                                                            : Arch::avx512;
+    best = std::min(best, limit);
+  }
+  return best;
+#else
+  return Arch::portable;
+#endif
+}
+
+inline Arch arch() {
+  static Arch const detected = detect_arch();
+  return detected;
+}
+
+// Calls `body` with a null pointer of the storage type of a dtype.
+template <typename Body>
+void dispatch(torch::headeronly::ScalarType dtype, Body const& body) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float:
+      return body(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return body(static_cast<double*>(nullptr));
+    case ScalarType::Half:
+      return body(static_cast<Half*>(nullptr));
+    default:  // `check_arguments` lets no other dtype through
+      return body(static_cast<BFloat16*>(nullptr));
+  }
+}
+
+// Memory of one thread that begins at a cache line, so that no vector spans two.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size) : memory_(static_cast<T*>(::operator new(size * sizeof(T), kLine))) {}
+  ~Scratch() {
+    ::operator delete(memory_, kLine);
+  }
+  Scratch(Scratch const&) = delete;
+  Scratch& operator=(Scratch const&) = delete;
+  T* data() const {
+    return memory_;
+  }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  T* const memory_;
+};
+
+}  // namespace dcnv3

@@ -1,0 +1,416 @@
+// Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
+//
+// Inner loops of the fused operators (see `Branch` and `Sampling` in dcnv3_cpu.h): an InternImage layer in inference.
+// Included by one source file per instruction set.
+//
+// Pixels are taken in panels of 2 * kLanes. A panel is stored channel by channel, `panel[channel][pixel]`, so that a
+// linear layer is a product of its weights, as they are, with a panel: nothing is packed. All that happens between two
+// tensors happens in panels, which stay in the cache: bias and GELU in the registers of the product, LayerNorm with a
+// pixel per lane.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "dcnv3_cpu_vectors.h"
+
+namespace dcnv3 {
+namespace DCNV3_CPU_ARCH {
+
+constexpr int kPanel = 2 * kLanes;            // pixels
+constexpr int kRows = kLanes >= 16 ? 12 : 6;  // output channels of a tile, whose sums are registers
+constexpr int64_t kDepth = 256;               // input channels that a tile takes at a time: they fit the nearest cache
+constexpr int64_t kSumDepth = 64;
+
+template <typename T>
+using Lanes = Vec<T, kLanes>;
+
+template <typename V>
+inline V square_root(V x) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    x[lane] = __builtin_sqrt(x[lane]);
+  }
+  return x;
+}
+
+// max(x, 0) - |x| * h, where h is the normal distribution's tail beyond |x|: e^(-x^2 / 2) * t * P(t) with
+// t = 1 / (1 + 0.325 |x|). P and the polynomial of 2^f, |f| <= 1/2, are minimax fits: h is exact to 4e-9 of its root.
+inline Lanes<float> gelu(Lanes<float> x) {
+  using F = Lanes<float>;
+  using I = Vec<int32_t, kLanes>;
+  F magnitude = bit_cast<F>(bit_cast<I>(x) & 0x7fffffff);
+  magnitude = magnitude > 10.0f ? F{} + 10.0f : magnitude;  // there, h is 1e-23: numbers stay normal, infinity is gone
+  F const t = 1.0f / (magnitude * 0.325f + 1.0f);
+  F p = t * 0.04632710665464401f - 0.23363015055656433f;
+  p = p * t + 0.3743670582771301f;
+  p = p * t - 0.13151054084300995f;
+  p = p * t + 0.20158667862415314f;
+  p = p * t + 0.11159353703260422f;
+  p = p * t + 0.13126631081104279f;
+  F const exponent = magnitude * magnitude * -0.72134752044448170f;  // of 2
+  F const shifted = exponent + 12582912.0f;  // 1.5 * 2^23: the lowest bits are the nearest integer
+  F const f = exponent - (shifted - 12582912.0f);
+  F e = f * 0.001327646430581808f + 0.009675540961325169f;
+  e = e * f + 0.05550713464617729f;
+  e = e * f + 0.24022120237350464f;
+  e = e * f + 0.6931469440460205f;
+  e = e * f + 1.0000001192092896f;
+  e = bit_cast<F>(bit_cast<I>(e) + (bit_cast<I>(shifted) << 23));
+  return (x > 0.0f ? x : F{}) - magnitude * (e * (p * t));
+}
+
+inline Lanes<double> gelu(Lanes<double> x) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    x[lane] *= 0.5 * __builtin_erfc(x[lane] * -0.70710678118654752440);
+  }
+  return x;
+}
+
+// --- Between rows of pixels in memory and panels ------------------------------------------------------------------------
+
+template <int Step, typename V, int... I>
+inline void swap_blocks(V& x, V& y, std::integer_sequence<int, I...>) {
+  V const first = __builtin_shufflevector(x, y, ((I & Step) == 0 ? I : kLanes + I - Step)...);
+  y = __builtin_shufflevector(x, y, ((I & Step) == 0 ? I + Step : kLanes + I)...);
+  x = first;
+}
+
+// Rows become columns: log2(kLanes) rounds, each of which exchanges blocks of `Step` elements.
+template <int Step = 1, typename V>
+inline void transpose(V (&rows)[kLanes]) {
+  if constexpr (Step < kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & Step) == 0) {
+        swap_blocks<Step>(rows[i], rows[i + Step], std::make_integer_sequence<int, kLanes>{});
+      }
+    }
+    transpose<2 * Step>(rows);
+  }
+}
+
+// `count` <= kLanes rows of `channels` numbers -> `panel[channel][0 .. kLanes)`. Lanes without a pixel repeat the last.
+template <typename scalar_t, typename T>
+inline void load_pixels(scalar_t const* rows, int64_t channels, int64_t count, T* panel) {
+  int64_t channel = 0;
+  for (; channel + kLanes <= channels; channel += kLanes) {
+    Lanes<T> block[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      block[i] = load<kLanes>(rows + std::min(i, count - 1) * channels + channel);
+    }
+    transpose(block);
+    for (int i = 0; i < kLanes; ++i) {
+      store<kLanes>(panel + (channel + i) * kPanel, block[i]);
+    }
+  }
+  for (; channel < channels; ++channel) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      panel[channel * kPanel + i] = load_one(rows + std::min(i, count - 1) * channels + channel);
+    }
+  }
+}
+
+// The way back: the first `count` lanes -> rows, with `residual` (rows of the same kind, or null) added.
+template <typename scalar_t, typename T>
+inline void store_pixels(
+    T const* panel, int64_t channels, int64_t count, scalar_t const* residual, scalar_t* rows) {
+  int64_t channel = 0;
+  for (; channel + kLanes <= channels; channel += kLanes) {
+    Lanes<T> block[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      block[i] = load<kLanes>(panel + (channel + i) * kPanel);
+    }
+    transpose(block);
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t const index = i * channels + channel;
+      store<kLanes>(rows + index, residual == nullptr ? block[i] : load<kLanes>(residual + index) + block[i]);
+    }
+  }
+  for (; channel < channels; ++channel) {
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t const index = i * channels + channel;
+      T const number = panel[channel * kPanel + i];
+      store_one(rows + index, residual == nullptr ? number : load_one(residual + index) + number);
+    }
+  }
+}
+
+// Where the pixel with this number, a multiple of kLanes, is in consecutive panels.
+template <typename T>
+inline T* panel_of(T* panels, int64_t channels, int64_t pixel) {
+  return panels + pixel / kPanel * kPanel * channels + pixel % kPanel;
+}
+
+// Pixels [first, first + count) of a tensor, whole panels and perhaps the first half of one more.
+template <typename scalar_t, typename T>
+inline void load_panels(scalar_t const* tensor, int64_t channels, int64_t first, int64_t count, T* panels) {
+  for (int64_t pixel = 0; pixel < count; pixel += kLanes) {
+    load_pixels(
+        tensor + (first + pixel) * channels, channels, std::min<int64_t>(kLanes, count - pixel),
+        panel_of(panels, channels, pixel));
+  }
+}
+
+template <typename scalar_t, typename T>
+inline void store_panels(
+    T const* panels, int64_t channels, int64_t first, int64_t count, scalar_t const* residual, scalar_t* tensor) {
+  for (int64_t pixel = 0; pixel < count; pixel += kLanes) {
+    int64_t const index = (first + pixel) * channels;
+    store_pixels(
+        panel_of(panels, channels, pixel), channels, std::min<int64_t>(kLanes, count - pixel),
+        residual == nullptr ? nullptr : residual + index, tensor + index);
+  }
+}
+
+// --- What happens in panels -------------------------------------------------------------------------------------------
+
+// Every function below takes `units`, the number of kLanes pixels in its panels.
+
+// R output channels of V * kLanes pixels: output[n][pixel] = sum over k of weight[n][k] * input[k][pixel], added to
+// `bias`, or to what is there without one. Sums of kSumDepth products are added up on their own, as they round less.
+template <int R, int V, typename T, typename Finish>
+inline void tile(
+    T const* weight, int64_t weight_stride, T const* input, int64_t depth, T const* bias, T* output, bool is_last,
+    Finish const& finish) {
+  for (int64_t start = 0; start < depth; start += kSumDepth) {
+    int64_t const end = std::min(depth, start + kSumDepth);
+    Lanes<T> sums[R][V] = {};  // registers, as long as every loop over them is unrolled
+    for (int64_t k = start; k < end; ++k) {
+      Lanes<T> pixels[V];
+      for (int v = 0; v < V; ++v) {
+        pixels[v] = load<kLanes>(input + k * kPanel + v * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) {
+          sums[r][v] += weight[r * weight_stride + k] * pixels[v];
+        }
+      }
+    }
+    bool const is_finished = is_last && end == depth;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) {
+        T* const target = output + r * kPanel + v * kLanes;
+        Lanes<T> const sum = sums[r][v] + (start == 0 && bias != nullptr ? Lanes<T>{} + bias[r] : load<kLanes>(target));
+        store<kLanes>(target, is_finished ? finish(sum) : sum);
+      }
+    }
+  }
+}
+
+// Calls `body` with the number of rows of a tile as a constant.
+template <int R = kRows, typename Body>
+inline void with_rows(int64_t rows, Body const& body) {
+  if constexpr (R > 1) {
+    if (rows < R) {
+      return with_rows<R - 1>(rows, body);
+    }
+  }
+  body.template operator()<R>();
+}
+
+// A linear layer and `finish`, an elementwise function.
+template <typename scalar_t, typename T, typename Finish>
+inline void product(
+    Linear<scalar_t> const& linear, T const* input, int64_t units, T* output, Finish const& finish) {
+  alignas(64) T converted[sizeof(scalar_t) == sizeof(T) ? 1 : kRows * kDepth];
+  T bias[kRows];
+  int64_t const in = linear.in_features, out = linear.out_features;
+  for (int64_t start = 0; start < in; start += kDepth) {
+    int64_t const depth = std::min(kDepth, in - start);
+    bool const is_last = start + depth == in;
+    for (int64_t row = 0; row < out; row += kRows) {
+      int64_t const rows = std::min<int64_t>(kRows, out - row);
+      scalar_t const* const stored = linear.weight + row * in + start;
+      T const* weight = converted;
+      int64_t weight_stride = kDepth;
+      if constexpr (sizeof(scalar_t) == sizeof(T)) {
+        weight = stored;
+        weight_stride = in;
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t k = 0; k < depth; ++k) {
+            converted[r * kDepth + k] = load_one(stored + r * in + k);
+          }
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        bias[r] = linear.bias == nullptr ? 0 : load_one(linear.bias + row + r);
+      }
+      auto const multiply = [&]<int R, int V>(int64_t unit) {
+        tile<R, V, T>(
+            weight, weight_stride, input + unit * in * kLanes + start * kPanel, depth, start == 0 ? bias : nullptr,
+            output + unit * out * kLanes + row * kPanel, is_last, finish);
+      };
+      with_rows(rows, [&]<int R>() {
+        int64_t unit = 0;
+        for (; unit + 2 <= units; unit += 2) {
+          multiply.template operator()<R, 2>(unit);
+        }
+        if (unit < units) {
+          multiply.template operator()<R, 1>(unit);
+        }
+      });
+    }
+  }
+}
+
+// LayerNorm over the channels of every pixel, then `finish`, in place.
+template <typename scalar_t, typename T, typename Finish>
+inline void normalize(Norm<scalar_t> const& norm, int64_t channels, int64_t units, T* panels, Finish const& finish) {
+  for (int64_t unit = 0; unit < units; ++unit) {
+    T* const panel = panel_of(panels, channels, unit * kLanes);
+    Lanes<T> mean{}, variance{};
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      mean += load<kLanes>(panel + channel * kPanel);
+    }
+    mean /= static_cast<T>(channels);
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      Lanes<T> const distance = load<kLanes>(panel + channel * kPanel) - mean;
+      variance += distance * distance;
+    }
+    Lanes<T> const scale = 1 / square_root(variance / static_cast<T>(channels) + static_cast<T>(norm.eps));
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      T* const pixels = panel + channel * kPanel;
+      Lanes<T> normalized = (load<kLanes>(pixels) - mean) * scale;
+      normalized = normalized * load_one(norm.weight + channel) + load_one(norm.bias + channel);
+      store<kLanes>(pixels, finish(normalized));
+    }
+  }
+}
+
+template <typename scalar_t, typename T>
+inline void scale_channels(scalar_t const* scale, int64_t channels, int64_t units, T* panels) {
+  for (int64_t unit = 0; unit < units; ++unit) {
+    T* const panel = panel_of(panels, channels, unit * kLanes);
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      T* const pixels = panel + channel * kPanel;
+      store<kLanes>(pixels, load<kLanes>(pixels) * load_one(scale + channel));
+    }
+  }
+}
+
+// The depthwise convolution at one pixel -> `channels` numbers. `weight` is (kernel_size^2, channels).
+template <typename scalar_t, typename T>
+inline void convolve(
+    Sampling<scalar_t> const& s, T const* weight, T const* bias, scalar_t const* image, int64_t row, int64_t column,
+    T* output) {
+  int64_t const padding = s.kernel_size / 2, channels = s.channels;
+  int64_t const top = std::max<int64_t>(0, row - padding), bottom = std::min(s.height, row + padding + 1);
+  int64_t const left = std::max<int64_t>(0, column - padding), right = std::min(s.width, column + padding + 1);
+  auto const convolve_lanes = [&]<int N>(int64_t channel) {
+    auto sum = load<N>(bias + channel);
+    for (int64_t y = top; y < bottom; ++y) {
+      for (int64_t x = left; x < right; ++x) {
+        int64_t const tap = (y - row + padding) * s.kernel_size + x - column + padding;
+        sum += load<N>(weight + tap * channels + channel) * load<N>(image + (y * s.width + x) * channels + channel);
+      }
+    }
+    store<N>(output + channel, sum);
+  };
+  int64_t channel = 0;
+  for (; channel + kLanes <= channels; channel += kLanes) {
+    convolve_lanes.template operator()<kLanes>(channel);
+  }
+  for (; channel < channels; ++channel) {
+    convolve_lanes.template operator()<1>(channel);
+  }
+}
+
+// --- The operators ----------------------------------------------------------------------------------------------------
+
+struct Identity {
+  template <typename V>
+  V operator()(V x) const {
+    return x;
+  }
+};
+struct Gelu {
+  template <typename V>
+  V operator()(V x) const {
+    return gelu(x);
+  }
+};
+
+template <typename scalar_t>
+void branch(
+    Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
+  using T = scratch_of<scalar_t>;
+  int64_t const in = b.in_features(), hidden = b.hidden.out_features, out = b.output.out_features;
+  T *const input = scratch, *const between = input + run * in, *const output = between + run * hidden;
+  for (int64_t first = begin; first < end; first += run) {
+    int64_t const count = std::min(run, end - first), units = (count + kLanes - 1) / kLanes;
+    load_panels(b.input, in, first, count, input);
+    if (b.norm_in.weight != nullptr) {
+      normalize(b.norm_in, in, units, input, Identity{});
+    }
+    if (b.hidden.weight != nullptr) {
+      product(b.hidden, input, units, between, Gelu{});
+    }
+    product(b.output, b.hidden.weight != nullptr ? between : input, units, output, Identity{});
+    if (b.norm_out.weight != nullptr) {
+      normalize(b.norm_out, out, units, output, Identity{});
+    }
+    if (b.scale != nullptr) {
+      scale_channels(b.scale, out, units, output);
+    }
+    store_panels(output, out, first, count, b.residual, b.result);
+  }
+}
+
+template <typename scalar_t>
+void sampling(
+    Sampling<scalar_t> const& s, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
+  using T = scratch_of<scalar_t>;
+  int64_t const channels = s.channels, taps = s.kernel_size * s.kernel_size;
+  T *const input = scratch, *const output = input + run * channels;
+  T *const weight = output + run * s.widest(), *const bias = weight + taps * channels;
+  T* const rows = bias + channels;
+  bool const has_convolution = s.convolution_weight != nullptr;
+  for (int64_t channel = 0; has_convolution && channel < channels; ++channel) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      weight[tap * channels + channel] = load_one(s.convolution_weight + channel * taps + tap);
+    }
+    bias[channel] = s.convolution_bias == nullptr ? 0 : load_one(s.convolution_bias + channel);
+  }
+  for (int64_t first = begin; first < end; first += run) {
+    int64_t const count = std::min(run, end - first), units = (count + kLanes - 1) / kLanes;
+    load_panels(s.input, channels, first, count, input);
+    product(s.projection, input, units, output, Identity{});
+    store_panels<scalar_t, T>(output, s.projection.out_features, first, count, nullptr, s.value);
+    if (has_convolution) {
+      for (int64_t pixel = 0; pixel < count; pixel += kLanes) {
+        int64_t const pixels = std::min<int64_t>(kLanes, count - pixel);
+        for (int64_t i = 0; i < pixels; ++i) {
+          int64_t const index = first + pixel + i, image = index / (s.height * s.width);
+          convolve(
+              s, weight, bias, s.input + image * s.height * s.width * channels, index / s.width % s.height,
+              index % s.width, rows + i * channels);
+        }
+        load_pixels(rows, channels, pixels, panel_of(input, channels, pixel));
+      }
+      if (s.norm.weight != nullptr) {
+        normalize(s.norm, channels, units, input, Gelu{});
+      }
+    }
+    for (int i = 0; i < s.num_heads; ++i) {
+      product(s.heads[i], input, units, output, Identity{});
+      store_panels<scalar_t, T>(output, s.heads[i].out_features, first, count, nullptr, s.parameters[i]);
+    }
+  }
+}
+
+#define DCNV3_CPU_INSTANTIATE_FUSED(scalar_t)                               \
+  template void branch<scalar_t>(                                                                  \
+      Branch<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);                  \
+  template void sampling<scalar_t>(                                                                \
+      Sampling<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);
+#define DCNV3_CPU_INSTANTIATE_ALL_FUSED  \
+  DCNV3_CPU_INSTANTIATE_FUSED(float)     \
+  DCNV3_CPU_INSTANTIATE_FUSED(double)    \
+  DCNV3_CPU_INSTANTIATE_FUSED(Half)      \
+  DCNV3_CPU_INSTANTIATE_FUSED(BFloat16)
+
+}  // namespace DCNV3_CPU_ARCH
+}  // namespace dcnv3
