@@ -252,7 +252,7 @@ def test_missing_runtime(tmp_path, monkeypatch):
 
 def test_kernel_stays_out_of_the_file(traced, tmp_path, caplog, monkeypatch):
     model = classifier()
-    kernel_layers = dict.fromkeys(kernel_integration.KERNEL_LAYERS, OtherKernel)
+    kernel_layers = kernel_integration.KERNEL_LAYERS | {"DCNv3": OtherKernel}
     monkeypatch.setattr(kernel_integration, "_load_kernel_layers", lambda *args: kernel_layers)
     use_dcnv3_kernel(model)
     logger = onnx_export.logger
