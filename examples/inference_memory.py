@@ -27,7 +27,7 @@ import torch
 from conversion.checkpoints import CHECKPOINTS, find_checkpoint
 from conversion.convert_checkpoint import empty_model
 from conversion.heads import HEADS
-from examples.benchmark import machine_description, peak_memory_mib
+from examples.benchmark.measuring import machine_description, peak_memory_mib
 from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import DinoDetrConfig, use_dcnv3_kernel
 

@@ -25,7 +25,8 @@ import openvino
 import torch
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
-from examples.benchmark import build_models, machine_description, time_in_turn
+from examples.benchmark.measuring import machine_description, time_in_turn
+from examples.benchmark.models import build_models
 from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage.export import export_onnx
 

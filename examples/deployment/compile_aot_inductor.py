@@ -19,7 +19,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
-from examples.benchmark import machine_description, time_in_turn
+from examples.benchmark.measuring import machine_description, time_in_turn
 from examples.output_files import check_outputs, mark_of, write_json
 
 

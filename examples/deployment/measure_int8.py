@@ -21,7 +21,7 @@ import numpy as np
 from transformers import AutoConfig, AutoImageProcessor
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
-from examples.benchmark import machine_description
+from examples.benchmark.measuring import machine_description
 from examples.deployment.quantize import DEFAULT_PICTURES, RUNTIMES, CalibrationInputs, find_pictures, quantize_export
 from examples.output_files import check_outputs, mark_of, write_json
 

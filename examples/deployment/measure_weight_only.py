@@ -27,7 +27,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from conversion.checkpoints import find_checkpoint
 from conversion.convert_checkpoint import empty_model
-from examples.benchmark import machine_description
+from examples.benchmark.measuring import machine_description
 from examples.deployment.finetune_int8_lora import FLOAT_MODULES, load_int8_model
 from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import InternImageForImageClassification

@@ -19,7 +19,7 @@ import torch
 
 from conversion.checkpoints import find_checkpoint
 from conversion.heads import HEADS
-from examples.benchmark import machine_description, time_in_turn
+from examples.benchmark.measuring import machine_description, time_in_turn
 from examples.output_files import check_outputs, mark_of, write_json
 from modeling_internimage import use_dcnv3_kernel
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..kernel_integration import use_dcnv3_kernel
 from ..modeling_internimage import DCNv3, InternImageDCNv3, InternImageDCNv4, InternImageMLP
 from .adaptive_pooling import ExportableAdaptiveAvgPool2d
 from .deform_conv import DeformConvDCNv3, DeformConvDCNv4, pointwise_convolution
@@ -70,7 +71,7 @@ def prepare_for_export(model: Model, operator: str) -> Model:
         raise ValueError(f"`operator` must be one of {', '.join(map(repr, REPLACEMENTS))}, got {operator!r}.")
     # What `deepcopy` finds here, by its identity, counts as copied already.
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    model = copy.deepcopy(model, shared)
+    model = use_dcnv3_kernel(copy.deepcopy(model, shared), enabled=False)
     _replace_children(model, REPLACEMENTS[operator])
     return model.eval()  # also the new modules
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from testing_utils import REPOSITORY
 
-from examples.benchmark import peak_memory_mib
+from examples.benchmark.measuring import peak_memory_mib
 from examples.inference_memory import markdown_table, measure
 from modeling_internimage import SegformerHeadConfig, SegformerHeadForSemanticSegmentation
 

@@ -104,7 +104,7 @@ COMMANDS = {
     "object_detection.photographs_with_objects": (["--output_dir", "{}"], "annotations.json"),
     "object_detection.photographs_with_objects, model": (["--output_dir", "{}", "--model", "x"], "detections.png"),
     "image_classification.classify_digits": (["--model", "{}"], "predictions.png"),
-    "benchmark": (["--output", "{}/a.json"], "a.json"),
+    "benchmark.__main__": (["--output", "{}/a.json"], "a.json"),
     "deployment.benchmark": (["--output", "{}/a.json"], "a.json"),
     "deployment.measure_int8": (["--model", "x", "--calibration_dir", "{}", "--output", "{}/a.json"], "a.json"),
     "deployment.measure_weight_only": (["--output", "{}/a.json"], "a.json"),

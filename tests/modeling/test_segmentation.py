@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
-from examples.benchmark import peak_memory_mib
+from examples.benchmark.measuring import peak_memory_mib
 from modeling_internimage import (
     SegformerHeadConfig,
     SegformerHeadForSemanticSegmentation,

@@ -35,11 +35,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cuda(
     std::optional<Tensor> const& center_scale, int64_t kernel_size, int64_t stride, int64_t padding,
     int64_t dilation, int64_t num_groups, double offset_scale, bool remove_center, bool softmax);
 
-// Parts of an InternImage layer in inference, without gradients. See torch-ext/dcnv3/__init__.py for the arguments.
+// Parts of an InternImage layer in inference, without gradients. See torch-ext/dcnv3/fused.py.
 Tensor branch_cpu(
     Tensor const& hidden_states, std::optional<Tensor> const& residual, std::optional<Tensor> const& norm_in_weight,
     std::optional<Tensor> const& norm_in_bias, double norm_in_eps, std::optional<Tensor> const& hidden_weight,
-    std::optional<Tensor> const& hidden_bias, Tensor const& output_weight, std::optional<Tensor> const& output_bias,
+    std::optional<Tensor> const& hidden_bias, std::optional<Tensor> const& output_weight,
+    std::optional<Tensor> const& output_bias,
     std::optional<Tensor> const& norm_out_weight, std::optional<Tensor> const& norm_out_bias, double norm_out_eps,
     std::optional<Tensor> const& scale);
 
@@ -50,6 +51,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampling_cpu(
     std::optional<Tensor> const& value_bias, Tensor const& offset_weight, std::optional<Tensor> const& offset_bias,
     Tensor const& mask_weight, std::optional<Tensor> const& mask_bias,
     std::optional<Tensor> const& center_scale_weight, std::optional<Tensor> const& center_scale_bias);
+
+Tensor features_cpu(
+    Tensor const& hidden_states, Tensor const& convolution_weight, std::optional<Tensor> const& convolution_bias,
+    std::optional<Tensor> const& norm_weight, std::optional<Tensor> const& norm_bias, double norm_eps);
 
 // Inference: gelu(layer_norm(depthwise_convolution(hidden_states))) with stride 1 and the padding that keeps the size.
 // hidden_states is (batch_size, height, width, channels), weight (channels, 1, kernel_size, kernel_size), the rest

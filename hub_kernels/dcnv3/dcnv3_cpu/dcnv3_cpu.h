@@ -32,7 +32,7 @@ using scratch_of = typename ScratchType<scalar_t>::type;
 
 // --- Parts of an InternImage layer in inference ------------------------------------------------------------------------
 
-// out_features x in_features weights; `bias` may be null.
+// out_features x in_features weights; `bias` may be null. Without weights, the product is done already.
 template <typename scalar_t>
 struct Linear {
   scalar_t const* weight;
@@ -48,8 +48,8 @@ struct Norm {
   double eps;
 };
 
-// result = residual + scale * norm_out(output(GELU(hidden(norm_in(input))))) for every pixel. All but `output` may be
-// absent: null pointers.
+// result = residual + scale * norm_out(output(GELU(hidden(norm_in(input))))) for every pixel. Residual, scale and norms
+// may be null pointers; without `hidden`, which has 0 features then, there is no GELU.
 template <typename scalar_t>
 struct Branch {
   scalar_t const* input;
@@ -60,7 +60,7 @@ struct Branch {
   Linear<scalar_t> hidden, output;
 
   int64_t in_features() const {
-    return hidden.weight == nullptr ? output.in_features : hidden.in_features;
+    return hidden.out_features == 0 ? output.in_features : hidden.in_features;
   }
   int64_t channels_per_pixel() const {
     return in_features() + hidden.out_features + output.out_features;
@@ -75,7 +75,7 @@ constexpr int kMaxParameters = 3;  // offsets, masks, gates
 
 // value = projection(input) and parameters[i] = heads[i](features) for every pixel, where the features are
 // GELU(norm(convolution(input))), with a depthwise convolution of an odd kernel. Convolution and norm (which goes with
-// GELU) may be absent: null pointers.
+// GELU) may be null pointers. Without heads, `value` becomes the features.
 template <typename scalar_t>
 struct Sampling {
   scalar_t const* input;

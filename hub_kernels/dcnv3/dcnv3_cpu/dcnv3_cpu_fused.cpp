@@ -47,8 +47,7 @@ class Reader {
       char const* weight_name, char const* bias_name, std::optional<Tensor> const& weight,
       std::optional<Tensor> const& bias, int64_t in_features) {
     if (!weight.has_value()) {
-      STD_TORCH_CHECK(!bias.has_value(), "`", bias_name, "` needs `", weight_name, "`, which is None.");
-      return {nullptr, nullptr, 0, 0};
+      return {nullptr, read(bias_name, bias, {in_features}), in_features, in_features};
     }
     STD_TORCH_CHECK(
         weight->dim() == 2, "`", weight_name, "` must have two dimensions, got ",
@@ -127,6 +126,10 @@ void run(
 constexpr int64_t kScratchBytes = 384 << 10;  // of a thread: fits the second-level cache beside the weights
 constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weights would be read too often
 
+int64_t lanes() {
+  return arch() == Arch::avx512 ? 16 : arch() == Arch::avx2 ? 8 : 4;
+}
+
 // Splits the pixels among threads, in whole vectors.
 template <typename scalar_t, typename Operator>
 void run_all(Tensor const& hidden_states, Operator const& op) {
@@ -135,8 +138,8 @@ void run_all(Tensor const& hidden_states, Operator const& op) {
   int64_t const channels = op.channels_per_pixel();
   int64_t const fitting = kScratchBytes / static_cast<int64_t>(sizeof(T)) / channels / kMinRun * kMinRun;
   with_memory(hidden_states, [&] {
-    torch::stable::parallel_for(0, (pixels + kMaxLanes - 1) / kMaxLanes, 1, [&](int64_t begin, int64_t end) {
-      int64_t const first = begin * kMaxLanes, last = std::min(end * kMaxLanes, pixels);
+    torch::stable::parallel_for(0, (pixels + lanes() - 1) / lanes(), 1, [&](int64_t begin, int64_t end) {
+      int64_t const first = begin * lanes(), last = std::min(end * lanes(), pixels);
       int64_t const share = (last - first + kMinRun - 1) / kMinRun * kMinRun;
       int64_t const size = std::min(share, std::clamp(fitting, kMinRun, kMaxRun));
       Scratch<T> const scratch(size * channels + op.fixed_size());
@@ -145,25 +148,57 @@ void run_all(Tensor const& hidden_states, Operator const& op) {
   });
 }
 
+template <typename scalar_t>
+Sampling<scalar_t> read_features(
+    Reader<scalar_t>& reader, Tensor const& hidden_states, std::optional<Tensor> const& convolution_weight,
+    std::optional<Tensor> const& convolution_bias, std::optional<Tensor> const& norm_weight,
+    std::optional<Tensor> const& norm_bias, double norm_eps) {
+  Sampling<scalar_t> s = {};
+  s.batch_size = hidden_states.size(0);
+  s.height = hidden_states.size(1);
+  s.width = hidden_states.size(2);
+  s.channels = hidden_states.size(3);
+  s.input = reader.read_pixels("hidden_states", hidden_states, s.channels);
+  s.kernel_size = 1;
+  if (convolution_weight.has_value()) {
+    s.kernel_size = convolution_weight->dim() == 4 ? convolution_weight->size(3) : 0;
+    STD_TORCH_CHECK(
+        s.kernel_size % 2 == 1,
+        "`convolution_weight` must have shape (channels, 1, kernel_size, kernel_size) with an odd `kernel_size`, got ",
+        shape_string(convolution_weight->sizes().data(), convolution_weight->dim()), ".");
+  }
+  s.convolution_weight =
+      reader.read("convolution_weight", convolution_weight, {s.channels, 1, s.kernel_size, s.kernel_size});
+  s.convolution_bias = reader.read("convolution_bias", convolution_bias, {s.channels});
+  s.norm = reader.norm("norm_weight", "norm_bias", norm_weight, norm_bias, norm_eps, s.channels);
+  STD_TORCH_CHECK(
+      s.convolution_weight != nullptr || (s.convolution_bias == nullptr && s.norm.weight == nullptr),
+      "`convolution_bias` and `norm_weight` need `convolution_weight`, which is None.");
+  return s;
+}
+
 }  // namespace
 
 Tensor branch_cpu(
     Tensor const& hidden_states, std::optional<Tensor> const& residual, std::optional<Tensor> const& norm_in_weight,
     std::optional<Tensor> const& norm_in_bias, double norm_in_eps, std::optional<Tensor> const& hidden_weight,
-    std::optional<Tensor> const& hidden_bias, Tensor const& output_weight, std::optional<Tensor> const& output_bias,
+    std::optional<Tensor> const& hidden_bias, std::optional<Tensor> const& output_weight,
+    std::optional<Tensor> const& output_bias,
     std::optional<Tensor> const& norm_out_weight, std::optional<Tensor> const& norm_out_bias, double norm_out_eps,
     std::optional<Tensor> const& scale) {
   check_hidden_states(hidden_states);
-  check_defined("output_weight", output_weight);
   Tensor result;
   dispatch(hidden_states.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
     Reader<scalar_t> reader(hidden_states);
     int64_t const channels = hidden_states.size(3);
     Branch<scalar_t> b;
-    b.hidden = reader.linear("hidden_weight", "hidden_bias", hidden_weight, hidden_bias, channels);
+    b.hidden = {nullptr, nullptr, channels, 0};
+    if (hidden_weight.has_value() || hidden_bias.has_value()) {
+      b.hidden = reader.linear("hidden_weight", "hidden_bias", hidden_weight, hidden_bias, channels);
+    }
     b.output = reader.linear(
         "output_weight", "output_bias", output_weight, output_bias,
-        b.hidden.weight == nullptr ? channels : b.hidden.out_features);
+        b.hidden.out_features == 0 ? channels : b.hidden.out_features);
     int64_t const out = b.output.out_features;
     b.norm_in = reader.norm("norm_in_weight", "norm_in_bias", norm_in_weight, norm_in_bias, norm_in_eps, channels);
     b.norm_out = reader.norm("norm_out_weight", "norm_out_bias", norm_out_weight, norm_out_bias, norm_out_eps, out);
@@ -188,33 +223,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampling_cpu(
   std::array<Tensor, 4> results;
   dispatch(hidden_states.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
     Reader<scalar_t> reader(hidden_states);
-    Sampling<scalar_t> s;
-    s.batch_size = hidden_states.size(0);
-    s.height = hidden_states.size(1);
-    s.width = hidden_states.size(2);
-    s.channels = hidden_states.size(3);
-    s.input = reader.read_pixels("hidden_states", hidden_states, s.channels);
-    s.kernel_size = 1;
-    if (convolution_weight.has_value()) {
-      s.kernel_size = convolution_weight->dim() == 4 ? convolution_weight->size(3) : 0;
-      STD_TORCH_CHECK(
-          s.kernel_size % 2 == 1,
-          "`convolution_weight` must have shape (channels, 1, kernel_size, kernel_size) with an odd `kernel_size`, "
-          "got ", shape_string(convolution_weight->sizes().data(), convolution_weight->dim()), ".");
-    }
-    s.convolution_weight =
-        reader.read("convolution_weight", convolution_weight, {s.channels, 1, s.kernel_size, s.kernel_size});
-    s.convolution_bias = reader.read("convolution_bias", convolution_bias, {s.channels});
-    s.norm = reader.norm("norm_weight", "norm_bias", norm_weight, norm_bias, norm_eps, s.channels);
-    STD_TORCH_CHECK(
-        s.convolution_weight != nullptr || (s.convolution_bias == nullptr && s.norm.weight == nullptr),
-        "`convolution_bias` and `norm_weight` need `convolution_weight`, which is None.");
+    Sampling<scalar_t> s = read_features(
+        reader, hidden_states, convolution_weight, convolution_bias, norm_weight, norm_bias, norm_eps);
     s.projection = reader.linear("value_weight", "value_bias", value_weight, value_bias, s.channels);
     s.heads[0] = reader.linear("offset_weight", "offset_bias", offset_weight, offset_bias, s.channels);
     s.heads[1] = reader.linear("mask_weight", "mask_bias", mask_weight, mask_bias, s.channels);
-    s.heads[2] = reader.linear(
-        "center_scale_weight", "center_scale_bias", center_scale_weight, center_scale_bias, s.channels);
-    s.num_heads = s.heads[2].weight == nullptr ? 2 : 3;
+    s.num_heads = 2;
+    if (center_scale_weight.has_value()) {
+      s.heads[s.num_heads++] = reader.linear(
+          "center_scale_weight", "center_scale_bias", center_scale_weight, center_scale_bias, s.channels);
+    }
     results[0] = make_pixels(hidden_states, s.projection.out_features);
     s.value = static_cast<scalar_t*>(results[0].mutable_data_ptr());
     for (int i = 0; i < kMaxParameters; ++i) {
@@ -224,6 +242,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampling_cpu(
     run_all<scalar_t>(hidden_states, s);
   });
   return {results[0], results[1], results[2], results[3]};
+}
+
+Tensor features_cpu(
+    Tensor const& hidden_states, Tensor const& convolution_weight, std::optional<Tensor> const& convolution_bias,
+    std::optional<Tensor> const& norm_weight, std::optional<Tensor> const& norm_bias, double norm_eps) {
+  check_hidden_states(hidden_states);
+  check_defined("convolution_weight", convolution_weight);
+  Tensor features = make_pixels(hidden_states, hidden_states.size(3));
+  dispatch(hidden_states.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
+    Reader<scalar_t> reader(hidden_states);
+    Sampling<scalar_t> s = read_features(
+        reader, hidden_states, std::optional<Tensor>(convolution_weight), convolution_bias, norm_weight, norm_bias,
+        norm_eps);
+    s.value = static_cast<scalar_t*>(features.mutable_data_ptr());
+    run_all<scalar_t>(hidden_states, s);
+  });
+  return features;
 }
 
 }  // namespace dcnv3

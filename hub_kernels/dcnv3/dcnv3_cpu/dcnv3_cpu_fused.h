@@ -214,6 +214,17 @@ inline void with_rows(int64_t rows, Body const& body) {
 template <typename scalar_t, typename T, typename Finish>
 inline void product(
     Linear<scalar_t> const& linear, T const* input, int64_t units, T* output, Finish const& finish) {
+  if (linear.weight == nullptr) {
+    for (int64_t unit = 0; unit < units; ++unit) {
+      for (int64_t channel = 0; channel < linear.out_features; ++channel) {
+        int64_t const index = channel * kPanel;
+        Lanes<T> const pixels = load<kLanes>(panel_of(input, linear.in_features, unit * kLanes) + index);
+        T const bias = linear.bias == nullptr ? 0 : load_one(linear.bias + channel);
+        store<kLanes>(panel_of(output, linear.out_features, unit * kLanes) + index, finish(pixels + bias));
+      }
+    }
+    return;
+  }
   alignas(64) T converted[sizeof(scalar_t) == sizeof(T) ? 1 : kRows * kDepth];
   T bias[kRows];
   int64_t const in = linear.in_features, out = linear.out_features;
@@ -345,10 +356,10 @@ void branch(
     if (b.norm_in.weight != nullptr) {
       normalize(b.norm_in, in, units, input, Identity{});
     }
-    if (b.hidden.weight != nullptr) {
+    if (hidden > 0) {
       product(b.hidden, input, units, between, Gelu{});
     }
-    product(b.output, b.hidden.weight != nullptr ? between : input, units, output, Identity{});
+    product(b.output, hidden > 0 ? between : input, units, output, Identity{});
     if (b.norm_out.weight != nullptr) {
       normalize(b.norm_out, out, units, output, Identity{});
     }
@@ -377,8 +388,10 @@ void sampling(
   for (int64_t first = begin; first < end; first += run) {
     int64_t const count = std::min(run, end - first), units = (count + kLanes - 1) / kLanes;
     load_panels(s.input, channels, first, count, input);
-    product(s.projection, input, units, output, Identity{});
-    store_panels<scalar_t, T>(output, s.projection.out_features, first, count, nullptr, s.value);
+    if (s.num_heads > 0) {
+      product(s.projection, input, units, output, Identity{});
+      store_panels<scalar_t, T>(output, s.projection.out_features, first, count, nullptr, s.value);
+    }
     if (has_convolution) {
       for (int64_t pixel = 0; pixel < count; pixel += kLanes) {
         int64_t const pixels = std::min<int64_t>(kLanes, count - pixel);
@@ -393,6 +406,9 @@ void sampling(
       if (s.norm.weight != nullptr) {
         normalize(s.norm, channels, units, input, Gelu{});
       }
+    }
+    if (s.num_heads == 0) {
+      store_panels<scalar_t, T>(input, channels, first, count, nullptr, s.value);
     }
     for (int i = 0; i < s.num_heads; ++i) {
       product(s.heads[i], input, units, output, Identity{});

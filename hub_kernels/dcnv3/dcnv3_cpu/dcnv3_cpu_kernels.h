@@ -46,10 +46,10 @@ inline Vec<opmath_of<scalar_t>, N> sum_windows(
   for_points(num_points, [&](int q) __attribute__((always_inline)) {
     scalar_t const* const window = image + block.index[first + q];
     for (int corner = 0; corner < kCorners; ++corner) {
-      sums[corner] += block.weight[corner][first + q] * load<N>(window + steps[corner]);
+      sums[corner] += block.weight[corner][first + q] * load_any_order<N>(window + steps[corner]);
     }
   });
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return in_order<N, scalar_t>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 template <typename V>

@@ -60,25 +60,45 @@ inline Vec<double, N> load(double const* pointer) {
   return values;
 }
 
+// Intrinsics for the 16-bit types, because GCC converts them piece by piece.
 template <int N>
 inline Vec<float, N> load(BFloat16 const* pointer) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    __m256i bits;
+    __builtin_memcpy(&bits, pointer, sizeof(bits));
+    return bit_cast<Vec<float, N>>(bit_cast<Vec<uint32_t, N>>(_mm512_maskz_cvtepu16_epi32(0xffff, bits)) << 16);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 8) {
+    __m128i bits;
+    __builtin_memcpy(&bits, pointer, sizeof(bits));
+    return bit_cast<Vec<float, N>>(bit_cast<Vec<uint32_t, N>>(_mm256_cvtepu16_epi32(bits)) << 16);
+  }
+#endif
   Vec<uint16_t, N> bits;
   __builtin_memcpy(&bits, pointer, sizeof(bits));
+  if constexpr (N == 4) {  // the upper halves of floats whose lower halves are zero
+    return bit_cast<Vec<float, N>>(__builtin_shufflevector(Vec<uint16_t, N>{}, bits, 0, 4, 1, 5, 2, 6, 3, 7));
+  }
   return bit_cast<Vec<float, N>>(__builtin_convertvector(bits, Vec<uint32_t, N>) << 16);
 }
 
 template <int N>
 inline Vec<float, N> load(Half const* pointer) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    __m256i bits;
+    __builtin_memcpy(&bits, pointer, sizeof(bits));
+    return bit_cast<Vec<float, N>>(_mm512_maskz_cvtph_ps(0xffff, bits));
+  }
+#endif
 #if defined(__F16C__)
-  if constexpr (N % 8 == 0) {
-    Vec<float, N> values;
-    for (int i = 0; i < N; i += 8) {
-      __m128i bits;
-      __builtin_memcpy(&bits, pointer + i, sizeof(bits));
-      __m256 const eight = _mm256_cvtph_ps(bits);
-      __builtin_memcpy(reinterpret_cast<char*>(&values) + i * sizeof(float), &eight, sizeof(eight));
-    }
-    return values;
+  if constexpr (N == 8) {
+    __m128i bits;
+    __builtin_memcpy(&bits, pointer, sizeof(bits));
+    return bit_cast<Vec<float, N>>(_mm256_cvtph_ps(bits));
   }
 #endif
   using Bits = Vec<uint32_t, N>;
@@ -116,14 +136,17 @@ inline void store(BFloat16* pointer, Vec<float, N> values) {
 
 template <int N>
 inline void store(Half* pointer, Vec<float, N> values) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    __m256i const bits = _mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(values), _MM_FROUND_TO_NEAREST_INT);
+    __builtin_memcpy(pointer, &bits, sizeof(bits));
+    return;
+  }
+#endif
 #if defined(__F16C__)
-  if constexpr (N % 8 == 0) {
-    for (int i = 0; i < N; i += 8) {
-      __m256 eight;
-      __builtin_memcpy(&eight, reinterpret_cast<char const*>(&values) + i * sizeof(float), sizeof(eight));
-      __m128i const bits = _mm256_cvtps_ph(eight, _MM_FROUND_TO_NEAREST_INT);
-      __builtin_memcpy(pointer + i, &bits, sizeof(bits));
-    }
+  if constexpr (N == 8) {
+    __m128i const bits = _mm256_cvtps_ph(bit_cast<__m256>(values), _MM_FROUND_TO_NEAREST_INT);
+    __builtin_memcpy(pointer, &bits, sizeof(bits));
     return;
   }
 #endif
@@ -161,6 +184,41 @@ inline void store_one(scalar_t* pointer, opmath_of<scalar_t> value) {
     store<1>(pointer, Vec<float, 1>{value});
   }
 }
+
+// --- Loads for sums ---------------------------------------------------------------------------------------------------
+
+// N values as float or double. Their order may differ from that in memory, but it is the same in every call: sums of such
+// vectors are put in order once, by `in_order`.
+template <int N, typename scalar_t>
+inline Vec<opmath_of<scalar_t>, N> load_any_order(scalar_t const* pointer) {
+  return load<N>(pointer);
+}
+
+template <int N, typename scalar_t>
+inline Vec<opmath_of<scalar_t>, N> in_order(Vec<opmath_of<scalar_t>, N> values) {
+  return values;
+}
+
+#if defined(__AVX512BW__)
+// The bits of a bfloat16 are the upper half of a float. The load copies the 16 numbers to both halves of a register; in each
+// quarter, one shuffle spreads four of them and puts zeros below. `load` needs two instructions on the execution ports that
+// also multiply and add.
+template <>
+inline Vec<float, 16> load_any_order<16>(BFloat16 const* pointer) {
+  __m256i bits;
+  __builtin_memcpy(&bits, pointer, sizeof(bits));
+  __m128i const first = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);  // -1: zero
+  __m128i const last = _mm_setr_epi8(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  __m128i const bytes[] = {first, first, last, last};
+  return bit_cast<Vec<float, 16>>(_mm512_maskz_shuffle_epi8(
+      ~uint64_t{0}, _mm512_maskz_broadcast_i32x8(0xffff, bits), _mm512_loadu_si512(bytes)));
+}
+
+template <>
+inline Vec<float, 16> in_order<16, BFloat16>(Vec<float, 16> values) {
+  return __builtin_shufflevector(values, values, 0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#endif
 
 // --- exp --------------------------------------------------------------------------------------------------------------
 

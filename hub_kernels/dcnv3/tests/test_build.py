@@ -183,8 +183,9 @@ def test_kernelize(mode, build):
 def test_other_instruction_sets(architecture, build):
     """The tests of this machine's instruction set cover one of the three. The essential ones run with the others."""
     variant_of("cpu", build)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_ops.py")]
-    command += ["-k", "parity or test_golden[ or wild or random_arguments or logits"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [str(ROOT / "tests" / name) for name in ("test_ops.py", "test_fused.py")]
+    command += ["-k", "parity or test_golden[ or wild or random_arguments or logits or branch or sampling"]
     environment = os.environ | {"DCNV3_CPU_ARCH": architecture}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-3000:]

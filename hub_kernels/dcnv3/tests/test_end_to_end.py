@@ -106,6 +106,12 @@ class CountFused(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def fused_module(model):
+    """The kernel's module `fused`."""
+    layer = next(module for module in model.modules() if type(module).__name__ == "InternImageLayer")
+    return inspect.getmodule(layer.forward.__func__).fused
+
+
 def randomize(model):
     """Weights that make every part of a layer matter."""
     torch.manual_seed(0)
@@ -130,15 +136,21 @@ def randomize(model):
     ids=str,
 )
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_fused_layers(variant, config, mode):
-    """In inference, an InternImage layer is three fused operators, and computes what the layer did."""
+@pytest.mark.parametrize("fast_products", [False, True])
+def test_fused_layers(variant, config, mode, fast_products, monkeypatch):
+    """
+    In inference, an InternImage layer is three fused operators, or four between PyTorch's products where the processor
+    is made for these, and computes what the layer did.
+    """
     config = InternImageConfig(embed_dim=24, depths=[1, 1], num_groups=[2, 6], num_labels=4, **config)
     model = randomize(InternImageForImageClassification(config)).double().eval()
     kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
+    monkeypatch.setattr(fused_module(kernelized), "_has_fast_products", lambda dtype: fast_products)
     images = torch.randn(2, 3, 70, 90, dtype=torch.float64)
     with mode(), CountFused() as fused:
         torch.testing.assert_close(kernelized(images).logits, model(images).logits, rtol=1e-10, atol=1e-10)
-    assert fused.count == 6
+    has_features = config.depthwise_kernel_size is not None
+    assert fused.count == 2 * (3 + has_features if fast_products else 3)
     use_dcnv3_kernel(kernelized, enabled=False)
     with mode(), CountFused() as fused:
         kernelized(images)
@@ -232,9 +244,7 @@ def test_golden_models(variant, name, dtype, tmp_path, monkeypatch):
         tmp_path, golden["config"], golden["keys"], golden["weights_seed"], dtype=dtype
     )
     use_dcnv3_kernel(model, strict=True)
-    layer = next(module for module in model.modules() if type(module).__name__ == "InternImageLayer")
-    fused = inspect.getmodule(inspect.unwrap(layer.forward).__func__).fused
-    monkeypatch.setattr(fused, "_PIXELS_PER_THREAD", 0)
+    monkeypatch.setattr(fused_module(model), "_PIXELS_PER_THREAD", 0)
     with CountFused() as counted:
         golden_numbers.assert_reduced_model(model, name)
     layers = sum(golden["config"]["depths"])

@@ -33,7 +33,12 @@ def branch_by_parts(tensors):
         output = layer_norm(output, output.shape[-1:], tensors["norm_in_weight"], tensors["norm_in_bias"], EPS)
     if tensors["hidden_weight"] is not None:
         output = gelu(linear(output, tensors["hidden_weight"], tensors["hidden_bias"]))
-    output = linear(output, tensors["output_weight"], tensors["output_bias"])
+    elif tensors["hidden_bias"] is not None:
+        output = gelu(output + tensors["hidden_bias"])
+    if tensors["output_weight"] is not None:
+        output = linear(output, tensors["output_weight"], tensors["output_bias"])
+    elif tensors["output_bias"] is not None:
+        output = output + tensors["output_bias"]
     if tensors["norm_out_weight"] is not None:
         output = layer_norm(output, output.shape[-1:], tensors["norm_out_weight"], tensors["norm_out_bias"], EPS)
     if tensors["scale"] is not None:
@@ -42,7 +47,7 @@ def branch_by_parts(tensors):
 
 
 def sampling_by_parts(tensors):
-    """`internimage_sampling` by PyTorch's operators."""
+    """`internimage_sampling` by PyTorch's operators, and the features that its products with weights begin with."""
     hidden_states = features = tensors["hidden_states"]
     weight = tensors["convolution_weight"]
     if weight is not None:
@@ -53,11 +58,12 @@ def sampling_by_parts(tensors):
     if tensors["norm_weight"] is not None:
         features = gelu(layer_norm(features, features.shape[-1:], tensors["norm_weight"], tensors["norm_bias"], EPS))
     inputs = {"value": hidden_states, "offset": features, "mask": features, "center_scale": features}
-    return [
+    outputs = [
         linear(pixels, tensors[f"{name}_weight"], tensors[f"{name}_bias"])
         for name, pixels in inputs.items()
         if tensors[f"{name}_weight"] is not None
     ]
+    return [*outputs, features.contiguous()]
 
 
 def assert_as_exact(outputs, by_parts, tensors):
@@ -88,9 +94,8 @@ def branch_shapes(pixels, channels, hidden, out, parts):
         "norm_out_bias": (out,),
         "scale": (out,),
     }
-    return {
-        name: shape if name in (*parts, "hidden_states", "output_weight") else None for name, shape in shapes.items()
-    }
+    present = {"hidden_states", *parts} | (set() if "products done" in parts else {"output_weight"})
+    return {name: shape if name in present else None for name, shape in shapes.items()}
 
 
 def run_branch(ops, tensors):
@@ -113,6 +118,13 @@ BRANCHES = {  # channels, hidden channels, output channels, what there is
     "projection": (37, 1, 50, ["output_bias", "norm_out_weight", "norm_out_bias", "residual", "scale"]),
     "deep": (300, 520, 5, ["hidden_weight", "scale"]),
     "single": (1, 3, 1, ["hidden_weight", "hidden_bias", "residual"]),
+    "bias and GELU": (52, 52, 52, ["products done", "hidden_bias"]),
+    "what follows a product": (
+        40,
+        1,
+        40,
+        ["products done", "output_bias", "norm_out_weight", "norm_out_bias", "residual", "scale"],
+    ),
 }
 
 
@@ -153,7 +165,8 @@ def test_sampling(ops, pixels, name, dtype):
     first, rest = list(tensors.values())[:5], list(tensors.values())[5:]
     outputs = ops.internimage_sampling(*first, EPS, *rest)
     outputs = outputs if "gate" in parts else outputs[:3]  # without a gate, the last one is empty
-    assert_as_exact(outputs, sampling_by_parts, tensors)
+    features = ops.internimage_features(*first, EPS) if has_convolution else tensors["hidden_states"]
+    assert_as_exact([*outputs, features], sampling_by_parts, tensors)
 
 
 def test_nothing_and_strides(ops):
@@ -177,7 +190,7 @@ def test_nothing_and_strides(ops):
         ("hidden_states", lambda t: t[0], r"`hidden_states` must have shape \(batch_size, height, width, channels\)"),
         ("norm_out_bias", lambda t: None, "`norm_out_weight` and `norm_out_bias` go together"),
         ("hidden_weight", lambda t: t[0], "`hidden_weight` must have two dimensions"),
-        ("hidden_weight", lambda t: None, "`hidden_bias` needs `hidden_weight`, which is None."),
+        ("hidden_bias", lambda t: t[:-1], r"`hidden_bias` must have shape \(33\), got \(32\)."),
     ],
 )
 def test_bad_arguments(ops, name, change, message):

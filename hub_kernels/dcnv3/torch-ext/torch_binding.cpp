@@ -18,8 +18,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "bool remove_center, bool softmax) -> (Tensor, Tensor, Tensor, Tensor)");
   ops.def(
       "internimage_branch(Tensor hidden_states, Tensor? residual, Tensor? norm_in_weight, Tensor? norm_in_bias, "
-      "float norm_in_eps, Tensor? hidden_weight, Tensor? hidden_bias, Tensor output_weight, Tensor? output_bias, "
+      "float norm_in_eps, Tensor? hidden_weight, Tensor? hidden_bias, Tensor? output_weight, Tensor? output_bias, "
       "Tensor? norm_out_weight, Tensor? norm_out_bias, float norm_out_eps, Tensor? scale) -> Tensor");
+  ops.def(
+      "internimage_features(Tensor hidden_states, Tensor convolution_weight, Tensor? convolution_bias, "
+      "Tensor? norm_weight, Tensor? norm_bias, float norm_eps) -> Tensor");
   ops.def(
       "internimage_sampling(Tensor hidden_states, Tensor? convolution_weight, Tensor? convolution_bias, "
       "Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor value_weight, Tensor? value_bias, "
@@ -39,6 +42,7 @@ STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CPU, ops) {
   ops.impl("dcnv3_forward", TORCH_BOX(&dcnv3::forward_cpu));
   ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3::backward_cpu));
   ops.impl("internimage_branch", TORCH_BOX(&dcnv3::branch_cpu));
+  ops.impl("internimage_features", TORCH_BOX(&dcnv3::features_cpu));
   ops.impl("internimage_sampling", TORCH_BOX(&dcnv3::sampling_cpu));
 }
 #endif

@@ -1,9 +1,11 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """
 The layers of InternImage and FlashInternImage in inference on a CPU: linear layers with all that surrounds them, in
-float32, float64, float16 and bfloat16, with sums and everything between them in float32 (float64 for float64).
+float32, float64, float16 and bfloat16, with sums and everything between them in float32 (float64 for float64). Where
+the processor multiplies numbers of 16 bits faster than that, PyTorch computes the products of 16-bit layers, and the
+operators all that is between products.
 
-Their operators have no derivatives. `layers.InternImageLayer` is what uses them.
+The operators have no derivatives. `layers.InternImageLayer` is what uses them.
 """
 
 from typing import Optional
@@ -34,7 +36,6 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
         or torch.is_autocast_enabled("cpu")
         or torch.jit.is_tracing()
         or torch.compiler.is_exporting()
-        or _has_fast_products(hidden_states.dtype)
     ):
         return False
     if not torch.compiler.is_compiling():  # which cannot ask for what follows
@@ -45,32 +46,32 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
         if is_wrapped or forward_ad.unpack_dual(hidden_states).tangent is not None:
             return False
     dcn, mlp = layer.dcn, layer.mlp
-    projections = [_value_projection(dcn), dcn.offset_proj, dcn.mask_proj, dcn.output_proj, mlp.fc1, mlp.fc2]
-    norms = [layer.norm1, layer.norm2, layer.res_post_norm1, layer.res_post_norm2]
-    activations = [mlp.activation]
-    if dcn.center_feature_scale_proj is not None:
-        if _value_projection(dcn) is not dcn.input_proj:  # the gate of DCNv4 comes after the operator
+    norm, gate = getattr(dcn, "depthwise_layernorm", None), dcn.center_feature_scale_proj
+    if gate is not None and _value_projection(dcn) is not dcn.input_proj:  # DCNv4's gate comes after its operator
+        return False
+    if mlp.fc1.bias is None or torch_module._has_any_global_hook():
+        return False
+    for activation in (mlp.activation,) if norm is None else (mlp.activation, dcn.activation):
+        if getattr(activation, "act", None) is not nn.functional.gelu or _is_observed(activation):
             return False
-        projections.append(dcn.center_feature_scale_proj)
-    norm = getattr(dcn, "depthwise_layernorm", None)
-    if norm is not None:
-        norms.append(norm)
-        activations.append(dcn.activation)
-    modules = [(module, nn.Linear) for module in projections]
-    modules += [(module, nn.LayerNorm) for module in norms if module is not None]
-    if dcn.depthwise_convolution is not None:
-        modules.append((dcn.depthwise_convolution, nn.Conv2d))
-    return (
-        all(type(module) is kind for module, kind in modules)
-        and all(getattr(activation, "act", None) is nn.functional.gelu for activation in activations)
-        and all(
-            type(parameter) is nn.Parameter and parameter.dtype == hidden_states.dtype
-            for module, _ in modules
-            for parameter in (module.weight, module.bias)
-            if parameter is not None
-        )
-        and not _are_hooked([dcn, mlp, layer.drop_path, mlp.dropout, *activations, *(module for module, _ in modules)])
-    )
+    for container in (dcn, mlp, mlp.dropout, layer.drop_path):
+        if _is_observed(container):
+            return False
+    dtype = hidden_states.dtype
+    for kind, modules in (
+        (nn.Linear, (_value_projection(dcn), dcn.offset_proj, dcn.mask_proj, gate, dcn.output_proj, mlp.fc1, mlp.fc2)),
+        (nn.LayerNorm, (layer.norm1, layer.norm2, layer.res_post_norm1, layer.res_post_norm2, norm)),
+        (nn.Conv2d, (dcn.depthwise_convolution,)),
+    ):
+        for module in modules:
+            if module is None:
+                continue
+            if type(module) is not kind or _is_observed(module):
+                return False
+            for parameter in (module.weight, module.bias):
+                if parameter is not None and (type(parameter) is not nn.Parameter or parameter.dtype != dtype):
+                    return False
+    return True
 
 
 def sampling(dcn: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -80,10 +81,21 @@ def sampling(dcn: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor,
     convolution(hidden_states))), or without any of these three.
     """
     convolution, norm = dcn.depthwise_convolution, getattr(dcn, "depthwise_layernorm", None)
-    gate = dcn.center_feature_scale_proj
+    projection, gate = _value_projection(dcn), dcn.center_feature_scale_proj
+    if _has_fast_products(hidden_states.dtype):
+        features = hidden_states
+        if convolution is not None:
+            features = ops.internimage_features(
+                hidden_states, *_parameters(convolution), *_parameters(norm), 0.0 if norm is None else norm.eps
+            )
+        heads = [head for head in (dcn.offset_proj, dcn.mask_proj, gate) if head is not None]
+        weight, bias = (torch.cat(parameters) for parameters in zip(*map(_parameters, heads)))
+        outputs = nn.functional.linear(features, weight, bias).split([head.out_features for head in heads], dim=-1)
+        value = nn.functional.linear(hidden_states, projection.weight, projection.bias)
+        return (value, *outputs) if gate is not None else (value, *outputs, None)
     value, offset, mask, center_scale = ops.internimage_sampling(
         hidden_states, *_parameters(convolution), *_parameters(norm), 0.0 if norm is None else norm.eps,
-        *_parameters(_value_projection(dcn)), *_parameters(dcn.offset_proj), *_parameters(dcn.mask_proj),
+        *_parameters(projection), *_parameters(dcn.offset_proj), *_parameters(dcn.mask_proj),
         *_parameters(gate),
     )  # fmt: skip
     return value, offset, mask, None if gate is None else center_scale
@@ -100,10 +112,23 @@ def branch(
     scale: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """`residual + scale * norm_out(output(GELU(hidden(norm_in(hidden_states)))))`, or without any of the optional."""
+    norm_in_arguments = (*_parameters(norm_in), 0.0 if norm_in is None else norm_in.eps)
+    norm_out_arguments = (*_parameters(norm_out), 0.0 if norm_out is None else norm_out.eps)
+    if _has_fast_products(hidden_states.dtype):
+        if norm_in is not None:
+            hidden_states = nn.functional.layer_norm(hidden_states, norm_in.normalized_shape, *norm_in_arguments)
+        if hidden is not None:
+            product = nn.functional.linear(hidden_states, hidden.weight)
+            hidden_states = ops.internimage_branch(
+                product, None, None, None, 0.0, None, hidden.bias, None, None, None, None, 0.0, None
+            )
+        product = nn.functional.linear(hidden_states, output.weight)
+        return ops.internimage_branch(
+            product, residual, None, None, 0.0, None, None, None, output.bias, *norm_out_arguments, scale
+        )
     return ops.internimage_branch(
-        hidden_states, residual, *_parameters(norm_in), 0.0 if norm_in is None else norm_in.eps,
-        *_parameters(hidden), *_parameters(output), *_parameters(norm_out),
-        0.0 if norm_out is None else norm_out.eps, scale,
+        hidden_states, residual, *norm_in_arguments, *_parameters(hidden), *_parameters(output), *norm_out_arguments,
+        scale,
     )  # fmt: skip
 
 
@@ -124,19 +149,23 @@ def _has_fast_products(dtype: torch.dtype) -> bool:
     return any(capabilities.get(instruction, False) for instruction in instructions)
 
 
-def _are_hooked(modules: list[nn.Module]) -> bool:
+def _is_observed(module: nn.Module) -> bool:
     """
-    Whether something observes these modules: hooks, of theirs or of all modules, or another forward method, as
-    accelerate gives them. PyTorch has no public way to ask.
+    Whether something sees what this module takes and returns: hooks, or another forward method, as accelerate gives
+    it. PyTorch has no public way to ask, nor for hooks of all modules (`_has_any_global_hook`).
     """
-    return torch_module._has_any_global_hook() or any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
-    )
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _branch_fake(hidden_states, residual, *parameters):
-    output_weight = parameters[5]
-    return hidden_states.new_empty((*hidden_states.shape[:3], output_weight.shape[0]))
+    hidden_weight, output_weight = parameters[3], parameters[5]
+    last = next((weight for weight in (output_weight, hidden_weight) if weight is not None), None)
+    size = hidden_states.shape[3] if last is None else last.shape[0]
+    return hidden_states.new_empty((*hidden_states.shape[:3], size))
+
+
+def _features_fake(hidden_states, *parameters):
+    return hidden_states.new_empty(hidden_states.shape)
 
 
 def _sampling_fake(hidden_states, *parameters):
@@ -147,5 +176,6 @@ def _sampling_fake(hidden_states, *parameters):
 
 if "are_fused_registered" not in vars(ops):  # once in a process, which may import one build under several paths
     torch.library.register_fake(add_op_namespace_prefix("internimage_branch"), _branch_fake)
+    torch.library.register_fake(add_op_namespace_prefix("internimage_features"), _features_fake)
     torch.library.register_fake(add_op_namespace_prefix("internimage_sampling"), _sampling_fake)
     ops.are_fused_registered = True
