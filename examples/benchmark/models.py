@@ -92,8 +92,8 @@ def to_bfloat16(model):
 
 def compiled(model):
     # Every shape gets code of its own. By default, the second one would get code for any shape, which is slower.
-    # The layout optimisation takes (batch, height, width, channels) for (batch, channels, height, width) and transposes
-    # every tensor between two convolutions.
+    # The layout optimisation takes (batch, height, width, channels) for (batch, channels, height, width) and
+    # transposes every tensor between two convolutions.
     return torch.compile(model, fullgraph=True, dynamic=False, options={"layout_optimization": False})
 
 
