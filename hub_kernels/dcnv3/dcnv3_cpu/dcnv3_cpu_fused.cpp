@@ -30,7 +30,7 @@ class Reader {
     STD_TORCH_CHECK(
         same, "`", name, "` must have shape ", shape_string(shape.begin(), shape.size()), ", got ",
         shape_string(tensor.sizes().data(), tensor.dim()), ".");
-    Tensor const& contiguous = tensors_[count_++].emplace(make_contiguous(tensor));
+    Tensor const& contiguous = tensors_[count_++].emplace(tensor.is_contiguous() ? tensor : make_contiguous(tensor));
     return static_cast<scalar_t const*>(contiguous.const_data_ptr());
   }
 
