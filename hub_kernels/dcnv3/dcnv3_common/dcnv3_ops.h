@@ -40,9 +40,8 @@ Tensor branch_cpu(
     Tensor const& hidden_states, std::optional<Tensor> const& residual, std::optional<Tensor> const& norm_in_weight,
     std::optional<Tensor> const& norm_in_bias, double norm_in_eps, std::optional<Tensor> const& hidden_weight,
     std::optional<Tensor> const& hidden_bias, std::optional<Tensor> const& output_weight,
-    std::optional<Tensor> const& output_bias,
-    std::optional<Tensor> const& norm_out_weight, std::optional<Tensor> const& norm_out_bias, double norm_out_eps,
-    std::optional<Tensor> const& scale);
+    std::optional<Tensor> const& output_bias, std::optional<Tensor> const& norm_out_weight,
+    std::optional<Tensor> const& norm_out_bias, double norm_out_eps, std::optional<Tensor> const& scale);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampling_cpu(
     Tensor const& hidden_states, std::optional<Tensor> const& convolution_weight,

@@ -47,9 +47,9 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
             return False
     dcn, mlp = layer.dcn, layer.mlp
     norm, gate = getattr(dcn, "depthwise_layernorm", None), dcn.center_feature_scale_proj
-    if gate is not None and _value_projection(dcn) is not dcn.input_proj:  # DCNv4's gate comes after its operator
+    if gate is not None and hasattr(dcn, "value_proj"):  # DCNv4's gate comes after its operator
         return False
-    if mlp.fc1.bias is None or torch_module._has_any_global_hook():
+    if torch_module._has_any_global_hook():
         return False
     for activation in (mlp.activation,) if norm is None else (mlp.activation, dcn.activation):
         if getattr(activation, "act", None) is not nn.functional.gelu or _is_observed(activation):
@@ -58,6 +58,7 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
         if _is_observed(container):
             return False
     dtype = hidden_states.dtype
+    may_lack_bias = (_value_projection(dcn), dcn.output_proj, mlp.fc2, dcn.depthwise_convolution)
     for kind, modules in (
         (nn.Linear, (_value_projection(dcn), dcn.offset_proj, dcn.mask_proj, gate, dcn.output_proj, mlp.fc1, mlp.fc2)),
         (nn.LayerNorm, (layer.norm1, layer.norm2, layer.res_post_norm1, layer.res_post_norm2, norm)),
@@ -69,7 +70,9 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
             if type(module) is not kind or _is_observed(module):
                 return False
             for parameter in (module.weight, module.bias):
-                if parameter is not None and (type(parameter) is not nn.Parameter or parameter.dtype != dtype):
+                if parameter is None and module in may_lack_bias:
+                    continue
+                if type(parameter) is not nn.Parameter or parameter.dtype != dtype:
                     return False
     return True
 
@@ -144,6 +147,8 @@ def _has_fast_products(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies numbers of 16 bits faster than float32, as torch's linear layers then do."""
     if dtype in (torch.float32, torch.float64):
         return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch does not say; its own products are a safe choice
+        return True
     instructions = ("amx_bf16", "avx512_bf16") if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16")
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(instruction, False) for instruction in instructions)
