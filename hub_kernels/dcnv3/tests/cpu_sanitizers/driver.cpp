@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <vector>
 
 #include "../../dcnv3_cpu/dcnv3_cpu.h"
 
@@ -91,19 +92,102 @@ void run(Forward const& forward, Backward const& backward) {
   backward(inputs, g, grad_output.get(), gradients, scratch.get(), 0, g.batch_size * g.groups);
 }
 
+// Random fused operators. The memory of every tensor lives as long as this.
+template <typename scalar_t>
+class Fused {
+ public:
+  template <typename Function>
+  void run_branch(Function const& function) {
+    int64_t const pixels = between(1, 70), channels = between(1, 40), hidden = between(0, 1) * between(1, 90);
+    Branch<scalar_t> b;
+    b.hidden = {nullptr, nullptr, channels, 0};
+    if (hidden > 0) {
+      b.hidden = linear(channels, hidden);
+    }
+    b.output = linear(hidden > 0 ? hidden : channels, between(1, 40));
+    if (between(0, 3) == 0) {  // products are done already
+      b.hidden = {nullptr, tensor(channels), channels, hidden > 0 ? channels : 0};
+      b.output = {nullptr, tensor(channels), channels, channels};
+    }
+    int64_t const out = b.output.out_features;
+    b.norm_in = norm(channels);
+    b.norm_out = norm(out);
+    b.scale = between(0, 1) ? tensor(out) : nullptr;
+    b.input = tensor(pixels * channels);
+    b.residual = between(0, 1) ? tensor(pixels * out) : nullptr;
+    b.result = tensor(pixels * out);
+    call(function, b, pixels);
+  }
+
+  template <typename Function>
+  void run_sampling(Function const& function) {
+    Sampling<scalar_t> s = {};
+    s.batch_size = between(1, 2);
+    s.height = between(1, 7);
+    s.width = between(1, 7);
+    s.channels = between(1, 40);
+    int64_t const pixels = s.batch_size * s.height * s.width;
+    s.input = tensor(pixels * s.channels);
+    s.kernel_size = 1;
+    if (between(0, 1)) {
+      s.kernel_size = 2 * between(0, 3) + 1;
+      s.convolution_weight = tensor(s.channels * s.kernel_size * s.kernel_size);
+      s.convolution_bias = between(0, 1) ? tensor(s.channels) : nullptr;
+      s.norm = norm(s.channels);
+    }
+    s.num_heads = between(0, kMaxParameters);
+    s.projection = linear(s.channels, s.channels);
+    s.value = tensor(pixels * s.channels);
+    for (int i = 0; i < s.num_heads; ++i) {
+      s.heads[i] = linear(s.channels, between(1, 70));
+      s.parameters[i] = tensor(pixels * s.heads[i].out_features);
+    }
+    call(function, s, pixels);
+  }
+
+ private:
+  template <typename Function, typename Operator>
+  void call(Function const& function, Operator const& op, int64_t pixels) {
+    using T = scratch_of<scalar_t>;
+    int64_t const run = 2 * kMaxLanes * between(1, 2);
+    std::unique_ptr<T[]> scratch(new T[run * op.channels_per_pixel() + op.fixed_size()]);
+    int64_t const middle = between(0, pixels / kMaxLanes) * kMaxLanes;  // as threads share the pixels
+    function(op, scratch.get(), run, 0, middle);
+    function(op, scratch.get(), run, middle, pixels);
+  }
+
+  scalar_t* tensor(int64_t size) {
+    return tensors_.emplace_back(random_tensor<scalar_t>(size, true)).get();
+  }
+  Linear<scalar_t> linear(int64_t in, int64_t out) {
+    return {tensor(out * in), between(0, 1) ? tensor(out) : nullptr, in, out};
+  }
+  Norm<scalar_t> norm(int64_t channels) {
+    return between(0, 1) ? Norm<scalar_t>{tensor(channels), tensor(channels), 1e-6} : Norm<scalar_t>{};
+  }
+
+  std::vector<std::unique_ptr<scalar_t[]>> tensors_;
+};
+
 template <typename scalar_t>
 int run_all() {
   int runs = 0;
   for (int i = 0; i < 60; ++i) {
     run<scalar_t>(portable::forward<scalar_t, int32_t>, portable::backward<scalar_t, int32_t>);
     run<scalar_t>(portable::forward<scalar_t, int64_t>, portable::backward<scalar_t, int64_t>);
+    Fused<scalar_t>().run_branch(portable::branch<scalar_t>);
+    Fused<scalar_t>().run_sampling(portable::sampling<scalar_t>);
     runs += 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
       run<scalar_t>(avx2::forward<scalar_t, int32_t>, avx2::backward<scalar_t, int32_t>);
+      Fused<scalar_t>().run_branch(avx2::branch<scalar_t>);
+      Fused<scalar_t>().run_sampling(avx2::sampling<scalar_t>);
       ++runs;
     }
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       run<scalar_t>(avx512::forward<scalar_t, int32_t>, avx512::backward<scalar_t, int32_t>);
+      Fused<scalar_t>().run_branch(avx512::branch<scalar_t>);
+      Fused<scalar_t>().run_sampling(avx512::sampling<scalar_t>);
       ++runs;
     }
   }
