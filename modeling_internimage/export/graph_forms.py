@@ -71,7 +71,8 @@ def prepare_for_export(model: Model, operator: str) -> Model:
         raise ValueError(f"`operator` must be one of {', '.join(map(repr, REPLACEMENTS))}, got {operator!r}.")
     # What `deepcopy` finds here, by its identity, counts as copied already.
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    model = use_dcnv3_kernel(copy.deepcopy(model, shared), enabled=False)
+    model = copy.deepcopy(model, shared)
+    use_dcnv3_kernel(model, enabled=False)
     _replace_children(model, REPLACEMENTS[operator])
     return model.eval()  # also the new modules
 
