@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
 from ..cb_internimage import CBInternImageConfig
 from ..configuration_internimage import InternImageConfig
@@ -77,11 +77,13 @@ def image_processor_size(name: str) -> tuple[int, int] | None:
 def operations(model: PreTrainedModel, task: str, size: tuple[int, int] | None) -> str:
     if size is None:
         return "unknown, as the checkpoint has no image processor: name a size with --size"
-    is_detector = task == "object-detection"
+    part, name = model, ""
+    if task == "object-detection":  # what the heads compute depends on what is found
+        part, name = model.backbone, " in the backbone"
+    elif isinstance(model, Mask2FormerForUniversalSegmentation):  # its heads do not run on the device "meta"
+        part, name = model.model.pixel_level_module.encoder, " in the backbone"
     with complaints(ValueError, RuntimeError, prefix=f"--size {size[0]} {size[1]}: "):
-        count = multiply_accumulates(model.backbone if is_detector else model, size)
-    part = " in the backbone (those of the heads depend on what is found)" if is_detector else ""
-    return f"{count / 1e9:.1f} GMACs at {size[0]}x{size[1]}{part}"
+        return f"{multiply_accumulates(part, size) / 1e9:.3g} GMACs at {size[0]}x{size[1]}{name}"
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ class Journal:
     def _lines(self) -> Iterator[dict]:
         # Always by the same handle: closing another one would release the lock.
         self._file.seek(len(self._header))
-        return map(json.loads, self._file)
+        yield from map(json.loads, self._file)
 
     def _write(self, line: dict):
         with file_errors(self.output):
