@@ -36,6 +36,11 @@ COLUMNS: dict[str, dict[str, type]] = {
     | dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), float),
     "image-segmentation": {"label": str, "label_id": int, "pixels": int, "share": float},
 }
+HEADINGS = {
+    "image-classification": "score  label",
+    "object-detection": "score    left     top   right  bottom  label",
+    "image-segmentation": "share  label",
+}
 ENDINGS = (".coco.json", ".csv", ".json", ".parquet")
 FOLDER = "folder"
 TABLE = "predictions.csv"
@@ -68,11 +73,12 @@ def predict(
     kind = output_kind(output)
     task, auto_class = find_task(load_config(model), model)
     check_task(task, kind, output, annotations)
-    journal = target = None
-    if output is not None:
-        target = Path(output, TABLE) if kind == FOLDER else Path(output)
-        journal = Journal(target, command)
-    maps = label_map_paths(Path(output), arguments, sources) if kind == FOLDER else {}
+    maps, journal = {}, None
+    if kind == FOLDER:
+        maps = label_map_paths(Path(output), arguments, sources)
+        journal = Journal(Path(output, TABLE), command)
+    elif output is not None:
+        journal = Journal(Path(output), command)
     pipe = load_pipeline(task, auto_class, model, **loading)
     coco_ids = (None, None)
     if kind == ".coco.json":
@@ -82,19 +88,70 @@ def predict(
         if annotations is not None:
             coco_ids = read_annotations(Path(annotations), sources, pipe.model.config.id2label.values())
     kwargs = {"image-classification": {"top_k": top_k}, "object-detection": {"threshold": threshold}}.get(task, {})
-    encode = row_encoder(pipe, task, maps)
     if journal is None:
-        return print_table(run_pipeline(pipe, sources, batch_size, num_readers, **kwargs), encode, task, sources)
+        return print_predictions(pipe, sources, batch_size, num_readers, **kwargs)
+    return write_predictions(pipe, sources, journal, kind, maps, coco_ids, batch_size, num_readers, **kwargs)
 
+
+def write_predictions(
+    pipe: Pipeline,
+    sources: list[ImageSource],
+    journal: Journal,
+    kind: str,
+    maps: dict[str, Path],
+    coco_ids: tuple[dict[str, int] | None, dict[str, int] | None],
+    batch_size: int | None,
+    num_readers: int,
+    **kwargs,
+) -> int:
+    """
+    Args:
+        journal: Says where the output goes.
+        kind: One of `ENDINGS`, or `FOLDER`.
+        maps: As [`label_map_paths`] returns them, if label maps are to be written.
+        coco_ids: As [`read_annotations`] returns them.
+        batch_size, num_readers, kwargs: Of [`run_pipeline`].
+
+    Returns:
+        `int`: the exit status.
+    """
+    columns = COLUMNS[pipe.task] | ({"label_map": str} if maps else {})
+    write = {
+        ".csv": functools.partial(write_csv, columns=columns),
+        ".json": functools.partial(write_json, columns=columns),
+        ".parquet": functools.partial(write_parquet, columns=columns),
+        ".coco.json": functools.partial(write_coco, image_ids=coco_ids[0], category_ids=coco_ids[1]),
+        FOLDER: functools.partial(write_csv, columns=columns),
+    }[kind]
     with journal:
-        run_into_journal(pipe, sources, journal, encode, batch_size, num_readers, **kwargs)
-        columns = COLUMNS[task] | ({"label_map": str} if maps else {})
-        write = {
-            ".json": functools.partial(write_json, columns=columns),
-            ".parquet": functools.partial(write_parquet, columns=columns),
-            ".coco.json": functools.partial(write_coco, image_ids=coco_ids[0], category_ids=coco_ids[1]),
-        }.get(kind, functools.partial(write_csv, columns=columns))
-        return publish_results(journal, {target: lambda path: write(path, records=journal.records())})
+        run_into_journal(pipe, sources, journal, row_encoder(pipe, maps), batch_size, num_readers, **kwargs)
+        return publish_results(journal, {journal.output: lambda path: write(path, records=journal.records())})
+
+
+def print_predictions(pipe: Pipeline, sources: list[ImageSource], *args, **kwargs) -> int:
+    """Print rows as they come. The other arguments are those of [`run_pipeline`]. Returns the exit status."""
+    encode = row_encoder(pipe, maps={})
+    width = min(max(len("image"), *(len(source.name) for source in sources)), 60)
+    print(f"{'image':<{width}}  {HEADINGS[pipe.task]}", flush=True)
+    num_failed = 0
+    for name, result in progress(run_pipeline(pipe, sources, *args, **kwargs), len(sources)):
+        if isinstance(result, Exception):
+            num_failed += 1
+            report_failure(name, result)
+            continue
+        for row in encode(name, result) or [{}]:
+            print(f"{printable(name):<{width}}  {format_row(row)}", flush=True)
+    if num_failed:
+        print(f"{num_failed} of {len(sources)} images have no result.", file=sys.stderr)
+    return 1 if num_failed else 0
+
+
+def format_row(row: dict) -> str:
+    if not row:
+        return "nothing found"
+    numbers = [f"{row.get('score', row.get('share')):5.3f}"]
+    numbers += [f"{row[side]:7.1f}" for side in ("xmin", "ymin", "xmax", "ymax") if side in row]
+    return " ".join(numbers) + f"  {row['label']}"
 
 
 def output_kind(output: str | None) -> str | None:
@@ -124,9 +181,9 @@ def check_task(task: str, kind: str | None, output: str | None, annotations: str
         raise CommandError("--annotations gives ids for an --output that ends in .coco.json.")
 
 
-def row_encoder(pipe: Pipeline, task: str, maps: dict[str, Path]) -> Callable[[str, object], list[dict]]:
+def row_encoder(pipe: Pipeline, maps: dict[str, Path]) -> Callable[[str, object], list[dict]]:
     """A function of an image's name and the pipeline's result, which returns rows with the fields in `COLUMNS`."""
-    if task != "image-segmentation":
+    if pipe.task != "image-segmentation":
         return lambda name, result: result
     names, colours = pipe.model.config.id2label, class_colours(pipe.model.config)
 
@@ -187,35 +244,3 @@ def read_annotations(file: Path, sources: list[ImageSource], labels) -> tuple[di
     if missing:
         raise CommandError(f"--annotations {file} has no category '{missing[0]}', which the model finds.")
     return image_ids, categories
-
-
-def print_table(results, encode, task: str, sources: list[ImageSource]) -> int:
-    """Print rows as they come. The exit status."""
-    width = min(max(len("image"), *(len(source.name) for source in sources)), 60)
-    print(f"{'image':<{width}}  {HEADINGS[task]}", flush=True)
-    num_failed = 0
-    for name, result in progress(results, len(sources)):
-        if isinstance(result, Exception):
-            num_failed += 1
-            report_failure(name, result)
-            continue
-        for row in encode(name, result) or [{}]:
-            print(f"{printable(name):<{width}}  {format_row(row)}", flush=True)
-    if num_failed:
-        print(f"{num_failed} of {len(sources)} images have no result.", file=sys.stderr)
-    return 1 if num_failed else 0
-
-
-HEADINGS = {
-    "image-classification": "score  label",
-    "object-detection": "score    left     top   right  bottom  label",
-    "image-segmentation": "share  label",
-}
-
-
-def format_row(row: dict) -> str:
-    if not row:
-        return "nothing found"
-    numbers = [f"{row.get('score', row.get('share')):5.3f}"]
-    numbers += [f"{row[side]:7.1f}" for side in ("xmin", "ymin", "xmax", "ymax") if side in row]
-    return " ".join(numbers) + f"  {row['label']}"
