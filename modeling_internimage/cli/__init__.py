@@ -5,7 +5,6 @@ The command `internimage`: predictions and features of many images, facts about 
 Exit status: 0 if everything is done; 1 if some images have no result; 2 if the command cannot be carried out.
 """
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -30,9 +29,7 @@ app = typer.Typer(
 
 Images = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[IMAGES]...", help="Image files, folders (with those inside), patterns like 'a/**/*.jpg'."
-    ),
+    typer.Argument(metavar="IMAGES...", help="Image files, folders (with those inside), patterns like 'a/**/*.jpg'."),
 ]
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder, or a repository of the Hub.")]
 Dataset = Annotated[
@@ -183,12 +180,15 @@ def convert_command(context: typer.Context):
     checkout = Path(__file__).parents[2]
     if (checkout / "conversion" / "convert_internimage_to_hf.py").is_file():
         sys.path.insert(0, str(checkout))
-    elif importlib.util.find_spec("conversion") is None:
+    try:
+        from conversion.convert_internimage_to_hf import main
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] != "conversion":
+            raise
         raise CommandError(
             "The conversion is not in the installed package, only in a checkout of its repository: run "
             "`python -m conversion.convert_internimage_to_hf` there, or `pip install -e .` and this command again."
-        )
-    from conversion.convert_internimage_to_hf import main
+        ) from error
 
     raise typer.Exit(main(context.args))
 

@@ -2,6 +2,7 @@
 """Images through a pipeline: read ahead, in batches; an image that fails does not end the run."""
 
 import itertools
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -42,13 +43,13 @@ def run_pipeline(
         kwargs:
             Arguments of the pipeline.
     """
-    one_size = gives_one_size(pipe.image_processor)
+    size, one_size = dict(pipe.image_processor.size or {}), gives_one_size(pipe.image_processor)
     batch_size = batch_size or (8 if one_size else 1)
     failed: deque[tuple[str, Failure]] = deque()
     waiting: deque[tuple[str, Image.Image]] = deque()  # given to the pipeline, without a result so far
 
     def readable():
-        for source, image in read_ahead(sources, pipe.image_processor.size, num_readers, 2 * batch_size):
+        for source, image in read_ahead(sources, size, num_readers, 2 * batch_size):
             if isinstance(image, Exception):
                 failed.append((source.name, image))
             else:
@@ -99,8 +100,9 @@ def run_into_journal(
                 journal.fail(name, first_line(result))
             else:
                 journal.add(name, encode(name, result))
-    except KeyboardInterrupt as error:
-        raise CommandError(f"Interrupted: the same command continues with what is in {journal.path}.") from error
+    except KeyboardInterrupt:
+        print(f"Interrupted. The same command continues, with what is in {journal.path}.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     if not journal.finished:
         journal.finish()
 
@@ -122,7 +124,7 @@ def printable(text: str) -> str:
 
 
 def read_ahead(
-    sources: Iterable[ImageSource], size, num_readers: int, num_ahead: int
+    sources: Iterable[ImageSource], size: dict, num_readers: int, num_ahead: int
 ) -> Iterator[tuple[ImageSource, Image.Image | ValueError]]:
     """Each source with its image or the error of reading it, in order; threads read `num_ahead` images in advance."""
 

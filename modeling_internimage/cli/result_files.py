@@ -77,7 +77,8 @@ class Journal:
         return self
 
     def __exit__(self, *_):
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, again
+            self._file.close()
 
     def add(self, name: str, result):
         """`result` is what JSON can hold."""
@@ -96,6 +97,7 @@ class Journal:
         self.path.unlink()
 
     def records(self) -> Iterator[tuple[str, Any]]:
+        """Names and results. (Only one iteration at a time: all read by the handle that has the lock.)"""
         return ((line["image"], line["result"]) for line in self._lines() if "result" in line)
 
     def failures(self) -> dict[str, str]:

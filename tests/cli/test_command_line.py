@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import modeling_internimage
+from examples.benchmark import command_line
 from modeling_internimage import (
     InternImageConfig,
     InternImageForImageClassification,
@@ -176,8 +177,7 @@ def test_detector(run, checkpoints, photos, tmp_path):
 
 def test_segmentation(run, checkpoints, photos):
     """Label maps with the palette, at places that two images never share, and the share of each class."""
-    shutil_name = "photos/0.png"  # beside photos/0.jpg
-    Image.open(photos[0]).save(shutil_name)
+    Image.open(photos[0]).save("photos/0.png")  # beside photos/0.jpg
     arguments = ["predict", "photos", "--model", checkpoints["segmenter"], "--output", "out"]
     assert run(*arguments)[0] == 0
     names = sorted(str(path.relative_to("out/label_maps")) for path in Path("out").rglob("*.png"))
@@ -493,9 +493,19 @@ def test_delegates(run, monkeypatch):
 
 def test_no_conversion_without_a_checkout(run, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_internimage.cli.__file__", str(tmp_path / "a" / "b" / "__init__.py"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("conversion", "conversion.convert_internimage_to_hf"):
+        monkeypatch.setitem(sys.modules, name, None)
     status, _, errors = run("convert", "--list")
     assert status == 2 and "only in a checkout" in errors
+
+
+def test_benchmark(checkpoints, tmp_path, capsys):
+    """`internimage predict` and the bare pipeline classify the same files."""
+    arguments = ["--model", checkpoints["classifier"], "--cases", "32x5", "--min-runs", "1", "--output"]
+    command_line.main([*arguments, str(tmp_path / "times.json")])
+    (case,) = json.loads((tmp_path / "times.json").read_text())["cases"]
+    assert case["ratio"] > 0 and case["seconds"].keys() == case["processor_seconds"].keys() == {"pipeline", "command"}
+    assert "5 images of 32x32, batch size 8" in capsys.readouterr().out
 
 
 @pytest.mark.slow
