@@ -33,9 +33,12 @@ class TableWriter:
     def __exit__(self, *_):
         self.flush()
 
-    def add(self, columns: dict):
-        """Rows as columns: lists or arrays of the same length."""
-        self._tables.append(pa.table(columns, schema=self.schema))
+    def add(self, columns: dict | pa.Table):
+        """Rows as columns: a table, or lists or arrays of the same length."""
+        if isinstance(columns, pa.Table):
+            self._tables.append(columns.cast(self.schema))
+        else:
+            self._tables.append(pa.table(columns, schema=self.schema))
         if sum(len(table) for table in self._tables) >= self.rows_per_file:
             self.flush()
 
