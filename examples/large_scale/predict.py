@@ -73,7 +73,10 @@ def list_images(sources: list[str], image_column: str) -> list[str]:
         if not file.endswith(".parquet"):
             names.append(file)
             continue
-        table = pq.ParquetFile(file)
+        try:
+            table = pq.ParquetFile(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{file} cannot be read as a Parquet file: {error}. Replace or remove it.") from error
         if image_column not in table.schema_arrow.names:
             raise ValueError(
                 f"{file} has no column '{image_column}', only {table.schema_arrow.names}: name it with "
