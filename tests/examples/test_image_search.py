@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from testing_utils import randomize, run_module
+from testing_utils import REPOSITORY, randomize, run_module
 from transformers import AutoModel, pipeline
 
 from examples.image_files import embed_files, list_files, load_feature_extractor
@@ -187,3 +188,11 @@ def test_killed_in_the_middle_of_embedding(photos, models, capsys, monkeypatch):
         run_module(SEARCH, "photos/coffee/0.png", "--index", "index")
     build(models, "photos")
     assert "6 files embedded, 4 known, 0 unreadable" in capsys.readouterr().out
+
+
+def test_readme_has_the_recorded_recall():
+    result = json.loads((REPOSITORY / "examples" / "results" / "image_search.json").read_text())
+    readme = (REPOSITORY / "examples" / "image_search" / "README.md").read_text()
+    assert re.findall(r"\| ([\d.]+) \|$", readme, re.M) == [f"{value:.3f}" for value in result["recall_at_1"].values()]
+    lowest, highest = (f"{extreme(result['recall_at_1_of_untrained']):.3f}" for extreme in (min, max))
+    assert f"({lowest} to {highest})" in readme and result["machine"]["date"] in readme
