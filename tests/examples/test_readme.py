@@ -59,6 +59,7 @@ from modeling_internimage import (
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
+READMES += [f"examples/{name}/README.md" for name in ("image_search", "large_scale", "slurm")]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
@@ -146,6 +147,47 @@ def export(words):
     assert {"onnxruntime", "openvino"} <= json.loads(Path(words[4], "export.json").read_text())["versions"].keys()
 
 
+def run_with_other_packages(words):
+    """Those that the quick tests do not have: FAISS, Ray."""
+    run_module(*words[2:])
+
+
+def measure_recall(words):
+    run_module(*words[2:4], "outputs/my_model", "--data-dir", "images")
+
+
+def search(words):
+    """In an index that the command before has built."""
+    build = ["images/train", "--model", "outputs/my_model", "--index", words[words.index("--index") + 1]]
+    run_module("examples.image_search.build_index", *build)
+    run_module(*words[2:])
+    assert Path(words[-1]).is_file()
+
+
+def index_features(words):
+    """Of a table that the command before has written."""
+    build = ["images/train", "--model", "outputs/my_model", "--index", "other"]
+    run_module("examples.image_search.build_index", *build)
+    shutil.copytree("other/features", words[words.index("--features") + 1])
+    run_module(*words[2:])
+
+
+def has_arguments_of_predict(words):
+    from examples.large_scale import predict
+
+    module, *arguments = words[words.index("-m") + 1 :]
+    assert module == predict.__name__ and predict.parse_arguments(arguments).num_gpus == 1
+
+
+def names_files_and_module(words):
+    """Of a Slurm job."""
+    script = words.index("examples/slurm/train.sbatch")
+    config = [word.split("=")[1] for word in words if word.startswith("ACCELERATE_CONFIG=")]
+    assert all((REPOSITORY / file).is_file() for file in [words[script], *config])
+    assert words[script + 1] == "-m" and importlib.util.find_spec(words[script + 2])
+
+
+NEEDS_OTHER_PACKAGES = [run_with_other_packages, measure_recall, search, index_features, has_arguments_of_predict]
 CONVERT = r"python -m conversion\.convert_internimage_to_hf"
 # How commands are tested: the first entry that a command begins with counts.
 HOW = {
@@ -157,6 +199,12 @@ HOW = {
     r"accelerate launch --config_file ": has_eight_processes,
     r"python -m examples\.\w+\.run_\w+ .*\.json$": train_from_json,
     r"python -m examples\.\w+\.run_\w+ ": train,
+    r"python -m examples\.image_search\.recall ": measure_recall,
+    r"python -m examples\.image_search\.search ": search,
+    r"python -m examples\.image_search\.build_index --features ": index_features,
+    r"python -m examples\.(image_search|large_scale)\.": run_with_other_packages,
+    r"ray job submit ": has_arguments_of_predict,
+    r"(\w+=\S+ )?sbatch ": names_files_and_module,
     rf"{CONVERT} --checkpoint (internimage_[lh]|flash)_": plan_conversion,
     rf"{CONVERT} .*--verify ": convert_and_verify,
     r"python -m modeling_internimage\.export ": export,
@@ -342,9 +390,14 @@ def test_python_blocks(block, workplace):
         exec(code, {"__name__": "__main__"})
 
 
+def kind_of_test(command: str):
+    how = how_to_test(command)
+    return how if how in NEEDS_OTHER_PACKAGES else (how, *command.split()[:3])
+
+
 @pytest.mark.parametrize(
     "command",
-    first_quick(commands(), lambda command: (how_to_test(command), *command.split()[:3])),
+    first_quick(commands(), kind_of_test, slow_kinds=NEEDS_OTHER_PACKAGES),
     ids=lambda command: command[:100],
 )
 def test_commands(command, workplace):
