@@ -137,6 +137,11 @@ def convert_and_verify(words):
     run_module(*words[2:])
 
 
+def extract_backbone(words):
+    run_module(*words[2:], "--config", "bev_fields.json")
+    assert Path(words[-1], "model.safetensors").is_file()
+
+
 def run(words):
     run_module(*words[2:])
 
@@ -158,6 +163,7 @@ HOW = {
     r"python -m examples\.\w+\.run_\w+ .*\.json$": train_from_json,
     r"python -m examples\.\w+\.run_\w+ ": train,
     rf"{CONVERT} --checkpoint (internimage_[lh]|flash)_": plan_conversion,
+    rf"{CONVERT} --backbone-only ": extract_backbone,
     rf"{CONVERT} .*--verify ": convert_and_verify,
     r"python -m modeling_internimage\.export ": export,
     r"python -m ": run,
@@ -215,6 +221,9 @@ def stock(photographs, tmp_path_factory):
     torch.save({"model": original_state_dict(REDUCED["keys"], seed=0)}, folder / "ckpt_epoch_99.pth")
     settings = {"CHANNELS": 16, "DEPTHS": REDUCED["config"]["depths"], "GROUPS": REDUCED["config"]["groups"]}
     (folder / "my.yaml").write_text(json.dumps({"MODEL": {"INTERN_IMAGE": settings}}))
+    backbone = {f"img_backbone.{key}": tensor for key, tensor in original_state_dict(REDUCED["keys"], seed=0).items()}
+    torch.save({"state_dict": backbone | {"pts_bbox_head.bias": torch.zeros(1)}}, folder / "bev.pth")
+    (folder / "bev_fields.json").write_text('{"offset_scale": 1.0}')  # its shapes are not official ones
     facts = read_facts("mask_rcnn_t_like.json")["mask_rcnn_t_like"]
     pipeline = json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes()))[
         "mask_rcnn_internimage_t_fpn_1x_coco"
