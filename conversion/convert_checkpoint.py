@@ -317,7 +317,7 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
         write_weights(plan, unfinished)
         source = {"file": plan.source.name, "bytes": plan.source.stat().st_size, "sha256": file_sha256(plan.source)}
         checks = {"tensors": check_tensors(plan, unfinished), "logits": check_logits(plan, unfinished)}
-        provenance = {"source": source, "command": command, "versions": _versions()}
+        provenance = {"source": source, "command": command, "versions": versions()}
         card = create_model_card(plan.checkpoint, plan.config, plan.options, plan.dropped, provenance)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         report = {
@@ -393,7 +393,7 @@ def _check_size(plan: Plan):
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {
         "modeling_internimage": modeling_internimage.__version__,
         "transformers": transformers.__version__,

@@ -127,7 +127,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             url = f"{self.hub.endpoint}/{repo_id}/commit/{commit_of(files)}"
             self.send(200, {"commitUrl": url, "commitOid": commit_of(files), "hookOutput": ""})
         elif action == "tree":
-            self.send(200, self.tree(files, f"{rest}/" if rest else "", "recursive=True" in self.path))
+            self.send(200, self.tree(files, f"{rest}/" if rest else "", "recursive=true" in self.path.lower()))
         elif action == "paths-info":
             wanted = re.findall(r"[\w./-]+", unquote(body.decode()).replace("paths=", " "))
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else wanted
