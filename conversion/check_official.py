@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from matplotlib import cbook
 from PIL import Image
 from skimage import data
@@ -103,24 +104,27 @@ def _fits(text: str, name: str, checkpoint: Checkpoint) -> bool:
 
 
 def look_up(entries: list[tuple[str, Checkpoint, bool]]) -> list[Item]:
-    """The sizes of the downloads, asked of the Hub: a repository that is missing there has none."""
-    api, items, sizes = HfApi(), [], {}
+    """The sizes of the downloads, asked of the Hub. What is missing there has none, and fails when its turn comes."""
+    items = []
     with errors_as_sentences("look up the official checkpoints, which needs a network", "try again later"):
-        for repository in {
-            checkpoint.family.repository for _, checkpoint, is_repository in entries if not is_repository
-        }:
-            siblings = api.model_info(repository, files_metadata=True).siblings
-            sizes |= {(repository, sibling.rfilename): sibling.size or 0 for sibling in siblings}
-        for name, checkpoint, is_repository in entries:
-            if is_repository:
-                siblings = api.model_info(name, files_metadata=True).siblings
-                num_bytes = sum(
-                    sibling.size or 0 for sibling in siblings if sibling.rfilename.endswith(".safetensors")
-                )
-            else:
-                num_bytes = sizes.get((checkpoint.family.repository, checkpoint.file), 0)
-            items.append(Item(name, checkpoint, is_repository, num_bytes))
+        sizes = {repository: _sizes(repository) for repository in {_repository(*entry) for entry in entries}}
+    for name, checkpoint, is_repository in entries:
+        own = sizes[_repository(name, checkpoint, is_repository)]
+        files = [file for file in own if file.endswith(".safetensors")] if is_repository else [checkpoint.file]
+        items.append(Item(name, checkpoint, is_repository, sum(own.get(file, 0) for file in files)))
     return items
+
+
+def _repository(name: str, checkpoint: Checkpoint, is_repository: bool) -> str:
+    return name if is_repository else checkpoint.family.repository
+
+
+def _sizes(repository: str) -> dict[str, int]:
+    try:
+        siblings = HfApi().model_info(repository, files_metadata=True).siblings
+    except RepositoryNotFoundError:
+        return {}
+    return {sibling.rfilename: sibling.size or 0 for sibling in siblings}
 
 
 def check(item: Item, folder: Path, device: str) -> dict:

@@ -161,7 +161,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             code = "EntryNotFound" if files is not None else "RepoNotFound"
             self.send(404, {"error": f"{path} not found"}, {"X-Error-Code": code})
         elif path in self.hub.broken:
-            self.send(500, {"error": "out of order"})
+            self.send(403, {"error": "not for you"})  # (the client repeats a request after other errors)
         else:
             headers = {"ETag": f'"{hashlib.sha256(files[path]).hexdigest()}"', "X-Repo-Commit": commit_of(files)}
             self.send(200, files[path], headers)

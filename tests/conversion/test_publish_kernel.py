@@ -55,6 +55,7 @@ def root(tmp_path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_publish_and_load(root, tmp_path):
     """What was uploaded is what `get_kernel` loads, in a branch of the version; other machines' variants stay."""
     with HubStandIn() as hub:

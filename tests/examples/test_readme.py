@@ -49,6 +49,7 @@ from examples.semantic_segmentation import coins
 from modeling_internimage import (
     DinoDetrConfig,
     DinoDetrForObjectDetection,
+    InternImageBackbone,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
@@ -59,6 +60,7 @@ from modeling_internimage import (
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
+READMES += ["examples/multi_camera/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
@@ -138,8 +140,18 @@ def convert_and_verify(words):
 
 
 def extract_backbone(words):
+    shutil.rmtree(words[-1])  # the other commands' one
     run_module(*words[2:], "--config", "bev_fields.json")
     assert Path(words[-1], "model.safetensors").is_file()
+
+
+def needs_a_network(words):
+    """Its own test has a stand-in of the Hub."""
+    assert importlib.import_module(words[2]).main(words[3:]) == 1
+
+
+def show_camera_features(words):
+    run_module(*words[2:], "--cameras", "2", "--height", "64", "--width", "96", "--runs", "1")
 
 
 def run(words):
@@ -164,6 +176,8 @@ HOW = {
     r"python -m examples\.\w+\.run_\w+ ": train,
     rf"{CONVERT} --checkpoint (internimage_[lh]|flash)_": plan_conversion,
     rf"{CONVERT} --backbone-only ": extract_backbone,
+    r"python -m conversion\.check_official ": needs_a_network,
+    r"python -m examples\.multi_camera\.": show_camera_features,
     rf"{CONVERT} .*--verify ": convert_and_verify,
     r"python -m modeling_internimage\.export ": export,
     r"python -m ": run,
@@ -223,6 +237,7 @@ def stock(photographs, tmp_path_factory):
     (folder / "my.yaml").write_text(json.dumps({"MODEL": {"INTERN_IMAGE": settings}}))
     backbone = {f"img_backbone.{key}": tensor for key, tensor in original_state_dict(REDUCED["keys"], seed=0).items()}
     torch.save({"state_dict": backbone | {"pts_bbox_head.bias": torch.zeros(1)}}, folder / "bev.pth")
+    InternImageBackbone(InternImageConfig(**TINY)).save_pretrained(folder / "backbone")
     (folder / "bev_fields.json").write_text('{"offset_scale": 1.0}')  # its shapes are not official ones
     facts = read_facts("mask_rcnn_t_like.json")["mask_rcnn_t_like"]
     pipeline = json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes()))[
