@@ -536,6 +536,7 @@ def read_report(folder: Path) -> dict | None:
         options = ConversionOptions(**report["options"])
         is_right = (
             options.dtype in (None, "float32", "float16", "bfloat16")
+            and isinstance(options.backbone_only, str | None)
             and isinstance(report["checkpoint"], str)
             and isinstance(report["source"]["sha256"], str)
             and all(Path(name).name == name and not name.startswith(".") for name in report["files"])

@@ -79,8 +79,6 @@ def errors_as_sentences(action: str, alternative: str):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        return "the Hub cannot be reached, or HF_HUB_OFFLINE is set. Connect"
     http_error = error if isinstance(error, HfHubHTTPError) else error.__cause__
     if isinstance(http_error, HfHubHTTPError):
         status = http_error.response.status_code
@@ -91,4 +89,6 @@ def _reason(error: Exception) -> str:
         if status == 404:
             return "there is no such repository or file. Check the name"
         return f"the Hub answered with status {status} ({http_error.server_message or error}). Try again"
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return "the Hub cannot be reached, or HF_HUB_OFFLINE is set. Connect"
     return f"{type(error).__name__}: {error}. Try again"
