@@ -49,6 +49,7 @@ from examples.semantic_segmentation import coins
 from modeling_internimage import (
     DinoDetrConfig,
     DinoDetrForObjectDetection,
+    InternImageBackbone,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
@@ -59,7 +60,7 @@ from modeling_internimage import (
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
-READMES += [f"examples/{name}/README.md" for name in ("image_search", "large_scale", "slurm")]
+READMES += [f"examples/{name}/README.md" for name in ("image_search", "large_scale", "multi_camera", "slurm")]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
@@ -138,6 +139,21 @@ def convert_and_verify(words):
     run_module(*words[2:])
 
 
+def extract_backbone(words):
+    shutil.rmtree(words[-1])  # the other commands' one
+    run_module(*words[2:], "--config", "bev_fields.json")
+    assert Path(words[-1], "model.safetensors").is_file()
+
+
+def needs_a_network(words):
+    """Its own test has a stand-in of the Hub."""
+    assert importlib.import_module(words[2]).main(words[3:]) == 1
+
+
+def show_camera_features(words):
+    run_module(*words[2:], "--cameras", "2", "--height", "64", "--width", "96", "--runs", "1")
+
+
 def run(words):
     run_module(*words[2:])
 
@@ -206,6 +222,9 @@ HOW = {
     r"ray job submit ": has_arguments_of_predict,
     r"(\w+=\S+ )?sbatch ": names_files_and_module,
     rf"{CONVERT} --checkpoint (internimage_[lh]|flash)_": plan_conversion,
+    rf"{CONVERT} --backbone-only ": extract_backbone,
+    r"python -m conversion\.check_official ": needs_a_network,
+    r"python -m examples\.multi_camera\.": show_camera_features,
     rf"{CONVERT} .*--verify ": convert_and_verify,
     r"python -m modeling_internimage\.export ": export,
     r"python -m ": run,
@@ -263,6 +282,10 @@ def stock(photographs, tmp_path_factory):
     torch.save({"model": original_state_dict(REDUCED["keys"], seed=0)}, folder / "ckpt_epoch_99.pth")
     settings = {"CHANNELS": 16, "DEPTHS": REDUCED["config"]["depths"], "GROUPS": REDUCED["config"]["groups"]}
     (folder / "my.yaml").write_text(json.dumps({"MODEL": {"INTERN_IMAGE": settings}}))
+    backbone = {f"img_backbone.{key}": tensor for key, tensor in original_state_dict(REDUCED["keys"], seed=0).items()}
+    torch.save({"state_dict": backbone | {"pts_bbox_head.bias": torch.zeros(1)}}, folder / "bev.pth")
+    InternImageBackbone(InternImageConfig(**TINY)).save_pretrained(folder / "backbone")
+    (folder / "bev_fields.json").write_text('{"offset_scale": 1.0}')  # its shapes are not official ones
     facts = read_facts("mask_rcnn_t_like.json")["mask_rcnn_t_like"]
     pipeline = json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes()))[
         "mask_rcnn_internimage_t_fpn_1x_coco"
