@@ -38,6 +38,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
     pipeline,
 )
+from typer.testing import CliRunner
 
 import modeling_internimage
 from conversion import hub
@@ -54,6 +55,7 @@ from modeling_internimage import (
     InternImageForImageClassification,
     MaskRCNNConfig,
     MaskRCNNForObjectDetection,
+    cli,
 )
 
 
@@ -107,6 +109,16 @@ def install(words):
     subprocess.run([sys.executable, "-m", "pip", *words[1:], *options], check=True, cwd=REPOSITORY)
     installed = {path.name for path in Path("site", "modeling_internimage").iterdir()}
     assert {"__init__.py", "py.typed", "modeling_internimage.py", "mask_rcnn"} <= installed
+
+
+def is_for_a_public_address(words):
+    assert words[2] == "ADDRESS"
+
+
+def on_the_command_line(words):
+    """What the entry point runs."""
+    result = CliRunner().invoke(cli.app, words[1:])
+    assert result.exit_code == 0, result.output
 
 
 def train(words):
@@ -209,7 +221,9 @@ CONVERT = r"python -m conversion\.convert_internimage_to_hf"
 HOW = {
     r"make ": is_run_by_ci,
     r"export ": is_not_run,
+    r"git clone ": is_for_a_public_address,
     r"pip install ": install,
+    r"internimage ": on_the_command_line,
     r".*/digits\.json$": is_run_by_make_demo,
     r"accelerate launch -m examples\.image_classification\.evaluate_accuracy ": has_imagenet_arguments,
     r"accelerate launch --config_file ": has_eight_processes,
@@ -263,6 +277,8 @@ def stock(photographs, tmp_path_factory):
     """A folder with everything the commands name: images, data sets, models."""
     folder = tmp_path_factory.mktemp("stock")
     Image.fromarray(photographs[0]).save(folder / "photo.jpg")
+    (folder / "photos").mkdir()
+    Image.fromarray(photographs[1]).save(folder / "photos" / "coffee.jpg")
     images = []
     for split in ("train", "validation"):
         for name, photograph in zip(("astronaut", "coffee"), photographs):
