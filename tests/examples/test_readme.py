@@ -351,6 +351,20 @@ def test_commands(command, workplace):
     how_to_test(command)(["official" if word == OFFICIAL_REPOSITORY else word for word in shlex.split(command)])
 
 
+@pytest.mark.parametrize(
+    "file",
+    [file for file in sorted((REPOSITORY / "examples").glob("*/*.json")) if "do_train" in file.read_text()],
+    ids=lambda file: file.stem,
+)
+def test_interrupted_runs_continue(file):
+    """As the READMEs say: what they train saves checkpoints on the way."""
+    arguments = json.loads(file.read_text())
+    if arguments["save_strategy"] != "epoch":
+        assert arguments["save_strategy"] == "steps"
+        assert arguments["save_steps"] == arguments["eval_steps"]
+        assert arguments["save_steps"] < arguments.get("max_steps", float("inf")) / 2
+
+
 def test_digits_table(workplace, capsys):
     """The table of the demo says what the pipeline says."""
     run_module("examples.image_classification.classify_digits", "--model", "outputs/digits", "--count", "7")
