@@ -119,7 +119,7 @@ def draw(image, detection: dict[str, torch.Tensor], title: str):
         Line2D([], [], color="black", linestyle=style, label=label)
         for style, label in (("--", "box before the layer"), ("-", "box after it"))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -143,23 +143,24 @@ def build_page(models: list[str], takes_other_models: bool) -> gr.Blocks:
                     )
                     scores = gr.Label(label="Classes", visible=False, elem_id="scores")
                     segmented = gr.AnnotatedImage(label="Segments", visible=False, buttons=[], elem_id="segments")
-                    boxes = gr.Image(label="Detections", format="jpeg", visible=False, buttons=[], elem_id="boxes")
+                    boxes = gr.Image(show_label=False, format="jpeg", visible=False, buttons=[], elem_id="boxes")
                     table = gr.Dataframe(visible=False, interactive=False, elem_id="table")
                 with gr.Tab("Sampling points"):
                     gr.Markdown(
-                        "Click on a pixel of the photograph. The points are where the last layer of each stage "
-                        "samples for it; their area is their weight."
+                        "Click on a pixel of the photograph, which is as the model gets it. The points are where the "
+                        "last layer of each stage samples for it; their area is their weight. Below, each stage "
+                        "zoomed in: the red square is the pixel of its feature map, crosses are a regular convolution."
                     )
                     legend = gr.HTML(elem_id="legend")
                     photograph = gr.Image(
-                        label="Photograph, as the model gets it",
+                        show_label=False,
                         format="jpeg",
                         interactive=False,
                         buttons=[],
                         elem_id="photograph",
                     )
                     panels = gr.Image(
-                        label="Each stage, zoomed in (red: the pixel of the feature map; crosses: a convolution)",
+                        show_label=False,
                         format="png",
                         interactive=False,
                         buttons=["fullscreen"],

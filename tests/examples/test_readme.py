@@ -59,6 +59,7 @@ from modeling_internimage import (
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
+READMES += ["examples/web_demo/README.md"]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
@@ -84,6 +85,12 @@ def is_run_by_make_demo(words):
     """At full length."""
     makefile = (REPOSITORY / "Makefile").read_text()
     assert "run_image_classification $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
+
+
+def has_page_arguments(words):
+    """It runs until it is stopped: tests/examples/test_web_demo.py starts the page."""
+    app = pytest.importorskip("examples.web_demo.app", reason="The page needs Gradio: pip install '.[web]'.")
+    assert app.parse_arguments(words[3:]).model == ["outputs/digits"]
 
 
 def is_not_run(words):
@@ -150,6 +157,7 @@ CONVERT = r"python -m conversion\.convert_internimage_to_hf"
 # How commands are tested: the first entry that a command begins with counts.
 HOW = {
     r"make ": is_run_by_ci,
+    r"python -m examples\.web_demo\.app ": has_page_arguments,
     r"export ": is_not_run,
     r"pip install ": install,
     r".*/digits\.json$": is_run_by_make_demo,
@@ -205,7 +213,11 @@ def stock(photographs, tmp_path_factory):
                 images[-1].save(folder / "images" / split / name / f"{idx}.jpg")
     features = {"image": datasets.Image(), "labels": datasets.ClassLabel(names=["healthy", "rust"])}
     write_table(folder / "beans", features, {"image": images, "labels": [idx % 2 for idx in range(len(images))]})
-    for name, labels in (("digits", list("0123456789")), ("my_model", ["astronaut", "coffee"])):
+    for name, labels in (
+        ("digits", list("0123456789")),
+        ("my_model", ["astronaut", "coffee"]),
+        ("photographs_model", ["astronaut", "cat"]),
+    ):
         model = InternImageForImageClassification(InternImageConfig(**TINY, image_size=32, **named(labels)))
         randomize(model).save_pretrained(folder / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(folder / "outputs" / name)
