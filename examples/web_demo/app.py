@@ -16,6 +16,7 @@ from PIL import Image
 
 from examples.web_demo import predictions
 from examples.web_demo.predictions import load_pipeline, look_at
+from modeling_internimage.cli.errors import CommandError
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def in_page(function):
     def wrapped(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except (ValueError, OSError) as error:  # sentences for the user
+        except (ValueError, OSError, CommandError) as error:  # sentences for the user
             message = str(error)
         except Exception as error:
             logger.exception("An error that the page shows")

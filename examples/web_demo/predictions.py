@@ -7,31 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_OBJECT_DETECTION_MAPPING,
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
-    AutoConfig,
-    Pipeline,
-    PreTrainedConfig,
-    pipeline,
-)
+from transformers import AutoConfig, Pipeline, PreTrainedConfig, pipeline
 
 import modeling_internimage  # noqa: F401  (registers InternImage)
 from examples.object_detection.detect import draw_detections
 from examples.pictures import class_colours, plt
 from examples.sampling_points import StageSampling, displayable, draw_stages, find_encoders, sample_stages
 from modeling_internimage import images
+from modeling_internimage.cli.models import find_task
 
 
-# Models of a task. The first task that fits the configuration counts, unless the configuration names a model.
-MODELS = (
-    ("image-classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
-    ("object-detection", MODEL_FOR_OBJECT_DETECTION_MAPPING),
-    ("image-segmentation", MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING),
-    ("image-segmentation", MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING),
-)
 # Arguments of the pipelines, for everything that a threshold may choose from later.
 OPTIONS = {
     "image-classification": {"top_k": 5},
@@ -55,22 +40,11 @@ class Picture:
     stages: list[StageSampling]
 
 
-def find_task(config: PreTrainedConfig, name: str) -> str:
-    """The task of the pipeline for a checkpoint. Raises a `ValueError` if it is none of `OPTIONS`."""
-    fitting = [(task, models[type(config)].__name__) for task, models in MODELS if type(config) in models]
-    if not fitting:
-        raise ValueError(
-            f"The model {name} is of type {config.model_type}, which neither classifies, segments nor detects: choose "
-            "another one."
-        )
-    named = [task for task, model in fitting if model in (config.architectures or ())]
-    return (named or [task for task, _ in fitting])[0]
-
-
 @functools.lru_cache(maxsize=2)
 def load_pipeline(name: str) -> Pipeline:
     """The pipeline of a checkpoint, a folder or a Hub id. The two last ones stay in memory."""
-    return pipeline(find_task(AutoConfig.from_pretrained(name), name), model=name)
+    task, _ = find_task(AutoConfig.from_pretrained(name), name)
+    return pipeline(task, model=name)
 
 
 @functools.lru_cache(maxsize=4)
