@@ -63,7 +63,7 @@ def test_download_check_and_report(tmp_path):
             process = subprocess.run(
                 [sys.executable, "-c", DRIVER, json.dumps(architectures), *arguments],
                 env=os.environ | hub.environment(tmp_path / "cache") | {"PYTHONPATH": str(REPOSITORY)},
-                capture_output=True, text=True, timeout=240,
+                capture_output=True, text=True, timeout=600,
             )  # fmt: skip
             return process, json.loads((tmp_path / "out" / "report.json").read_text())["items"]
 
