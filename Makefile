@@ -35,11 +35,14 @@ test-kernel: kernel
 	@echo "== Tests of the DCNv3 kernel"
 	@$(RUN) -m pytest hub_kernels/dcnv3/tests
 
-publish-kernel: $(VENV)/installed
-	@$(VENV)/bin/python hub_kernels/dcnv3/publish.py $(REPO) $(OPTIONS)
+# `make publish-kernel REPO=ORG/NAME` builds the kernel and shows what would be uploaded; with UPLOAD=1 it uploads.
+publish-kernel: kernel
+	@test -n "$(REPO)" || { echo "Name the repository: make publish-kernel REPO=ORG/NAME"; exit 1; }
+	@$(VENV)/bin/python hub_kernels/dcnv3/publish.py $(REPO) --no-build $(if $(UPLOAD),--upload)
 
+# Needs a network. `make check-official ONLY=T`: sizes or parts of names.
 check-official: $(VENV)/installed
-	@$(VENV)/bin/python -m conversion.check_official $(OPTIONS)
+	@$(VENV)/bin/python -m conversion.check_official $(if $(ONLY),--only $(ONLY))
 
 bench: $(VENV)/installed
 	@echo "== Time and memory of InternImage-T on this CPU (about 10 minutes)"
