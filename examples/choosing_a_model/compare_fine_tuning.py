@@ -2,7 +2,8 @@
 """
 Time and accuracy of fine-tuning a small classifier on little data: new head only, LoRA, all weights; and from scratch.
 
-    OMP_NUM_THREADS=1 python -m examples.choosing_a_model.compare_fine_tuning --output examples/results/fine_tuning.json
+    OMP_NUM_THREADS=1 python -m examples.choosing_a_model.compare_fine_tuning \\
+        --output examples/results/fine_tuning.json
     python -m examples.choosing_a_model.compare_fine_tuning --table examples/results/fine_tuning.json
 
 A small InternImage learns one of two tasks from scratch, the digits of scikit-learn or the pieces of photographs of

@@ -112,7 +112,7 @@ def write_truth():
         (found,) = image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[SIZE[::-1]])
         for (left, top, right, bottom), label in list(zip(found["boxes"].tolist(), found["labels"].tolist()))[1::2]:
             width, height = right - left, bottom - top
-            box = {"bbox": [left + 0.1 * width, top, 0.9 * width, height], "area": 0.9 * width * height}
+            box = {"bbox": [left + 0.12 * width, top, 0.88 * width, height], "area": 0.88 * width * height}
             annotation = {"id": len(content["annotations"]) + 1, "image_id": entry["id"], "iscrowd": 0}
             content["annotations"].append(annotation | box | {"category_id": 3 * label + 1})
     file.write_text(json.dumps(content))
