@@ -58,7 +58,7 @@ def cpu_time(backbone: str) -> str:
 def markdown_table(result: dict) -> str:
     training = read("training_memory.json")["models"]
     header = "model, pixels | parameters | GMACs | top-1, reported | weights: float32, bfloat16"
-    header += " | training: state | an image | with checkpointing | CPU, an image | GPU"
+    header += " | training: state | an image | with checkpointing | CPU, an image"
     lines = [f"| {header} |", "|---" * (header.count("|") + 1) + "|"]
     for row in result["models"].values():
         activations = training[row["backbone"]]["activations"]
@@ -72,7 +72,6 @@ def markdown_table(result: dict) -> str:
             f"{activations['kernel'] / 1e9:.2f} GB",
             f"{activations['kernel, checkpointing'] / 1e9:.2f} GB",
             cpu_time(row["backbone"]),
-            "not measured yet",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
