@@ -7,10 +7,9 @@ import pytest
 from testing_utils import REPOSITORY
 
 from conversion.checkpoints import find_checkpoint
+from examples.choosing_a_model import compare_models
 from modeling_internimage import InternImageForImageClassification, create_image_processor
 
-
-compare_models = pytest.importorskip("examples.choosing_a_model.compare_models")  # it counts as the command line does
 
 RESULTS = REPOSITORY / "examples" / "results"
 PAGE = REPOSITORY / "examples" / "choosing_a_model" / "README.md"
