@@ -2,6 +2,7 @@
 """What the training scripts share: their arguments, the backbone of a new model, and the run itself."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,9 @@ from examples.image_datasets import DatasetArguments, published_name
 from examples.pictures import plt
 from modeling_internimage import CBInternImageBackbone, CBInternImageConfig, InternImageBackbone, InternImageConfig
 from modeling_internimage.training import InternImageTrainer, Recipe
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -96,11 +100,19 @@ class HeadRecipe(Recipe):
             raise ValueError("`--mixup` and `--cutmix` are for classification: leave them out.")
 
 
+# Where they are not given. (The Trainer logs every 500 steps: never, in many a fine-tuning.)
+DEFAULTS = {"logging_steps": 10}
+
+
 def parse_dataclasses(types: tuple[type, ...], argv: list[str]) -> tuple:
-    """Command line arguments, or one JSON file with all of them. The last of `types` is `TrainingArguments`."""
+    """
+    Command line arguments, or one JSON file with all of them, and `DEFAULTS`. The last of `types` is
+    `TrainingArguments`.
+    """
     parser = HfArgumentParser(types)
+    parser.set_defaults(**DEFAULTS)
     if len(argv) == 1 and argv[0].endswith(".json"):
-        arguments = parser.parse_json_file(json_file=os.path.abspath(argv[0]))
+        arguments = parser.parse_dict(DEFAULTS | json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     else:
         arguments = parser.parse_args_into_dataclasses(argv)
     output_dir = Path(arguments[-1].output_dir)
@@ -217,12 +229,17 @@ def train_and_evaluate(
             trainer.log_metrics("train", result.metrics)
             trainer.save_metrics("train", result.metrics)
             trainer.save_state()
-            if trainer.is_world_process_zero():
-                save_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png", *metric)
         if args.do_eval:
             metrics = trainer.evaluate()
             trainer.log_metrics("eval", metrics)
             trainer.save_metrics("eval", metrics)
+        if args.do_train and trainer.is_world_process_zero():
+            path = Path(args.output_dir) / "training_curves.png"
+            if not save_curves(trainer.state.log_history, path, *metric):
+                logger.warning(
+                    f"No {path.name}: nothing was logged in {trainer.state.global_step} steps. `--logging_steps 1` "
+                    "logs every loss, `--eval_strategy epoch` evaluates after every epoch."
+                )
 
         if model_name_or_path is None:  # else the card would say that the model was fine-tuned from one without a name
             trainer.model.config.name_or_path = args.output_dir
@@ -239,26 +256,35 @@ def train_and_evaluate(
             trainer.create_model_card(**card)
 
 
-def save_curves(log_history: list[dict], path: Path, metric: str, title: str):
-    """Plot the losses and `metric`, whose best value is 1, over the epochs."""
+def save_curves(log_history: list[dict], path: Path, metric: str, title: str) -> bool:
+    """
+    Plot the losses and `metric`, whose best value is 1, over the epochs: what was logged of them. Return `False`,
+    without a picture, if nothing was.
+    """
 
-    def curve(key):
-        return zip(*((entry["epoch"], entry[key]) for entry in log_history if key in entry))
+    def curves(keys: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
+        points = {
+            label: [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+            for key, label in keys.items()
+        }
+        return {label: own for label, own in points.items() if own}
 
-    figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, key, label in (
-        (loss_axes, "loss", "training"),
-        (loss_axes, "eval_loss", "evaluation"),
-        (metric_axes, f"eval_{metric}", "evaluation"),
-    ):
-        points = list(curve(key))
-        if points:
-            axes.plot(*points, label=label, marker="." if key.startswith("eval") else None)
-    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
-    metric_axes.set(xlabel="epoch", ylabel=metric.replace("_", " "), title=title, ylim=(None, 1.0))
-    for axes in (loss_axes, metric_axes):
+    panels = {
+        "Loss": curves({"loss": "training", "eval_loss": "evaluation"}),
+        title: curves({f"eval_{metric}": "evaluation"}),
+    }
+    panels = {name: own for name, own in panels.items() if own}
+    if not panels:
+        return False
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
+    for axes, (name, own) in zip(all_axes[0], panels.items()):
+        for label, points in own.items():
+            axes.plot(*zip(*points), label=label, marker="." if label == "evaluation" or len(points) == 1 else None)
+        axes.set(xlabel="epoch", ylabel=name.lower() if name == "Loss" else name, title=name)
+        if name == title:
+            axes.set_ylim(None, 1.0)
         axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend()
+        axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    return True

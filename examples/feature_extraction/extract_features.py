@@ -22,6 +22,7 @@ import modeling_internimage  # noqa: F401  (registers InternImage)
 from examples.image_datasets import decode_image
 from examples.output_files import check_outputs, mark_of
 from examples.pictures import plt
+from examples.sampling_points import displayable
 
 
 MARK = mark_of(__file__)
@@ -70,28 +71,22 @@ def principal_components_as_rgb(feature_map: torch.Tensor) -> torch.Tensor:
 
 def draw(image: torch.Tensor, feature_maps: dict[str, torch.Tensor], path: Path):
     """The preprocessed image (height, width, 3) beside its feature maps (height, width, channels)."""
+    height, width, channels = image.shape
+    count = 1 + len(feature_maps)
     figure, panels = plt.subplots(
-        1, 1 + len(feature_maps), figsize=(2.6 * (1 + len(feature_maps)), 3.4), layout="constrained", squeeze=False
+        1, count, figsize=(2.6 * count, 2.6 * height / width + 0.7), layout="constrained", squeeze=False
     )
     panels = panels[0]
     panels[0].imshow(image)
-    panels[0].set_title("input")
+    panels[0].set_title(f"input\n{channels} x {height} x {width}", fontsize=10)
     for axes, (name, feature_map) in zip(panels[1:], feature_maps.items()):
         axes.imshow(principal_components_as_rgb(feature_map))
         height, width, channels = feature_map.shape
-        axes.set_title(f"{name}\n{channels} x {height} x {width}", fontsize=9)
+        axes.set_title(f"{name}\n{channels} x {height} x {width}", fontsize=10)
     for axes in panels:
         axes.axis("off")
-    figure.savefig(path, dpi=120, metadata={"Software": MARK})
+    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": MARK})
     plt.close(figure)
-
-
-def displayable(pixel_values: torch.Tensor, image_processor) -> torch.Tensor:
-    """Undo the normalisation: (3, height, width) -> (height, width, 3) in [0, 1]."""
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    return (pixel_values * std + mean).clamp(0, 1).permute(1, 2, 0)
 
 
 def load(model_path: str, image_path: str, image_size: int | None = None):

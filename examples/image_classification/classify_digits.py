@@ -57,9 +57,13 @@ def main():
         axes.axis("off")
     for axes, file, label, (best, _) in zip(grid.flat, files, truth, predictions):
         axes.imshow(Image.open(file), cmap="gray_r")
-        color = "tab:green" if best["label"] == label else "tab:red"
-        axes.set_title(f"{best['label']}  {best['score']:.2f}", color=color, fontsize=10)
-    figure.suptitle(f"Held-out digits: predicted class and score ({correct} of {len(files)} correct)", fontsize=11)
+        is_correct = best["label"] == label
+        text = f"{best['label']}  {best['score']:.2f}" + ("" if is_correct else f"\nis a {label}")
+        axes.set_title(text, color="tab:green" if is_correct else "tab:red", fontsize=10)
+    figure.suptitle(
+        f"Held-out digits: predicted class and score; {correct} of {len(files)} correct (red: wrong, true class)",
+        fontsize=11,
+    )
     figure.savefig(picture, dpi=150, metadata={"Software": MARK})
     print(f"Picture: {picture}\nCurves:  {args.model / 'training_curves.png'}")
 

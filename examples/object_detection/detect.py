@@ -6,12 +6,13 @@ Detect objects in image files: a picture of each, photo_detections.png, with box
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import font_manager
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from examples.image_datasets import decode_image
@@ -66,19 +67,40 @@ def draw_detections(image: Image.Image, result: dict[str, torch.Tensor], config)
     for idx, colour in zip(order, colours):  # one by one: of several, torchvision draws what they share in black
         if "masks" in result:
             picture = draw_segmentation_masks(picture, result["masks"][idx].cpu(), alpha=OPACITY, colors=colour)
+    boxes = result["boxes"].cpu()[order]
     line = max(round(min(image.size) / 200), 1)
-    picture = draw_bounding_boxes(
-        picture,
-        result["boxes"].cpu()[order],
-        labels=captions,
-        colors=colours,
-        width=line,
-        font=font_manager.findfont("DejaVu Sans"),
-        font_size=max(round(min(image.size) / 25), 10),
-        label_colors="white",
-        fill_labels=True,
-    )
-    return picture.permute(1, 2, 0).numpy()
+    picture = draw_bounding_boxes(picture, boxes, colors=colours, width=line)
+    picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    draw_captions(picture, boxes.tolist()[::-1], captions[::-1], colours[::-1])
+    return np.array(picture)
+
+
+def draw_captions(
+    image: Image.Image, boxes: list[list[float]], captions: list[str], colours: list[tuple[int, int, int]]
+):
+    """
+    Write each caption at a corner of its box (left, top, right, bottom), where it is whole and covers no earlier one.
+    Captions without such a place are left out.
+    """
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(round(min(image.size) / 25), 10))
+    taken: list[tuple[float, float, float, float]] = []
+    for (left, top, right, bottom), caption, colour in zip(boxes, captions, colours):
+        _, _, width, height = draw.textbbox((2, 0), caption, font=font)
+        width, height = width + 2, height + 2
+        for x, y in itertools.product((left, right - width), (top - height, top, bottom - height, bottom)):
+            place = (x, y, x + width, y + height)
+            is_whole = x >= 0 and y >= 0 and place[2] <= image.width and place[3] <= image.height
+            if is_whole and not any(_overlap(place, other) for other in taken):
+                taken.append(place)
+                draw.rectangle(place, fill=colour)
+                is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
+                draw.text((x + 2, y), caption, font=font, fill="black" if is_light else "white")
+                break
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def main(argv: list[str] | None = None):

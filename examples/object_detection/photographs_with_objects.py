@@ -41,6 +41,8 @@ PHOTOGRAPHS = {
 }
 OUTLINES = Path(__file__).parent / "outlines.json"
 CORNERS_OF_ELLIPSE = 24
+# Of the picture of detections, the width in inches.
+PICTURES_IN_ROW, WIDTH = 4, 16
 
 
 def polygon(outline: list[int]) -> list[float]:
@@ -81,11 +83,20 @@ def draw_photographs(folder: Path, model_name: str, threshold: float, path: Path
     """All photographs with the detections of a model that have a higher score than `threshold`."""
     check_outputs([path], MARK)
     model, image_processor = load_detection_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
-    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
-    for name, axis in zip(PHOTOGRAPHS, axes.flat):
+    pictures = []
+    for name in PHOTOGRAPHS:
         image = Image.open(folder / "images" / f"{name}.png").convert("RGB")
-        axis.imshow(draw_detections(image, detect(model, image_processor, image, threshold), model.config))
-        axis.set_axis_off()
+        pictures.append(draw_detections(image, detect(model, image_processor, image, threshold), model.config))
+    rows = [pictures[start : start + PICTURES_IN_ROW] for start in range(0, len(pictures), PICTURES_IN_ROW)]
+    widths = [[picture.shape[1] / picture.shape[0] for picture in row] for row in rows]  # at a height of 1
+    heights = [1 / sum(row) for row in widths]  # with which the rows are equally long
+    figure = plt.figure(figsize=(WIDTH, WIDTH * sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    subfigures = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
+    for row, ratios, subfigure in zip(rows, widths, subfigures.flat):
+        for picture, axis in zip(row, subfigure.subplots(1, len(row), width_ratios=ratios)):
+            axis.imshow(picture)
+            axis.set_axis_off()
     figure.savefig(path, dpi=80, metadata={"Software": MARK})
     plt.close(figure)
     print(f"Written: {path}")

@@ -79,7 +79,8 @@ def draw(image, detection: dict[str, torch.Tensor], title: str):
     num_layers, num_levels = len(points), points.shape[2]
     everything = torch.cat((points.reshape(-1, 2), corners.reshape(-1, 2)))
     everything = torch.minimum(everything.clamp(min=-0.5), size - 0.5)
-    (left, top), (right, bottom) = (everything.amin(dim=0) - 3).tolist(), (everything.amax(dim=0) + 3).tolist()
+    left, top = (everything.amin(dim=0) - 3).clamp(min=-0.5).tolist()
+    right, bottom = torch.minimum(everything.amax(dim=0) + 3, size - 0.5).tolist()
     rows = -(-num_layers // NUM_COLUMNS)
     columns = min(num_layers, NUM_COLUMNS)
     height = min(max(4.2 * (bottom - top) / (right - left), 2.5), 6) + 0.6
@@ -111,10 +112,14 @@ def draw(image, detection: dict[str, torch.Tensor], title: str):
         for level, colour in enumerate(colours)
     ]
     handles += [
+        Line2D([], [], marker="o", linestyle="", color="grey", label=f"weight {weight}", markersize=size)
+        for weight, size in ((weight, (weight * LARGEST_POINT) ** 0.5) for weight in (0.1, 0.3))
+    ]
+    handles += [
         Line2D([], [], color="black", linestyle=style, label=label)
         for style, label in (("--", "box before the layer"), ("-", "box after it"))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=12)
     return figure
 

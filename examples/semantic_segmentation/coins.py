@@ -22,7 +22,7 @@ from skimage import data, filters, segmentation
 
 from examples.output_files import check_outputs, mark_of, write_data
 from examples.pictures import class_colours, plt
-from examples.semantic_segmentation.segment import blend
+from examples.semantic_segmentation.segment import OPACITY, blend
 from examples.semantic_segmentation.segmentation_data import list_folder, read_pair
 from examples.semantic_segmentation.segmentation_metrics import confusion_matrix, segmentation_metrics
 from examples.semantic_segmentation.segmentation_models import load_segmentation_model
@@ -63,7 +63,9 @@ def draw_predictions(folder: Path, model_name: str, path: Path):
     model, image_processor = load_segmentation_model(model_name, "float32", torch.device("cpu"), use_kernels=False)
     rows = list_folder(str(folder / "validation"), "--output_dir")
     colours = class_colours(model.config)
-    figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.1 * len(rows)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), 3, figsize=(7.5, 2.1 * len(rows) + 0.3), layout="constrained", squeeze=False
+    )
     matrix = 0
     for axis, title in zip(axes[0], ("image", "label", "prediction")):
         axis.set_title(title)
@@ -75,6 +77,11 @@ def draw_predictions(folder: Path, model_name: str, path: Path):
         for picture, axis in zip(pictures, line):
             axis.imshow(picture)
             axis.set_axis_off()
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=colour / 255, alpha=OPACITY, label=model.config.id2label[idx])
+        for idx, colour in enumerate(colours)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=100, metadata={"Software": MARK})
     plt.close(figure)
     print(f"mIoU {segmentation_metrics(matrix)['mean_iou']:.4f} of {len(rows)} pieces. Written: {path}")

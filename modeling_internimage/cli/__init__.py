@@ -5,6 +5,7 @@ The command `internimage`: predictions and features of many images, facts about 
 Exit status: 0 if everything is done; 1 if some images have no result; 2 if the command cannot be carried out.
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -181,7 +182,7 @@ def convert_command(context: typer.Context):
     if (checkout / "conversion" / "convert_internimage_to_hf.py").is_file():
         sys.path.insert(0, str(checkout))
     try:
-        from conversion.convert_internimage_to_hf import main
+        conversion = importlib.import_module("conversion.convert_internimage_to_hf")
     except ModuleNotFoundError as error:
         if str(error.name).split(".")[0] != "conversion":
             raise
@@ -190,7 +191,7 @@ def convert_command(context: typer.Context):
             "`python -m conversion.convert_internimage_to_hf` there, or `pip install -e .` and this command again."
         ) from error
 
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(conversion.main(context.args))
 
 
 def find_sources(images: list[str] | None, dataset: str | None, dataset_config: str | None, split: str, column: str):

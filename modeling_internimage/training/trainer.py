@@ -404,6 +404,18 @@ class InternImageTrainer(Trainer):
                 "steps before."
             )
 
+    def create_model_card(self, *args, **kwargs):
+        # The card's table takes its columns from the first evaluation. Those before an interruption come from a file
+        # with sorted keys, later ones do not.
+        history = self.state.log_history
+        self.state.log_history = [
+            dict(sorted(entry.items(), key=lambda item: (item[0] != "eval_loss", item[0]))) for entry in history
+        ]
+        try:
+            super().create_model_card(*args, **kwargs)
+        finally:
+            self.state.log_history = history
+
     def save_state(self):
         best = self.state.best_model_checkpoint
         self.state.best_model_checkpoint = best and Path(best).name  # this file is published

@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import randomize, run_module
 
-from examples.feature_extraction import extract_features, show_sampling_points
+from examples.feature_extraction import extract_features
+from examples.sampling_points import StageSampling
 from modeling_internimage import InternImageModel, create_image_processor
 
 
@@ -64,8 +65,9 @@ def test_sampling_points_are_where_the_operator_samples(settings, tiny_config):
     captured = {}
     dcn.output_proj.register_forward_pre_hook(lambda module, arguments: captured.update(output=arguments[0]))
     dcn(hidden_states)
+    sampling = StageSampling(dcn, hidden_states, image_size=(48, 56))
     for row, column in ((0, 0), (3, 4), (5, 6)):
-        points, weights, _ = show_sampling_points.sampling_points(dcn, hidden_states, row, column)
+        points, weights, _ = sampling.at(row, column)
         expected = captured["output"][0, row, column].view(dcn.num_groups, -1)
         for group in range(dcn.num_groups):
             channels = value.unflatten(-1, (dcn.num_groups, -1))[:, :, group]

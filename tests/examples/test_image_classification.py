@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import run_short_training
-from transformers import ResNetConfig, ResNetForImageClassification, TrainerState
+from transformers import ResNetConfig, ResNetForImageClassification, TrainerState, TrainingArguments
 from transformers.image_utils import load_image
 
 from conversion.checkpoints import CHECKPOINTS
@@ -57,6 +57,30 @@ def run(folder, output_dir, **kwargs):
         "per_device_train_batch_size": 4,
     }
     run_short_training(script, folder / "arguments.json", **(arguments | kwargs))
+
+
+@pytest.mark.parametrize(
+    "entries, panels", [([], 0), ([{"loss": 2.0}], 1), ([{"loss": 2.0}, {"eval_accuracy": 0.5}], 2)]
+)
+def test_curves_show_what_was_logged(entries, panels, tmp_path):
+    path = tmp_path / "curves.png"
+    assert training.save_curves([entry | {"epoch": 1.0} for entry in entries], path, "accuracy", "Accuracy") == (
+        panels > 0
+    )
+    assert path.exists() == (panels > 0)
+    if panels:
+        with Image.open(path) as picture:
+            assert picture.width == 600 * panels
+
+
+def test_default_of_the_logging(tmp_path):
+    """Often enough for a short run, unless told otherwise, on the command line and in a file."""
+    for given, expected in (({}, 10), ({"logging_steps": 3}, 3)):
+        arguments = {"output_dir": str(tmp_path / "output")} | given
+        (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+        options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+        for argv in ([str(tmp_path / "arguments.json")], options):
+            assert training.parse_dataclasses((TrainingArguments,), argv)[0].logging_steps == expected
 
 
 def test_train_save_resume(image_folder, tmp_path, caplog):

@@ -119,7 +119,7 @@ def test_killed_worker_and_killed_run(stock, tmp_path):
     images = [str(file.relative_to(stock)) for file in map(Path, list_files([str(stock / "images")]))]
     assert sorted(table["file"].to_pylist() + [damaged]) == sorted(images)
     classifier = pipeline("image-classification", model=str(stock / "model"))
-    for row in table.take(range(0, NUM_IMAGES - 1, 100)).to_pylist():
+    for row in table.take(list(range(0, NUM_IMAGES - 1, 100))).to_pylist():
         expected = classifier(decode_image(str(stock / row["file"]), "The image"), top_k=2)
         assert row["labels"] == [entry["label"] for entry in expected]
         np.testing.assert_allclose(row["scores"], [entry["score"] for entry in expected], rtol=1e-3)

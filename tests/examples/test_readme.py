@@ -62,6 +62,7 @@ from modeling_internimage import (
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
+READMES += ["examples/web_demo/README.md"]
 READMES += [f"examples/{name}/README.md" for name in ("image_search", "large_scale", "multi_camera", "slurm")]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 REGISTERS = "register_for_auto_class"
@@ -88,6 +89,12 @@ def is_run_by_make_demo(words):
     """At full length."""
     makefile = (REPOSITORY / "Makefile").read_text()
     assert "run_image_classification $(DIGITS)/digits.json" in makefile and (REPOSITORY / words[-1]).is_file()
+
+
+def has_page_arguments(words):
+    """It runs until it is stopped: tests/examples/test_web_demo.py starts the page."""
+    app = pytest.importorskip("examples.web_demo.app", reason="The page needs Gradio: pip install '.[web]'.")
+    assert app.parse_arguments(words[3:]).model == ["outputs/digits"]
 
 
 def is_not_run(words):
@@ -220,6 +227,7 @@ CONVERT = r"python -m conversion\.convert_internimage_to_hf"
 # How commands are tested: the first entry that a command begins with counts.
 HOW = {
     r"make ": is_run_by_ci,
+    r"python -m examples\.web_demo\.app ": has_page_arguments,
     r"export ": is_not_run,
     r"git clone ": is_for_a_public_address,
     r"pip install ": install,
@@ -288,7 +296,11 @@ def stock(photographs, tmp_path_factory):
                 images[-1].save(folder / "images" / split / name / f"{idx}.jpg")
     features = {"image": datasets.Image(), "labels": datasets.ClassLabel(names=["healthy", "rust"])}
     write_table(folder / "beans", features, {"image": images, "labels": [idx % 2 for idx in range(len(images))]})
-    for name, labels in (("digits", list("0123456789")), ("my_model", ["astronaut", "coffee"])):
+    for name, labels in (
+        ("digits", list("0123456789")),
+        ("my_model", ["astronaut", "coffee"]),
+        ("photographs_model", ["astronaut", "cat"]),
+    ):
         model = InternImageForImageClassification(InternImageConfig(**TINY, image_size=32, **named(labels)))
         randomize(model).save_pretrained(folder / "outputs" / name)
         modeling_internimage.create_image_processor(32).save_pretrained(folder / "outputs" / name)
@@ -441,6 +453,20 @@ def kind_of_test(command: str):
 )
 def test_commands(command, workplace):
     how_to_test(command)(["official" if word == OFFICIAL_REPOSITORY else word for word in shlex.split(command)])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in sorted((REPOSITORY / "examples").glob("*/*.json")) if "do_train" in file.read_text()],
+    ids=lambda file: file.stem,
+)
+def test_interrupted_runs_continue(file):
+    """As the READMEs say: what they train saves checkpoints on the way."""
+    arguments = json.loads(file.read_text())
+    if arguments["save_strategy"] != "epoch":
+        assert arguments["save_strategy"] == "steps"
+        assert arguments["save_steps"] == arguments["eval_steps"]
+        assert arguments["save_steps"] < arguments.get("max_steps", float("inf")) / 2
 
 
 def test_digits_table(workplace, capsys):

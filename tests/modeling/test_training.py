@@ -677,6 +677,23 @@ def test_files_of_a_run_hold_neither_token_nor_path(train, tmp_path):
     assert arguments.hub_token is None and arguments.output_dir == "output"
 
 
+def test_model_card_of_a_resumed_run(train, tmp_path):
+    """A column holds the same before and after the interruption, although a saved state has sorted keys."""
+    trainer = train(max_steps=1)
+    rows = [(0.5, 0.25), (0.4, 0.75)]
+    first, second = (
+        {"eval_loss": loss, "eval_accuracy": accuracy, "epoch": 1.0, "step": 1} for loss, accuracy in rows
+    )
+    TrainerState(log_history=[first]).save_to_json(tmp_path / "state.json")
+    resumed = TrainerState.load_from_json(tmp_path / "state.json").log_history
+    trainer.state.log_history = [*resumed, second, trainer.state.log_history[-1]]
+    trainer.create_model_card()
+    card = (tmp_path / "output" / "README.md").read_text()
+    header, _, *lines = (line.strip("| ").split("|") for line in card.splitlines() if line.startswith("|"))
+    columns = [[name.strip() for name in header].index(name) for name in ("Validation Loss", "Accuracy")]
+    assert [tuple(float(line[column]) for column in columns) for line in lines] == rows
+
+
 def start_processes(count: int, output: Path, **options) -> list[multiprocessing.Process]:
     """A run of `train_in_processes.py` (gloo, on the CPU), in forks of a process that has imported everything."""
     processes = multiprocessing.get_context("forkserver")
