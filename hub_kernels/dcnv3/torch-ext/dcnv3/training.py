@@ -88,19 +88,21 @@ class _MLPBackward(torch.autograd.Function):
         pixels = hidden_states.reshape(-1, hidden_states.shape[-1])
         grad_outputs = grad_output.reshape(-1, grad_output.shape[-1])
         grad_pixels = torch.empty_like(pixels)
-        grad_weight1, grad_weight2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
+        grad_weight1, grad_weight2 = torch.empty_like(weight1), torch.empty_like(weight2)
+        beta = 0  # of the sums that the first part begins
         grad_bias1 = weight1.new_zeros(len(weight1), dtype=torch.float64)
         for pixel, product, grad_out, grad_pixel in _in_parts(pixels, products, grad_outputs, grad_pixels):
             grad_activated = grad_out @ weight2 if needs_products else None
             activated, grad_product = ops.internimage_gelu(product, bias1, grad_activated)
             if needs_weight2:
-                grad_weight2.addmm_(grad_out.t(), activated)
+                grad_weight2.addmm_(grad_out.t(), activated, beta=beta)
             if needs_weight1:
-                grad_weight1.addmm_(grad_product.t(), pixel)
+                grad_weight1.addmm_(grad_product.t(), pixel, beta=beta)
             if needs_bias1:
                 grad_bias1 += grad_product.sum(0)
             if needs_pixels:
                 torch.mm(grad_product, weight1, out=grad_pixel)
+            beta = 1
         gradients = (
             grad_pixels.view(hidden_states.shape),
             grad_weight1,
