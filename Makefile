@@ -7,7 +7,7 @@ RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 DIGITS := examples/image_classification
 
-.PHONY: demo test test-slow kernel test-kernel bench clean
+.PHONY: demo test test-slow kernel test-kernel publish-kernel check-official bench clean
 
 demo: $(VENV)/installed
 	@echo "== 1/2 Fine-tuning a small InternImage on the 1,437 training digits of scikit-learn (about a minute on 2 cores)"
@@ -23,7 +23,7 @@ test: $(VENV)/installed-deploy
 	@echo "== 2/2 Tests, without network"
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-slow: $(VENV)/installed-deploy
+test-slow: $(VENV)/installed-examples
 	@echo "== The tests that \`make test\` leaves out"
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE) -m slow
 
@@ -34,6 +34,12 @@ kernel: $(VENV)/installed
 test-kernel: kernel
 	@echo "== Tests of the DCNv3 kernel"
 	@$(RUN) -m pytest hub_kernels/dcnv3/tests
+
+publish-kernel: $(VENV)/installed
+	@$(VENV)/bin/python hub_kernels/dcnv3/publish.py $(REPO) $(OPTIONS)
+
+check-official: $(VENV)/installed
+	@$(VENV)/bin/python -m conversion.check_official $(OPTIONS)
 
 bench: $(VENV)/installed
 	@echo "== Time and memory of InternImage-T on this CPU (about 10 minutes)"
@@ -54,4 +60,10 @@ $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
 $(VENV)/installed-deploy: $(VENV)/installed
 	@echo "== Adding ONNX Runtime, OpenVINO and the tools for int8 (once)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[deploy]"
+	@touch $@
+
+# What the slow tests of search, the page, Ray Data and the recipes need.
+$(VENV)/installed-examples: $(VENV)/installed-deploy
+	@echo "== Adding what some examples need: FAISS, Gradio, Ray and others (once)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all-examples]"
 	@touch $@

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from conversion.errors import ConversionError
-from conversion.heads import HEADS
+from conversion.heads import BACKBONE, HEADS
 from modeling_internimage import InternImageConfig, create_image_processor
 from modeling_internimage.configuration_internimage import imagenet_labels
 from modeling_internimage.detection.labels import detection_labels
@@ -291,6 +291,8 @@ class Checkpoint:
             labels = {"id2label": id2label, "label2id": {label: idx for idx, label in id2label.items()}}
         if self.task == "image-classification":
             return self.backbone_config(**labels)
+        if self.head == BACKBONE:
+            return self.backbone_config(out_features=list(HEADS[BACKBONE].out_features))
         palette = {"palette": self.palette} if self.palette else {}
         head = HEADS[self.head]
         backbone_config = self.backbone_config(out_features=list(head.out_features))
@@ -300,6 +302,10 @@ class Checkpoint:
         """The official preprocessing."""
         if self.task == "image-classification":
             return create_image_processor(self.image_size[0])
+        if self.head == BACKBONE:  # what surrounds it decides the size
+            image_processor = create_image_processor(self.image_size[0])
+            image_processor.do_resize = image_processor.do_center_crop = False
+            return image_processor
         settings: dict[str, Any] = {}
         if self.test_scale:
             settings["size"] = dict(zip(("longest_edge", "shortest_edge"), self.test_scale))

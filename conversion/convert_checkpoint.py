@@ -60,6 +60,7 @@ class ConversionOptions:
         ema: Convert the exponential moving average of the weights.
         imagenet_1k_head: Keep the 1000 rows of an ImageNet-22k classifier that stand for ImageNet-1k's classes.
         remote_code: Add the source files that users without this package load with `trust_remote_code=True`.
+        backbone_only: Prefix of the keys of the backbone, which alone is converted.
     """
 
     dtype: str | None = None
@@ -67,6 +68,7 @@ class ConversionOptions:
     ema: bool = False
     imagenet_1k_head: bool = False
     remote_code: bool = False
+    backbone_only: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Plan:
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """The converted tensors of these new names, read from the source when they are asked for."""
-        original = read_original_checkpoint(self.source, self.options.ema)
+        original = self.original()
         for name in names:
             if name in self.computed:
                 tensor = self.computed[name]
@@ -121,6 +123,10 @@ class Plan:
             if tensor.is_floating_point():
                 tensor = tensor.to(self.config.dtype)
             yield name, tensor.contiguous()
+
+    def original(self) -> dict[str, torch.Tensor]:
+        """The weights to convert, under their original keys (those of a backbone without its prefix)."""
+        return read_original_checkpoint(self.source, self.options.ema, prefix=self.options.backbone_only)
 
     def names(self) -> list[str]:
         return [*self.origins, *self.computed]
@@ -145,7 +151,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         [`read_original_checkpoint`].
     """
     head = HEADS[checkpoint.head]
-    original = read_original_checkpoint(source, options.ema)
+    original = read_original_checkpoint(source, options.ema, prefix=options.backbone_only)
     config = checkpoint.config()
     if options.imagenet_1k_head and (
         checkpoint.task != "image-classification" or config.num_labels != NUM_IMAGENET_22K_CLASSES
@@ -154,7 +160,7 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             f"`--imagenet-1k-head` selects rows of an ImageNet-22k classifier, with {NUM_IMAGENET_22K_CLASSES} "
             f"classes; {checkpoint.name} has {config.num_labels}."
         )
-    if options.remote_code and checkpoint.task != "image-classification":
+    if options.remote_code and checkpoint.task not in ("image-classification", "image-feature-extraction"):
         raise ConversionError(
             f"`--remote-code` is for image classifiers: {checkpoint.name} has its backbone inside a model of "
             "transformers, which does not load remote code. Its users need this package."
@@ -176,6 +182,9 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         reason = next((reason for prefix, reason in EMA_KEYS.items() if key.startswith(prefix)), None)
         if reason is not None:
             dropped[key] = reason
+            continue
+        if head.unused and names[0].startswith(head.unused):
+            dropped[key] = "pooler and classifier, which a backbone does not have"
             continue
         if whole := head.whole(names[0]):
             name, number, dim = whole
@@ -215,6 +224,8 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
         if not _fit_together(parts, dim, expected[name].shape):
             found = ", ".join(f"{tuple(part.shape)} of {part.dtype}" for part in parts)
             shapes.append(f"{origin} {found} instead of parts of {tuple(expected[name].shape)}")
+    if options.backbone_only is not None:
+        dropped |= _outside(source, options)
     missing = [name for name in expected if name not in origins and name not in computed]
     problems = {
         "keys belong to no parameter": superfluous,
@@ -234,6 +245,18 @@ def plan_conversion(checkpoint: Checkpoint, source: Path, options: ConversionOpt
             f"`--max-shard-size {options.max_shard_size}` is not a size: write '500MB' or '2GB'."
         ) from error
     return Plan(checkpoint, source, options, config, origins, computed, dropped, shards)
+
+
+def _outside(source: Path, options: ConversionOptions) -> dict[str, str]:
+    """For each key that is not under the prefix of the backbone, why it is left out: the module that it belongs to."""
+    return {
+        key: next(
+            (reason for prefix, reason in EMA_KEYS.items() if key.startswith(prefix)),
+            f"part of `{key.split('.')[0]}`, not of the backbone",
+        )
+        for key in read_original_checkpoint(source, options.ema, prefix="")
+        if not key.startswith(options.backbone_only)
+    }
 
 
 def _fit_together(parts: list[torch.Tensor], dim: int, shape: torch.Size) -> bool:
@@ -294,7 +317,7 @@ def convert_checkpoint(plan: Plan, output_dir: Path, command: str) -> dict:
         write_weights(plan, unfinished)
         source = {"file": plan.source.name, "bytes": plan.source.stat().st_size, "sha256": file_sha256(plan.source)}
         checks = {"tensors": check_tensors(plan, unfinished), "logits": check_logits(plan, unfinished)}
-        provenance = {"source": source, "command": command, "versions": _versions()}
+        provenance = {"source": source, "command": command, "versions": versions()}
         card = create_model_card(plan.checkpoint, plan.config, plan.options, plan.dropped, provenance)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         report = {
@@ -361,7 +384,7 @@ def _is_written_here(file: Path) -> bool:
 
 def _check_size(plan: Plan):
     """Raise `ConversionError` if the tensors are larger than their file, as expanded ones are."""
-    original = read_original_checkpoint(plan.source, plan.options.ema)
+    original = plan.original()
     claimed = sum(original[key].nbytes for key in plan.used_keys())
     if claimed > plan.source.stat().st_size:
         raise ConversionError(
@@ -370,7 +393,7 @@ def _check_size(plan: Plan):
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {
         "modeling_internimage": modeling_internimage.__version__,
         "transformers": transformers.__version__,
@@ -513,6 +536,7 @@ def read_report(folder: Path) -> dict | None:
         options = ConversionOptions(**report["options"])
         is_right = (
             options.dtype in (None, "float32", "float16", "bfloat16")
+            and isinstance(options.backbone_only, str | None)
             and isinstance(report["checkpoint"], str)
             and isinstance(report["source"]["sha256"], str)
             and all(Path(name).name == name and not name.startswith(".") for name in report["files"])

@@ -8,6 +8,7 @@ Convert the official InternImage and FlashInternImage checkpoints, or your own, 
     python -m conversion.convert_internimage_to_hf --checkpoint internimage_t_1k_224 --verify internimage_t
     python -m conversion.convert_internimage_to_hf --config my.yaml --source ckpt_epoch_99.pth --output-dir my_model
     python -m conversion.convert_internimage_to_hf --config my_mask_rcnn.py --source epoch_12.pth --output-dir my_model
+    python -m conversion.convert_internimage_to_hf --backbone-only img_backbone --source bev.pth --output-dir backbone
 """
 
 import argparse
@@ -18,6 +19,7 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
+from conversion.backbone import normalize_prefix
 from conversion.checkpoints import CHECKPOINTS, Checkpoint, find_checkpoint, markdown_table, text_table
 from conversion.convert_checkpoint import (
     ConversionOptions,
@@ -30,7 +32,8 @@ from conversion.convert_checkpoint import (
 )
 from conversion.errors import ConversionError, printable
 from conversion.hub import download_converted, download_original, push, unpublished
-from conversion.original_config import checkpoint_from_config, own_checkpoint
+from conversion.original_config import backbone_checkpoint, checkpoint_from_config, own_checkpoint
+from modeling_internimage import InternImageConfig
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -54,10 +57,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-shard-size", default="1GB", metavar="SIZE", help="largest weights file (default: 1GB)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights that the file holds")
     parser.add_argument("--imagenet-1k-head", action="store_true", help="keep ImageNet-1k's rows of a 22k classifier")
+    parser.add_argument(
+        "--backbone-only",
+        metavar="PREFIX",
+        type=normalize_prefix,
+        help="take the InternImage under this prefix of the keys out of --source, of any model of the mm family",
+    )
     parser.add_argument("--remote-code", action="store_true", help="add the source files for trust_remote_code=True")
     parsed = parser.parse_args(arguments)
     if not parsed.list:
-        if (parsed.checkpoint is None) == (parsed.config is None):
+        if parsed.backbone_only is not None:
+            if parsed.checkpoint or not parsed.source:
+                parser.error("--backbone-only needs --source, and takes --config but no --checkpoint")
+            if parsed.imagenet_1k_head:
+                parser.error("--backbone-only leaves the classifier out: --imagenet-1k-head has no meaning")
+        elif (parsed.checkpoint is None) == (parsed.config is None):
             parser.error("name what to convert: --checkpoint NAME (or 'all'), or --config FILE with --source FILE")
         if parsed.config and not parsed.source:
             parser.error("--config needs --source, the .pth file it belongs to")
@@ -103,7 +117,9 @@ def say(text: str, file=None):
 
 
 def convert_one(parsed: argparse.Namespace):
-    if parsed.config:
+    if parsed.backbone_only is not None:
+        checkpoint = backbone_checkpoint(parsed.backbone_only, parsed.source, parsed.config, parsed.ema)
+    elif parsed.config:
         checkpoint = checkpoint_from_config(parsed.config, parsed.source, parsed.ema)
     else:
         checkpoint = official = find_checkpoint(parsed.checkpoint)
@@ -153,6 +169,7 @@ def options_of(parsed: argparse.Namespace) -> ConversionOptions:
         ema=parsed.ema,
         imagenet_1k_head=parsed.imagenet_1k_head,
         remote_code=parsed.remote_code,
+        backbone_only=parsed.backbone_only,
     )
 
 
@@ -182,7 +199,7 @@ def command_line(checkpoint: Checkpoint, parsed: argparse.Namespace) -> str:
     words = ["python", "-m", "conversion.convert_internimage_to_hf"]
     if parsed.config:
         words += ["--config", parsed.config.name]
-    else:
+    elif parsed.checkpoint:
         words += ["--checkpoint", checkpoint.name]
     if parsed.source:
         words += ["--source", parsed.source.name]
@@ -200,13 +217,21 @@ def print_plan(plan: Plan, folder: Path | None):
         f"{plan.checkpoint.name}: {len(plan.names())} tensors of {plan.source} ({size}) to {folder or 'a folder'}, "
         f"{files} file{'s' if files > 1 else ''}; {len(plan.dropped)} left out"
     )
-    if plan.checkpoint.title:
+    if plan.options.backbone_only is not None:
+        say(f"  {plan.config.core_op} backbone, with {architecture_text(plan.config)}")
+    elif plan.checkpoint.title:
         classes = list(plan.config.id2label.values())
         names = f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
         say(f"  a file of your own, with {len(classes)} classes: {names}")
     for reason in dict.fromkeys(plan.dropped.values()):
         keys = [key for key, its_reason in plan.dropped.items() if its_reason == reason]
-        say(f"  left out: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({reason})")
+        say(f"  left out: {len(keys)}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({reason})")
+
+
+def architecture_text(config: InternImageConfig) -> str:
+    """What the shapes or an official model said of a backbone, to be compared with how it was trained."""
+    fields = ("embed_dim", "depths", "num_groups", "offset_scale", "post_norm", "level2_post_norm_block_ids")
+    return ", ".join(f"{field} {getattr(config, field)}" for field in fields if getattr(config, field) is not None)
 
 
 def verify(checkpoint: Checkpoint, source: Path | None, target: str):

@@ -26,6 +26,7 @@ from modeling_internimage import (
     CBInternImageConfig,
     DinoDetrConfig,
     DinoDetrForObjectDetection,
+    InternImageBackbone,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
@@ -39,6 +40,7 @@ from modeling_internimage.dino_detr.modeling_dino_detr import DinoDetrLevels
 from modeling_internimage.modeling_internimage import ORIGINAL_TO_CONVERTED_KEY_MAPPING
 
 
+BACKBONE = "no head"
 ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 UPERNET_KEY_MAPPING = {
@@ -147,6 +149,11 @@ def classifier_outputs(model: InternImageForImageClassification, pixel_values: t
     return model(pixel_values, **metadata).logits
 
 
+def feature_maps_of(backbone: InternImageBackbone, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The feature maps of all stages as (1, n)."""
+    return torch.cat([feature_map.flatten() for feature_map in backbone(pixel_values).feature_maps])[None]
+
+
 def detection_outputs(model: MaskRCNNForObjectDetection, pixel_values: torch.Tensor) -> torch.Tensor:
     """
     Outputs of the RPN, and of the box and mask heads for four fixed regions, one of each size, as (1, n). (Detections
@@ -195,6 +202,7 @@ class Head:
             found counts.
         num_rows_without_class: 1 if the classifier has a row for the background or for no object, else 0.
         prefixes: Prefixes of the head's original keys. All other keys are the backbone's.
+        unused: Prefixes of renamed parameters that `model_class` has no use for.
         key_mapping: Regular expressions from the head's original keys to those of `model_class`, applied in order.
         split: Regular expression for a renamed parameter -> names of the equal parts that its rows are split into.
         joined: Regular expression for renamed parts of a parameter, with three groups: before the number of the part,
@@ -215,6 +223,7 @@ class Head:
     classifier_keys: tuple[str, ...]
     num_rows_without_class: int = 0
     prefixes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     key_mapping: dict[str, str] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
     joined: dict[str, int] = field(default_factory=dict)
@@ -296,6 +305,15 @@ HEADS: dict[str, Head] = {
         backbone_prefix="internimage.",
         classifier_keys=("head.bias",),
         outputs=classifier_outputs,
+    ),
+    BACKBONE: Head(
+        model_class=InternImageBackbone,
+        auto_class=InternImageBackbone,  # `AutoBackbone.from_pretrained` does not load folders
+        config_class=InternImageConfig,
+        backbone_prefix="",
+        classifier_keys=(),
+        unused=("pooler.", "classifier.", "metadata_head."),
+        outputs=feature_maps_of,
     ),
     "UperNet": Head(
         model_class=UperNetForSemanticSegmentation,

@@ -13,13 +13,13 @@ from conversion.convert_checkpoint import REPORT_FILE, check_files, file_sha256,
 from conversion.errors import ConversionError
 
 
-def download_original(checkpoint: Checkpoint) -> Path:
-    """The authors' file, from the cache or from the Hub."""
+def download_original(checkpoint: Checkpoint, cache_dir: Path | None = None) -> Path:
+    """The authors' file, from the cache (of the Hub's client, or another folder) or from the Hub."""
     if checkpoint.file is None:
         raise ConversionError(f"The authors published no weights for {checkpoint.name}. Name a file with `--source`.")
     repository = checkpoint.family.repository
-    with _errors_as_sentences(f"download {repository}/{checkpoint.file}", "name a file with `--source`"):
-        file = Path(hf_hub_download(repository, checkpoint.file))
+    with errors_as_sentences(f"download {repository}/{checkpoint.file}", "name a file with `--source`"):
+        file = Path(hf_hub_download(repository, checkpoint.file, cache_dir=cache_dir))
     blob = file.resolve()  # the cache names large files after the Hub's SHA-256
     if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
         raise ConversionError(
@@ -32,7 +32,7 @@ def download_converted(target: str) -> Path:
     """The folder `target`, or a copy of the repository of that name."""
     if Path(target).is_dir():
         return Path(target)
-    with _errors_as_sentences(f"download {target}", "name a folder"):
+    with errors_as_sentences(f"download {target}", "name a folder"):
         return Path(snapshot_download(target))
 
 
@@ -56,7 +56,7 @@ def push(folder: Path, repo_id: str, message: str) -> str:
         raise ConversionError(f"{folder / links[0]} is a link, which is not published. Convert into a new folder.")
     check_files(folder, report)
     api = HfApi()
-    with _errors_as_sentences(f"push to {repo_id}", "push again later, the converted folder is kept"):
+    with errors_as_sentences(f"push to {repo_id}", "push again later, the converted folder is kept"):
         api.create_repo(repo_id, exist_ok=True)
         weights = (name for name in api.list_repo_files(repo_id) if ".safetensors" in name)
         operations = [CommitOperationDelete(name) for name in weights if name not in files]
@@ -71,7 +71,7 @@ def unpublished(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _errors_as_sentences(action: str, alternative: str):
+def errors_as_sentences(action: str, alternative: str):
     try:
         yield
     except Exception as error:  # the Hub's client does not wrap those of the libraries that it uses
@@ -79,8 +79,6 @@ def _errors_as_sentences(action: str, alternative: str):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        return "the Hub cannot be reached, or HF_HUB_OFFLINE is set. Connect"
     http_error = error if isinstance(error, HfHubHTTPError) else error.__cause__
     if isinstance(http_error, HfHubHTTPError):
         status = http_error.response.status_code
@@ -91,4 +89,6 @@ def _reason(error: Exception) -> str:
         if status == 404:
             return "there is no such repository or file. Check the name"
         return f"the Hub answered with status {status} ({http_error.server_message or error}). Try again"
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return "the Hub cannot be reached, or HF_HUB_OFFLINE is set. Connect"
     return f"{type(error).__name__}: {error}. Try again"

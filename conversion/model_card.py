@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from conversion.checkpoints import ARCHITECTURES, METRICS, OWN_DATASET, Checkpoint, entries_of_file
 from conversion.errors import printable
-from conversion.heads import HEADS
+from conversion.heads import BACKBONE, HEADS
 from conversion.offset_mask import UNREAD
 
 
@@ -33,6 +33,15 @@ print(classifier("photo.jpg"))
 ```
 
 `AutoModel`, `AutoModelForImageClassification`, `InternImageBackbone` and `AutoImageProcessor` load it too.""",
+    "image-feature-extraction": """```python
+from modeling_internimage import InternImageBackbone
+
+backbone = InternImageBackbone.from_pretrained("$name")  # this repository or folder
+feature_maps = backbone(pixel_values).feature_maps  # of every stage: (batch_size, channels, height, width)
+```
+
+`AutoModel.from_pretrained("$name", add_pooling_layer=False)` loads it too. `AutoImageProcessor` normalises pixels with
+ImageNet's mean and standard deviation and leaves the size of images as it is.""",
     "image-segmentation": """```python
 import modeling_internimage  # registers InternImage with transformers
 from transformers import pipeline
@@ -183,6 +192,8 @@ def _code(text: str) -> str:
 
 
 def _origin(checkpoint: Checkpoint, config: PreTrainedConfig) -> str:
+    if checkpoint.head == BACKBONE:
+        return "Taken out of a larger model in its owner's file"
     classes = f"({config.num_labels} classes)"
     if checkpoint.title is None:
         pretraining = f", after pretraining on {checkpoint.pretraining}" if checkpoint.pretraining else ""
@@ -203,6 +214,8 @@ def _model(checkpoint: Checkpoint) -> str:
 def _task(checkpoint: Checkpoint) -> str:
     if checkpoint.task == "image-classification":
         return "image classification"
+    if checkpoint.head == BACKBONE:
+        return "feature maps, as the backbone of other models"
     if checkpoint.task == "object-detection":
         masks = " and instance segmentation" if _has_masks(checkpoint) else ""
         return f"object detection{masks} with {checkpoint.head.removeprefix('CB-')}"
@@ -299,9 +312,9 @@ def _changes(checkpoint: Checkpoint, config: PreTrainedConfig, options, dropped)
     if checkpoint.dataset == "Objects365":
         values = {"number": config.num_labels, "likely": {80: "COCO", 20: "VOC"}[config.num_labels]}
         changes.append(Template(UNKNOWN_CLASSES).substitute(values))
-    elif config.id2label[0] == "LABEL_0":
+    elif checkpoint.head != BACKBONE and config.id2label[0] == "LABEL_0":
         changes.append("Class names are not known: the labels are numbers.")
-    else:
+    elif checkpoint.head != BACKBONE:
         names = "are those in the file" if checkpoint.dataset == OWN_DATASET else "were added to the configuration"
         changes.append(f"Class names {names}.")
     if checkpoint.num_original_labels:

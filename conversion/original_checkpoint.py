@@ -50,7 +50,9 @@ NEEDED_NAMES = {
 _MAGIC_NUMBER = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def read_original_checkpoint(file: str | Path, ema: bool = False, strip: bool = True) -> dict[str, torch.Tensor]:
+def read_original_checkpoint(
+    file: str | Path, ema: bool = False, strip: bool = True, prefix: str | None = None
+) -> dict[str, torch.Tensor]:
     """
     The weights in a `.pth` file, under the names of the original model.
 
@@ -62,6 +64,8 @@ def read_original_checkpoint(file: str | Path, ema: bool = False, strip: bool = 
         ema: Take the exponential moving average of the weights instead: an entry `model_ema`, `state_dict_ema`,
             `ema_state_dict` or `ema`, or the buffers `ema_...` of mmcv's hook among the weights.
         strip: Take the prefixes off.
+        prefix: Read only the keys that begin with it, such as `"img_backbone."`, and take it off too. Of the prefixes
+            of wrappers only `module.` is taken off then: `backbone.` may be a part of the model.
 
     Raises:
         `ConversionError`: if the file is missing, damaged, no checkpoint, or would run code when unpickled.
@@ -83,9 +87,14 @@ def read_original_checkpoint(file: str | Path, ema: bool = False, strip: bool = 
             f"only {', '.join(sorted(key for key in checkpoint if isinstance(key, str))[:10]) or 'nothing'}."
             + (" Take the averaged weights: `--ema`." if set(EMA_ENTRIES) & checkpoint.keys() and not ema else "")
         )
+    wrappers = r"^(?:module\.|backbone\.)+" if prefix is None else r"^(?:module\.)+"
     state_dict = {}
     for original_key, tensor in weights.items():
-        key = re.sub(r"^(?:module\.|backbone\.)+", "", original_key) if strip else original_key
+        key = re.sub(wrappers, "", original_key) if strip else original_key
+        if prefix is not None:
+            if not key.startswith(prefix):
+                continue
+            key = key.removeprefix(prefix)
         if key in state_dict:
             raise ConversionError(f"{file} has {key!r} twice, with and without a prefix of a wrapper.")
         state_dict[key] = tensor.detach()

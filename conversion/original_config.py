@@ -14,20 +14,23 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForImageClassification, AutoModelForObjectDetection
 
+from conversion.backbone import complete_architecture, read_backbone
 from conversion.checkpoints import CHECKPOINTS, HEAD_DEFAULTS, OWN_DATASET, Checkpoint
 from conversion.errors import ConversionError, printable
-from conversion.heads import HEADS
+from conversion.heads import BACKBONE, HEADS
 from conversion.original_checkpoint import count_parameters, read_classes, read_original_checkpoint
 from conversion.python_config import read_python_config
 from conversion.toolbox_models import (
     HEAD_CONFIGS,
     Settings,
     backbone_arguments,
+    find_backbone,
     head_of,
     image_settings,
     two_stage_head,
 )
-from modeling_internimage import InternImageConfig, MaskRCNNConfig
+from modeling_internimage import InternImageBackbone, InternImageConfig, MaskRCNNConfig
+from modeling_internimage.configuration_internimage import ORIGINAL_ATTRIBUTE_NAMES
 
 
 # Fields of `InternImageConfig` that make an architecture.
@@ -84,6 +87,45 @@ def checkpoint_from_config(config_file: Path, source: Path, ema: bool = False) -
         backbone | {"architecture": backbone["architecture"] | _metadata_head(weights)},
         num_labels=arguments["num_labels"],
     )
+
+
+def backbone_checkpoint(prefix: str, source: Path, config_file: Path | None = None, ema: bool = False) -> Checkpoint:
+    """
+    A record for the InternImage under `prefix` in a checkpoint of a larger model.
+
+    Args:
+        prefix: Of its keys, such as `"img_backbone."`.
+        source: The checkpoint.
+        config_file: A `.py` of the mm family with the backbone somewhere in its setting `model`, a `.yaml` of the
+            original's trainer, or a `.json` with fields of `InternImageConfig`, all or some. It is needed where the
+            shapes do not say the architecture.
+        ema: As in `read_original_checkpoint`.
+
+    Raises:
+        `ConversionError`: if there is no InternImage under `prefix`, or its architecture is not known, naming the
+            fields.
+    """
+    weights = read_backbone(source, prefix, ema)
+    given = _fields_of_backbone(config_file) if config_file else {}
+    with _readable(config_file or source):
+        arguments = complete_architecture(source, weights, given)
+        record = _own_record(
+            source, BACKBONE, _backbone(config_file or source, arguments, source, weights), num_labels=0
+        )
+        record.config()
+    return record
+
+
+def _fields_of_backbone(config_file: Path) -> dict:
+    """Fields of `InternImageConfig` for the backbone that a configuration describes, all or some."""
+    if config_file.suffix == ".py":
+        if not config_file.is_file():
+            raise ConversionError(f"There is no file {config_file}.")
+        arguments = find_backbone(Settings(config_file, read_python_config(config_file)).section("model"))
+    else:
+        arguments = _read_config(config_file)
+    arguments = {ORIGINAL_ATTRIBUTE_NAMES.get(name, name): value for name, value in arguments.items()}
+    return {name: arguments[name] for name in (*ARCHITECTURE_FIELDS, "image_size") if name in arguments}
 
 
 def _record_from_toolbox(config_file: Path, source: Path, ema: bool) -> Checkpoint:
@@ -156,6 +198,7 @@ def _task(head: str) -> str:
     tasks = {
         AutoModelForImageClassification: "image-classification",
         AutoModelForObjectDetection: "object-detection",
+        InternImageBackbone: "image-feature-extraction",
     }
     return tasks.get(HEADS[head].auto_class, "image-segmentation")
 

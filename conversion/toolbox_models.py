@@ -101,6 +101,27 @@ def backbone_arguments(model: Settings) -> dict[str, Any]:
     return {"core_op": "DCNv4", "offset_scale": 0.5} | arguments  # what the original's class has by default
 
 
+def find_backbone(model: Settings) -> dict[str, Any]:
+    """
+    As `backbone_arguments`, for the only InternImage in the setting `model`, however deep it lies there. Raises
+    `ConversionError` if there is none or more than one.
+    """
+
+    def search(value) -> list[dict]:
+        if isinstance(value, dict) and value.get("type") in _BACKBONES:
+            return [value]
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        return [backbone for part in values for backbone in search(part)]
+
+    found = search(model.entries)
+    if len(found) != 1:
+        raise ConversionError(
+            f"{model.file} has {len(found)} settings with a type {' or '.join(map(repr, _BACKBONES))} in `model`, not "
+            "one. Write the fields of the backbone into a `.json`, and name that."
+        )
+    return backbone_arguments(Settings(model.file, {"backbone": found[0]}, model.name))
+
+
 def _check_backbone(model: Settings, kinds: tuple[str, ...], out_indices: list):
     kind = model.get("backbone.type")
     if kind not in kinds:

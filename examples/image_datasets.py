@@ -10,7 +10,7 @@ import datasets
 from PIL import Image
 
 from modeling_internimage import images
-from modeling_internimage.resizing import check_num_pixels
+from modeling_internimage.images import image_endings  # noqa: F401  (imported from here)
 
 
 @dataclass
@@ -104,12 +104,6 @@ def undecoded(rows, *columns: str):
     return rows
 
 
-def image_endings() -> set[str]:
-    """File name endings of images, in lower case. (HEIC is included: the error for it says how to read it.)"""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
-    return endings | {".heic", ".heif"}
-
-
 def open_image(row: dict | None) -> Image.Image:
     """Open a value of an undecoded image column, {"bytes", "path"}, in the mode of the file. Errors name the file."""
     return images.open_image(*_source_and_subject(row))
@@ -120,13 +114,7 @@ def decode_image(row: dict | None, size=None) -> Image.Image:
     Decode a value of an undecoded image column to an RGB image of 8 bits and turn it as its EXIF data says, like
     `pipeline`. With the `size` of an image processor, refuse an image that would be resized to too many pixels.
     """
-    source, subject = _source_and_subject(row)
-    image = images.decode_image(source, subject)
-    size = dict(size or {})
-    if size.get("shortest_edge") and not size.get("longest_edge"):
-        factor = size["shortest_edge"] / min(image.size)
-        check_num_pixels(int(image.height * factor), int(image.width * factor), f"{subject}, resized,")
-    return image
+    return images.decode_image(*_source_and_subject(row), size)
 
 
 def _source_and_subject(row: dict | None) -> tuple[str | io.BytesIO, str]:

@@ -84,6 +84,13 @@ __all__ = [
     "window_scores",
 ]
 
+TORCHVISION_CLASSES = [
+    "DinoDetrImageProcessor",
+    "InternImageMask2FormerImageProcessor",
+    "InternImageSegmentationImageProcessor",
+    "MaskRCNNImageProcessor",
+]
+
 if is_torchvision_available():
     from .dino_detr import DinoDetrImageProcessor  # noqa: F401
     from .mask_rcnn import MaskRCNNImageProcessor  # noqa: F401
@@ -92,12 +99,18 @@ if is_torchvision_available():
         InternImageSegmentationImageProcessor,
     )
 
-    __all__ += [
-        "DinoDetrImageProcessor",
-        "InternImageMask2FormerImageProcessor",
-        "InternImageSegmentationImageProcessor",
-        "MaskRCNNImageProcessor",
-    ]
+    __all__ += TORCHVISION_CLASSES
+
+
+def __getattr__(name: str):
+    """Called for names that the package does not have: without torchvision, those of its image processors."""
+    if name in TORCHVISION_CLASSES:
+        raise ImportError(
+            f"`{name}` needs torchvision, which is not installed: `pip install torchvision`. `{name}Pil` gives the "
+            "same results without it."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 register_auto_classes()
 register_dcnv3_kernel()

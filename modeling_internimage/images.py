@@ -15,6 +15,12 @@ from .resizing import check_num_pixels
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
+def image_endings() -> set[str]:
+    """File name endings of images, in lower case. (HEIC is included: the error for it says how to read it.)"""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return endings | {".heic", ".heif"}
+
+
 def open_image(source: str | io.BytesIO, subject: str) -> Image.Image:
     """
     The decoded image of a file, in the mode it is stored in.
@@ -41,9 +47,16 @@ def open_image(source: str | io.BytesIO, subject: str) -> Image.Image:
     return image
 
 
-def decode_image(source: str | io.BytesIO, subject: str) -> Image.Image:
-    """As [`open_image`], but an RGB image of 8 bits, turned as its EXIF data says."""
+def decode_image(source: str | io.BytesIO, subject: str, size=None) -> Image.Image:
+    """
+    As [`open_image`], but an RGB image of 8 bits, turned as its EXIF data says. With the `size` of an image processor,
+    also raises a `ValueError` for an image that would be resized to too many pixels.
+    """
     image = open_image(source, subject)
+    size = dict(size or {})
+    if size.get("shortest_edge") and not size.get("longest_edge"):
+        factor = size["shortest_edge"] / min(image.size)
+        check_num_pixels(int(image.height * factor), int(image.width * factor), f"{subject}, resized,")
     with _complaints(subject):
         ImageOps.exif_transpose(image, in_place=True)  # which keeps the format, that `eight_bit_image` looks at
     image = eight_bit_image(image, subject)

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from .modeling_internimage import CORE_OPS, DCNv3, InternImageLayer
 
 
 logger = logging.get_logger(__name__)
+
+ModelType = TypeVar("ModelType", bound=nn.Module)
 
 KERNEL_REPOSITORY = "kernels-community/dcnv3"
 KERNEL_REPOSITORY_VARIABLE = "INTERNIMAGE_KERNEL_REPOSITORY"
@@ -148,13 +150,13 @@ def register_dcnv3_kernel():
 
 
 def use_dcnv3_kernel(
-    model: nn.Module,
+    model: ModelType,
     enabled: bool = True,
     *,
     repository: str | None = None,
     trust_remote_code: bool = False,
     strict: bool = False,
-) -> nn.Module:
+) -> ModelType:
     """
     Run the DCNv3 layers of a model as a compiled kernel, or as the PyTorch reference again: `use_kernels=True` for
     models that exist already, any version of transformers and any repository.

@@ -6,6 +6,7 @@ FlashInternImage, after "Efficient Deformable ConvNets: Rethinking Dynamic and S
 
 import math
 import re
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -30,6 +31,8 @@ try:  # that of `kernels` marks the class with any version of transformers
 except ImportError:
     from transformers.integrations import use_kernel_forward_from_hub
 
+
+PreTrainedModelType = TypeVar("PreTrainedModelType", bound=PreTrainedModel)
 
 logger = logging.get_logger(__name__)
 
@@ -826,8 +829,13 @@ class InternImagePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, key_mapping=None, output_loading_info=False, **kwargs
-    ):
+        cls: type[PreTrainedModelType],
+        pretrained_model_name_or_path,
+        *model_args,
+        key_mapping=None,
+        output_loading_info=False,
+        **kwargs,
+    ) -> PreTrainedModelType:
         """
         As [`~transformers.PreTrainedModel.from_pretrained`]. Checkpoints in the layout of the original InternImage
         `.pth` files or of the official Hub repositories load as they are. (FlashInternImage has to be converted: its
@@ -837,11 +845,12 @@ class InternImagePreTrainedModel(PreTrainedModel):
             `ValueError`: if the checkpoint was made with another `core_op` than the configuration has.
         """
         key_mapping = ORIGINAL_TO_CONVERTED_KEY_MAPPING if key_mapping is None else key_mapping
-        model, loading_info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(  # a pair: the annotation of transformers leaves it out, as ours does
             pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, output_loading_info=True, **kwargs
         )
+        model, loading_info = loaded
         _check_core_op(model.config, loading_info)
-        return (model, loading_info) if output_loading_info else model
+        return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """

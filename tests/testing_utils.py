@@ -71,9 +71,9 @@ def run_short_training(script, file: Path, **arguments):
     script.main([str(file)])
 
 
-def first_quick(values: Iterable, kind: Callable = lambda value: None) -> list:
-    """Parameters of a test, of which all but the first of each `kind` are slow tests."""
-    seen, parameters = set(), []
+def first_quick(values: Iterable, kind: Callable = lambda value: None, slow_kinds: Iterable = ()) -> list:
+    """Parameters of a test, of which all but the first of each `kind`, and all of `slow_kinds`, are slow tests."""
+    seen, parameters = set(slow_kinds), []
     for value in values:
         marks = [pytest.mark.slow] * (kind(value) in seen)
         seen.add(kind(value))

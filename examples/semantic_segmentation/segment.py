@@ -20,6 +20,7 @@ from examples.output_files import check_outputs, mark_of, write_picture
 from examples.pictures import class_colours, plt
 from examples.semantic_segmentation.segmentation_models import load_segmentation_model
 from modeling_internimage import segment_image
+from modeling_internimage.label_maps import label_map_image
 
 
 MARK = mark_of(__file__)
@@ -80,16 +81,6 @@ def save_overlay(image: Image.Image, labels: np.ndarray, colours: np.ndarray, na
     plt.close(figure)
 
 
-def save_map(labels: np.ndarray, colours: np.ndarray, path: Path):
-    """The indices as grey values with a palette; more than 256 classes as 16 bits."""
-    if len(colours) > 256:
-        write_picture(path, Image.fromarray(labels.astype(np.uint16)), MARK)
-        return
-    image = Image.fromarray(labels.astype(np.uint8))
-    image.putpalette(colours.tobytes())
-    write_picture(path, image, MARK)
-
-
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,7 +94,7 @@ def main(argv: list[str] | None = None):
         paths = output_paths(args, file)
         save_overlay(image, labels, colours, model.config.id2label, paths[0])
         for path in paths[1:]:
-            save_map(labels, colours, path)
+            write_picture(path, label_map_image(labels, colours), MARK)
         print("\n".join(f"Written: {path}" for path in paths))
 
 

@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_available
 from transformers.utils.generic import can_return_tuple
 
 from ..detection.targets import check_not_traced, get_image_sizes, prepare_targets
-from ..modeling_internimage import InternImageBatchNorm, check_pixel_values
+from ..modeling_internimage import InternImageBatchNorm, PreTrainedModelType, check_pixel_values
 from .boxes import anchor_boxes, clip_boxes, decode_boxes
 from .configuration_mask_rcnn import MaskRCNNConfig
 from .loss_mask_rcnn import SampledProposals, box_head_losses, deltas_of_class, mask_loss, rpn_losses
@@ -534,7 +534,9 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
                 init.normal_(module.weight, std=initialization)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs):
+    def from_pretrained(
+        cls: type[PreTrainedModelType], pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs
+    ) -> PreTrainedModelType:
         """As [`~transformers.PreTrainedModel.from_pretrained`], also for checkpoints with earlier parameter names."""
         key_mapping = EARLIER_KEY_MAPPING if key_mapping is None else key_mapping
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, key_mapping=key_mapping, **kwargs)

@@ -4,6 +4,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import IO
 
 from transformers.utils import logging
 
@@ -52,11 +53,7 @@ class FolderLock:
         except OSError as error:
             raise OSError(f"The output folder {self.folder} cannot be written ({error}).") from error
         try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `flock` would be shared with forked workers
-            else:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            lock_file(file)
         except (BlockingIOError, PermissionError) as error:
             file.close()
             raise RuntimeError(
@@ -71,6 +68,18 @@ class FolderLock:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         return file
+
+
+def lock_file(file: IO):
+    """
+    Lock an open file for this process, until it closes the file, by this handle or any other. Raises a
+    `BlockingIOError` or `PermissionError` if another process has the lock.
+    """
+    if fcntl is not None:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `flock` would be shared with forked workers
+    else:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 
 def _holder(folder: Path) -> str:

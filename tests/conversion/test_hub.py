@@ -75,7 +75,7 @@ def committed(api) -> tuple[dict[str, bytes], set[str]]:
 def test_download_convert_publish_verify(api, download, tmp_path, monkeypatch, capsys):
     arguments = ["--checkpoint", NAME, "--output-dir", str(tmp_path / "converted"), "--push-to-hub", TARGET]
     assert main(arguments) == 0
-    download.assert_called_once_with("OpenGVLab/InternImage", "tiny_t.pth")
+    download.assert_called_once_with("OpenGVLab/InternImage", "tiny_t.pth", cache_dir=None)
     assert "published as the address of the commit" in capsys.readouterr().out
     converted = {file.name: file.read_bytes() for file in (tmp_path / "converted").iterdir()}
     assert committed(api) == (converted, set())
@@ -122,12 +122,20 @@ def upload_error() -> RuntimeError:
     return error
 
 
+def refused_download() -> LocalEntryNotFoundError:
+    """How it reports that the Hub refused a file that is not in the cache."""
+    error = LocalEntryNotFoundError("not cached")
+    error.__cause__ = status(403)
+    return error
+
+
 ERRORS = {
     "no-token": (status(401), "there is no valid token. Log in with `hf auth login`"),
     "no-permission": (status(403), "the token does not permit it"),
     "no-repository": (status(404), "there is no such repository or file"),
     "server": (status(507), "the Hub answered with status 507 (what the server says). Try again"),
     "upload": (upload_error(), "the Hub answered with status 507 (what the server says). Try again"),
+    "refused": (refused_download(), "the token does not permit it"),
     "offline": (OfflineModeIsEnabled("offline"), "the Hub cannot be reached, or HF_HUB_OFFLINE is set"),
     "unreachable": (LocalEntryNotFoundError("not cached"), "the Hub cannot be reached, or HF_HUB_OFFLINE is set"),
     "network": (ConnectionResetError("broken"), "ConnectionResetError: broken. Try again"),

@@ -38,6 +38,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
     pipeline,
 )
+from typer.testing import CliRunner
 
 import modeling_internimage
 from conversion import hub
@@ -49,16 +50,19 @@ from examples.semantic_segmentation import coins
 from modeling_internimage import (
     DinoDetrConfig,
     DinoDetrForObjectDetection,
+    InternImageBackbone,
     InternImageConfig,
     InternImageForImageClassification,
     MaskRCNNConfig,
     MaskRCNNForObjectDetection,
+    cli,
 )
 
 
 READMES = ["README.md", "conversion/README.md"]
 READMES += ["examples/image_classification/README.md", "examples/feature_extraction/README.md"]
 READMES += ["examples/semantic_segmentation/README.md", "examples/object_detection/README.md"]
+READMES += [f"examples/{name}/README.md" for name in ("image_search", "large_scale", "multi_camera", "slurm")]
 OFFICIAL_REPOSITORY = "OpenGVLab/internimage_t_1k_224"
 REGISTERS = "register_for_auto_class"
 # In place of what training commands and their JSON files say: enough to run every part of the scripts.
@@ -107,6 +111,16 @@ def install(words):
     assert {"__init__.py", "py.typed", "modeling_internimage.py", "mask_rcnn"} <= installed
 
 
+def is_for_a_public_address(words):
+    assert words[2] == "ADDRESS"
+
+
+def on_the_command_line(words):
+    """What the entry point runs."""
+    result = CliRunner().invoke(cli.app, words[1:])
+    assert result.exit_code == 0, result.output
+
+
 def train(words):
     metric, added, _ = TRAINING[words[2].split(".")[-1]]
     if "--backbone" in words:  # a new head, of usual size
@@ -137,6 +151,21 @@ def convert_and_verify(words):
     run_module(*words[2:])
 
 
+def extract_backbone(words):
+    shutil.rmtree(words[-1])  # the other commands' one
+    run_module(*words[2:], "--config", "bev_fields.json")
+    assert Path(words[-1], "model.safetensors").is_file()
+
+
+def needs_a_network(words):
+    """Its own test has a stand-in of the Hub."""
+    assert importlib.import_module(words[2]).main(words[3:]) == 1
+
+
+def show_camera_features(words):
+    run_module(*words[2:], "--cameras", "2", "--height", "64", "--width", "96", "--runs", "1")
+
+
 def run(words):
     run_module(*words[2:])
 
@@ -146,18 +175,70 @@ def export(words):
     assert {"onnxruntime", "openvino"} <= json.loads(Path(words[4], "export.json").read_text())["versions"].keys()
 
 
+def run_with_other_packages(words):
+    """Those that the quick tests do not have: FAISS, Ray."""
+    run_module(*words[2:])
+
+
+def measure_recall(words):
+    run_module(*words[2:4], "outputs/my_model", "--data-dir", "images")
+
+
+def search(words):
+    """In an index that the command before has built."""
+    build = ["images/train", "--model", "outputs/my_model", "--index", words[words.index("--index") + 1]]
+    run_module("examples.image_search.build_index", *build)
+    run_module(*words[2:])
+    assert Path(words[-1]).is_file()
+
+
+def index_features(words):
+    """Of a table that the command before has written."""
+    build = ["images/train", "--model", "outputs/my_model", "--index", "other"]
+    run_module("examples.image_search.build_index", *build)
+    shutil.copytree("other/features", words[words.index("--features") + 1])
+    run_module(*words[2:])
+
+
+def has_arguments_of_predict(words):
+    from examples.large_scale import predict
+
+    module, *arguments = words[words.index("-m") + 1 :]
+    assert module == predict.__name__ and predict.parse_arguments(arguments).num_gpus == 1
+
+
+def names_files_and_module(words):
+    """Of a Slurm job."""
+    script = words.index("examples/slurm/train.sbatch")
+    config = [word.split("=")[1] for word in words if word.startswith("ACCELERATE_CONFIG=")]
+    assert all((REPOSITORY / file).is_file() for file in [words[script], *config])
+    assert words[script + 1] == "-m" and importlib.util.find_spec(words[script + 2])
+
+
+NEEDS_OTHER_PACKAGES = [run_with_other_packages, measure_recall, search, index_features, has_arguments_of_predict]
 CONVERT = r"python -m conversion\.convert_internimage_to_hf"
 # How commands are tested: the first entry that a command begins with counts.
 HOW = {
     r"make ": is_run_by_ci,
     r"export ": is_not_run,
+    r"git clone ": is_for_a_public_address,
     r"pip install ": install,
+    r"internimage ": on_the_command_line,
     r".*/digits\.json$": is_run_by_make_demo,
     r"accelerate launch -m examples\.image_classification\.evaluate_accuracy ": has_imagenet_arguments,
     r"accelerate launch --config_file ": has_eight_processes,
     r"python -m examples\.\w+\.run_\w+ .*\.json$": train_from_json,
     r"python -m examples\.\w+\.run_\w+ ": train,
+    r"python -m examples\.image_search\.recall ": measure_recall,
+    r"python -m examples\.image_search\.search ": search,
+    r"python -m examples\.image_search\.build_index --features ": index_features,
+    r"python -m examples\.(image_search|large_scale)\.": run_with_other_packages,
+    r"ray job submit ": has_arguments_of_predict,
+    r"(\w+=\S+ )?sbatch ": names_files_and_module,
     rf"{CONVERT} --checkpoint (internimage_[lh]|flash)_": plan_conversion,
+    rf"{CONVERT} --backbone-only ": extract_backbone,
+    r"python -m conversion\.check_official ": needs_a_network,
+    r"python -m examples\.multi_camera\.": show_camera_features,
     rf"{CONVERT} .*--verify ": convert_and_verify,
     r"python -m modeling_internimage\.export ": export,
     r"python -m ": run,
@@ -196,6 +277,8 @@ def stock(photographs, tmp_path_factory):
     """A folder with everything the commands name: images, data sets, models."""
     folder = tmp_path_factory.mktemp("stock")
     Image.fromarray(photographs[0]).save(folder / "photo.jpg")
+    (folder / "photos").mkdir()
+    Image.fromarray(photographs[1]).save(folder / "photos" / "coffee.jpg")
     images = []
     for split in ("train", "validation"):
         for name, photograph in zip(("astronaut", "coffee"), photographs):
@@ -215,6 +298,10 @@ def stock(photographs, tmp_path_factory):
     torch.save({"model": original_state_dict(REDUCED["keys"], seed=0)}, folder / "ckpt_epoch_99.pth")
     settings = {"CHANNELS": 16, "DEPTHS": REDUCED["config"]["depths"], "GROUPS": REDUCED["config"]["groups"]}
     (folder / "my.yaml").write_text(json.dumps({"MODEL": {"INTERN_IMAGE": settings}}))
+    backbone = {f"img_backbone.{key}": tensor for key, tensor in original_state_dict(REDUCED["keys"], seed=0).items()}
+    torch.save({"state_dict": backbone | {"pts_bbox_head.bias": torch.zeros(1)}}, folder / "bev.pth")
+    InternImageBackbone(InternImageConfig(**TINY)).save_pretrained(folder / "backbone")
+    (folder / "bev_fields.json").write_text('{"offset_scale": 1.0}')  # its shapes are not official ones
     facts = read_facts("mask_rcnn_t_like.json")["mask_rcnn_t_like"]
     pipeline = json.loads(gzip.decompress((DETECTION / "manifests.json.gz").read_bytes()))[
         "mask_rcnn_internimage_t_fpn_1x_coco"
@@ -342,9 +429,14 @@ def test_python_blocks(block, workplace):
         exec(code, {"__name__": "__main__"})
 
 
+def kind_of_test(command: str):
+    how = how_to_test(command)
+    return how if how in NEEDS_OTHER_PACKAGES else (how, *command.split()[:3])
+
+
 @pytest.mark.parametrize(
     "command",
-    first_quick(commands(), lambda command: (how_to_test(command), *command.split()[:3])),
+    first_quick(commands(), kind_of_test, slow_kinds=NEEDS_OTHER_PACKAGES),
     ids=lambda command: command[:100],
 )
 def test_commands(command, workplace):

@@ -3,8 +3,9 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 from testing_utils import randomize
-from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import AutoBackbone, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_internimage import InternImageBackbone
 
@@ -31,6 +32,18 @@ def test_feature_maps(selector, expected, tiny_config):
     assert isinstance(outputs.feature_maps, tuple) and outputs.hidden_states is None
     for name, feature_map in zip(expected, outputs.feature_maps, strict=True):
         assert feature_map.shape == (2, channels[name], -(-70 // strides[name]), -(-100 // strides[name]))
+
+
+def test_auto_backbone_does_not_load_folders(tiny_config, tmp_path):
+    """
+    It asks the Hub whether the folder is a repository. When this test fails, it loads them: README.md and
+    conversion/heads.py need no exception then.
+    """
+    InternImageBackbone(tiny_config()).save_pretrained(tmp_path / "backbone")
+    with pytest.raises(HFValidationError):
+        AutoBackbone.from_pretrained(tmp_path / "backbone")
+    config = AutoConfig.from_pretrained(tmp_path / "backbone")
+    assert type(AutoBackbone.from_config(config)) is InternImageBackbone
 
 
 def test_wrong_selector(tiny_config):
