@@ -55,6 +55,11 @@ Tensor features_cpu(
     Tensor const& hidden_states, Tensor const& convolution_weight, std::optional<Tensor> const& convolution_bias,
     std::optional<Tensor> const& norm_weight, std::optional<Tensor> const& norm_bias, double norm_eps);
 
+// GELU(hidden_states + bias) of (rows, channels), and with `grad_output` the gradient of hidden_states, else an empty
+// tensor. Without autograd: see torch-ext/dcnv3/training.py.
+std::tuple<Tensor, Tensor> gelu_cpu(
+    Tensor const& hidden_states, std::optional<Tensor> const& bias, std::optional<Tensor> const& grad_output);
+
 // Inference: gelu(layer_norm(depthwise_convolution(hidden_states))) with stride 1 and the padding that keeps the size.
 // hidden_states is (batch_size, height, width, channels), weight (channels, 1, kernel_size, kernel_size), the rest
 // (channels,).

@@ -105,11 +105,26 @@ struct Sampling {
   }
 };
 
+// --- In training --------------------------------------------------------------------------------------------------------
+
+// result = GELU(input + bias) for rows of `channels` numbers, and grad_input = grad_output * GELU'(input + bias) unless
+// `grad_output` is null. `bias` may be null.
+template <typename scalar_t>
+struct GeluRows {
+  scalar_t const* input;
+  scalar_t const* bias;
+  scalar_t const* grad_output;
+  scalar_t* result;
+  scalar_t* grad_input;
+  int64_t channels;
+};
+
 // `forward` computes output rows [begin, end) of batch_size * out_height, `backward` the gradients of groups
 // [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has 2 * height * width * group_channels
 // elements. index_t counts the elements of one image of `value`: int32_t where they fit, else int64_t, which only the
 // portable loops are compiled for. `branch` and `sampling` compute pixels [begin, end), `run` of them
 // at a time, a multiple of 2 * kMaxLanes; their `scratch` has run * channels_per_pixel() + fixed_size() elements.
+// `gelu_rows` computes rows [begin, end).
 #define DCNV3_CPU_DECLARE(arch)                                                                               \
   namespace arch {                                                                                            \
   template <typename scalar_t, typename index_t>                                                              \
@@ -127,6 +142,8 @@ struct Sampling {
   void sampling(                                                                                              \
       Sampling<scalar_t> const& sampling, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin,          \
       int64_t end);                                                                                           \
+  template <typename scalar_t>                                                                                \
+  void gelu_rows(GeluRows<scalar_t> const& rows, int64_t begin, int64_t end);                                 \
   }
 DCNV3_CPU_DECLARE(portable)
 DCNV3_CPU_DECLARE(avx2)

@@ -73,8 +73,7 @@ class Reader {
   int64_t count_ = 0;
 };
 
-// (batch_size, height, width, channels) of a dtype that the operators have.
-void check_hidden_states(Tensor const& hidden_states) {
+void check_dtype(Tensor const& hidden_states) {
   using torch::headeronly::ScalarType;
   check_defined("hidden_states", hidden_states);
   ScalarType const dtype = hidden_states.scalar_type();
@@ -82,6 +81,11 @@ void check_hidden_states(Tensor const& hidden_states) {
       dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
           dtype == ScalarType::Double,
       "`hidden_states` must have dtype float32, float64, float16 or bfloat16.");
+}
+
+// (batch_size, height, width, channels) of a dtype that the operators have.
+void check_hidden_states(Tensor const& hidden_states) {
+  check_dtype(hidden_states);
   STD_TORCH_CHECK(
       hidden_states.dim() == 4 && hidden_states.size(3) > 0,
       "`hidden_states` must have shape (batch_size, height, width, channels), got ",
@@ -123,8 +127,24 @@ void run(
   }
 }
 
+template <typename scalar_t>
+void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
+  switch (arch()) {
+#if defined(__x86_64__)
+    case Arch::avx512:
+      return avx512::gelu_rows(g, begin, end);
+    case Arch::avx2:
+      return avx2::gelu_rows(g, begin, end);
+#endif
+    default:
+      return portable::gelu_rows(g, begin, end);
+  }
+}
+
 constexpr int64_t kScratchBytes = 384 << 10;  // of a thread: fits the second-level cache beside the weights
 constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weights would be read too often
+
+constexpr int64_t kMinNumbers = 1 << 14;  // of a thread, where they are taken one by one
 
 int64_t lanes() {
   return arch() == Arch::avx512 ? 16 : arch() == Arch::avx2 ? 8 : 4;
@@ -258,6 +278,30 @@ Tensor features_cpu(
     run_all<scalar_t>(hidden_states, s);
   });
   return features;
+}
+
+std::tuple<Tensor, Tensor> gelu_cpu(
+    Tensor const& hidden_states, std::optional<Tensor> const& bias, std::optional<Tensor> const& grad_output) {
+  check_dtype(hidden_states);
+  STD_TORCH_CHECK(
+      hidden_states.dim() == 2, "`hidden_states` must have shape (rows, channels), got ",
+      shape_string(hidden_states.sizes().data(), hidden_states.dim()), ".");
+  int64_t const rows = hidden_states.size(0), channels = hidden_states.size(1);
+  Tensor const result = make_empty(hidden_states, {rows, channels});
+  Tensor const grad_input = make_empty(hidden_states, {grad_output.has_value() ? rows : 0, channels});
+  dispatch(hidden_states.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
+    Reader<scalar_t> reader(hidden_states);
+    GeluRows<scalar_t> const g = {
+        reader.read("hidden_states", hidden_states, {rows, channels}),
+        reader.read("bias", bias, {channels}),
+        reader.read("grad_output", grad_output, {rows, channels}),
+        static_cast<scalar_t*>(result.mutable_data_ptr()),
+        static_cast<scalar_t*>(grad_input.mutable_data_ptr()),
+        channels};
+    int64_t const grain = kMinNumbers / std::max<int64_t>(1, channels) + 1;
+    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { run(g, begin, end); });
+  });
+  return {result, grad_input};
 }
 
 }  // namespace dcnv3

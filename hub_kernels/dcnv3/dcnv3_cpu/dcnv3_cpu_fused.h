@@ -1,7 +1,7 @@
 // Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 //
-// Inner loops of the fused operators (see `Branch` and `Sampling` in dcnv3_cpu.h): an InternImage layer in inference.
-// Included by one source file per instruction set.
+// Inner loops of the fused operators (see `Branch` and `Sampling` in dcnv3_cpu.h): an InternImage layer in inference;
+// and GELU with its gradient (see `GeluRows`), for training. Included by one source file per instruction set.
 //
 // Pixels are taken in panels of 2 * kLanes. A panel is stored channel by channel, `panel[channel][pixel]`, so that a
 // linear layer is a product of its weights, as they are, with a panel: nothing is packed. All that happens between two
@@ -34,13 +34,22 @@ inline V square_root(V x) {
   return x;
 }
 
-// max(x, 0) - |x| * h, where h is the normal distribution's tail beyond |x|: e^(-x^2 / 2) * t * P(t) with
-// t = 1 / (1 + 0.325 |x|). P and the polynomial of 2^f, |f| <= 1/2, are minimax fits: h is exact to 4e-9 of its root.
-inline Lanes<float> gelu(Lanes<float> x) {
+// The smaller of |x| and 10, where `Tail::probability` is 1e-23: numbers stay normal, infinity is gone.
+inline Lanes<float> limited_magnitude(Lanes<float> x) {
+  Lanes<float> const magnitude = bit_cast<Lanes<float>>(bit_cast<Vec<int32_t, kLanes>>(x) & 0x7fffffff);
+  return magnitude > 10.0f ? Lanes<float>{} + 10.0f : magnitude;
+}
+
+struct Tail {
+  Lanes<float> exponential;  // e^(-x^2 / 2)
+  Lanes<float> probability;  // that a standard normal variable is greater than |x|
+};
+
+// The probability is e^(-x^2 / 2) * t * P(t) with t = 1 / (1 + 0.325 |x|). P and the polynomial of 2^f, |f| <= 1/2, are
+// minimax fits: the probability is exact to 4e-9 of its root.
+inline Tail normal_tail(Lanes<float> magnitude) {
   using F = Lanes<float>;
   using I = Vec<int32_t, kLanes>;
-  F magnitude = bit_cast<F>(bit_cast<I>(x) & 0x7fffffff);
-  magnitude = magnitude > 10.0f ? F{} + 10.0f : magnitude;  // there, h is 1e-23: numbers stay normal, infinity is gone
   F const t = 1.0f / (magnitude * 0.325f + 1.0f);
   F p = t * 0.04632710665464401f - 0.23363015055656433f;
   p = p * t + 0.3743670582771301f;
@@ -57,12 +66,35 @@ inline Lanes<float> gelu(Lanes<float> x) {
   e = e * f + 0.6931469440460205f;
   e = e * f + 1.0000001192092896f;
   e = bit_cast<F>(bit_cast<I>(e) + (bit_cast<I>(shifted) << 23));
-  return (x > 0.0f ? x : F{}) - magnitude * (e * (p * t));
+  return {e, e * (p * t)};
+}
+
+inline Lanes<float> gelu(Lanes<float> x) {
+  Lanes<float> const magnitude = limited_magnitude(x);
+  return (x > 0.0f ? x : Lanes<float>{}) - magnitude * normal_tail(magnitude).probability;
+}
+
+inline Lanes<float> gelu(Lanes<float> x, Lanes<float>& derivative) {
+  Lanes<float> const magnitude = limited_magnitude(x);
+  Tail const tail = normal_tail(magnitude);
+  Lanes<float> const of_negative = tail.probability - magnitude * tail.exponential * 0.3989422804014327f;  // at -|x|
+  derivative = x > 0.0f ? 1.0f - of_negative : of_negative;
+  return (x > 0.0f ? x : Lanes<float>{}) - magnitude * tail.probability;
 }
 
 inline Lanes<double> gelu(Lanes<double> x) {
   for (int lane = 0; lane < kLanes; ++lane) {
     x[lane] *= 0.5 * __builtin_erfc(x[lane] * -0.70710678118654752440);
+  }
+  return x;
+}
+
+inline Lanes<double> gelu(Lanes<double> x, Lanes<double>& derivative) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    double const density = 0.39894228040143267794 * __builtin_exp(-0.5 * x[lane] * x[lane]);
+    double const probability = 0.5 * __builtin_erfc(x[lane] * -0.70710678118654752440);
+    derivative[lane] = probability + x[lane] * density;
+    x[lane] *= probability;
   }
   return x;
 }
@@ -417,11 +449,54 @@ void sampling(
   }
 }
 
+// The first `count` numbers, or as many as a vector has.
+template <typename scalar_t>
+inline Lanes<scratch_of<scalar_t>> load_some(scalar_t const* pointer, int64_t count) {
+  if (count >= kLanes) {
+    return load<kLanes>(pointer);
+  }
+  Lanes<scratch_of<scalar_t>> numbers{};
+  for (int64_t i = 0; i < count; ++i) {
+    numbers[i] = load_one(pointer + i);
+  }
+  return numbers;
+}
+
+template <typename scalar_t>
+inline void store_some(scalar_t* pointer, int64_t count, Lanes<scratch_of<scalar_t>> numbers) {
+  if (count >= kLanes) {
+    return store<kLanes>(pointer, numbers);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    store_one(pointer + i, numbers[i]);
+  }
+}
+
+template <typename scalar_t>
+void gelu_rows(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
+  using V = Lanes<scratch_of<scalar_t>>;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t channel = 0; channel < g.channels; channel += kLanes) {
+      int64_t const index = row * g.channels + channel, count = g.channels - channel;
+      V const bias = g.bias == nullptr ? V{} : load_some(g.bias + channel, count);
+      V const x = load_some(g.input + index, count) + bias;
+      if (g.grad_output == nullptr) {
+        store_some(g.result + index, count, gelu(x));
+      } else {
+        V derivative;
+        store_some(g.result + index, count, gelu(x, derivative));
+        store_some(g.grad_input + index, count, load_some(g.grad_output + index, count) * derivative);
+      }
+    }
+  }
+}
+
 #define DCNV3_CPU_INSTANTIATE_FUSED(scalar_t)                               \
   template void branch<scalar_t>(                                                                  \
       Branch<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);                  \
   template void sampling<scalar_t>(                                                                \
-      Sampling<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);
+      Sampling<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);                \
+  template void gelu_rows<scalar_t>(GeluRows<scalar_t> const&, int64_t, int64_t);
 #define DCNV3_CPU_INSTANTIATE_ALL_FUSED  \
   DCNV3_CPU_INSTANTIATE_FUSED(float)     \
   DCNV3_CPU_INSTANTIATE_FUSED(double)    \

@@ -188,9 +188,9 @@ def test_layers_that_are_not_fused(variant, change, expected):
     assert fused.count == expected
 
 
-@pytest.mark.parametrize("context", ["gradients", "training", "autocast", "vmap", "trace", "export", "global hook"])
+@pytest.mark.parametrize("context", ["training", "autocast", "vmap", "trace", "export", "global hook"])
 def test_where_nothing_is_fused(variant, model, context):
-    """Gradients, other dtypes and recorded graphs see the model's own modules."""
+    """Training mode, other dtypes and recorded graphs see the model's own modules."""
     use_dcnv3_kernel(model, strict=True)
     images = torch.randn(2, 3, 64, 64)
     handle = None
@@ -198,7 +198,7 @@ def test_where_nothing_is_fused(variant, model, context):
         model.train()
     if context == "global hook":
         handle = register_module_forward_hook(lambda *args: None)
-    with CountFused() as fused, torch.set_grad_enabled(context == "gradients"):
+    with CountFused() as fused, torch.no_grad():
         if context == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
                 model(images)
@@ -214,6 +214,100 @@ def test_where_nothing_is_fused(variant, model, context):
     if handle is not None:
         handle.remove()
     assert fused.count == 0
+
+
+def gradients(model, images, seed=0):
+    """Of a small loss, by name."""
+    torch.manual_seed(seed)  # of stochastic depth
+    model.zero_grad()
+    model(images).logits.square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"post_norm": True, "layer_scale_init_value": 1.0, "drop_path_rate": 0.4},
+        {"res_post_norm": True, "center_feature_scale": True, "mlp_fc2_bias": False},
+        {"core_op": "DCNv4", "layer_scale_init_value": 1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": True}, {"use_reentrant": False}], ids=str)
+def test_training(variant, config, checkpointing):
+    """With gradients, the feed-forward networks are the kernel's: the same gradients, also with frozen weights."""
+    config = InternImageConfig(embed_dim=24, depths=[1, 1], num_groups=[2, 6], num_labels=4, **config)
+    model = randomize(InternImageForImageClassification(config)).double().train()
+    model.internimage.encoder.stages[1].layers[0].mlp.fc1.requires_grad_(False)
+    kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
+    if checkpointing is not None:
+        kernelized.gradient_checkpointing_enable(checkpointing)
+    images = torch.randn(2, 3, 70, 90, dtype=torch.float64)
+    with CountFused() as fused:
+        results = gradients(kernelized, images)
+    torch.testing.assert_close(results, gradients(model, images), rtol=1e-8, atol=1e-8)
+    # Reentrant checkpointing runs layers without gradients first, by the model's modules.
+    assert fused.count == (6 if checkpointing == {"use_reentrant": False} else 4)
+
+
+def add_backward_hook(model):
+    model.internimage.encoder.stages[0].layers[0].mlp.fc1.register_full_backward_hook(lambda *args: None)
+
+
+def parametrize(model):
+    mlp = model.internimage.encoder.stages[0].layers[0].mlp
+    nn.utils.parametrizations.weight_norm(mlp.fc2)
+
+
+def activate_dropout(model):
+    model.internimage.encoder.stages[0].layers[0].mlp.dropout.p = 0.5
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda model: None, 4),
+        (add_hook, 2),
+        (add_backward_hook, 2),
+        (change_activation, 2),
+        (parametrize, 2),
+        (activate_dropout, 2),
+        (lambda model: model.to(torch.bfloat16), 0),
+    ],
+)
+def test_training_where_a_part_is_replaced(variant, change, expected):
+    """A feed-forward network whose parts are observed or replaced is the model's own."""
+    config = InternImageConfig(embed_dim=24, depths=[1, 1], num_groups=[2, 6], num_labels=4)
+    model = randomize(InternImageForImageClassification(config)).train()
+    kernelized = use_dcnv3_kernel(copy.deepcopy(model), strict=True)
+    change(model)
+    change(kernelized)
+    images = torch.randn(2, 3, 64, 64).to(next(model.parameters()).dtype)
+    with CountFused() as fused:
+        results = gradients(kernelized, images)
+    assert fused.count == expected
+    if expected:
+        torch.testing.assert_close(results, gradients(model, images), rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_training(variant):
+    """A compiler sees the model's modules, and DCNv3 in one graph with them."""
+    config = InternImageConfig(embed_dim=24, depths=[1], num_groups=[2], num_labels=4)
+    model = use_dcnv3_kernel(randomize(InternImageForImageClassification(config)).train(), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    expected = gradients(model, images)
+    targets = []
+
+    def record(graph_module, inputs):
+        targets.extend(str(node.target) for node in graph_module.graph.nodes)
+        return graph_module.forward
+
+    results = gradients(torch.compile(model, fullgraph=True, backend=record), images)
+    assert any("dcnv3_forward" in target for target in targets)
+    assert not any("internimage_gelu" in target for target in targets)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(results[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-3, msg=name)
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "Tensor offset_weight, Tensor? offset_bias, Tensor mask_weight, Tensor? mask_bias, "
       "Tensor? center_scale_weight, Tensor? center_scale_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   ops.def(
+      "internimage_gelu(Tensor hidden_states, Tensor? bias, Tensor? grad_output) -> (Tensor, Tensor)");
+  ops.def(
       "depthwise_norm_gelu(Tensor hidden_states, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
       "float eps) -> Tensor");
   ops.def(
@@ -43,6 +45,7 @@ STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CPU, ops) {
   ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3::backward_cpu));
   ops.impl("internimage_branch", TORCH_BOX(&dcnv3::branch_cpu));
   ops.impl("internimage_features", TORCH_BOX(&dcnv3::features_cpu));
+  ops.impl("internimage_gelu", TORCH_BOX(&dcnv3::gelu_cpu));
   ops.impl("internimage_sampling", TORCH_BOX(&dcnv3::sampling_cpu));
 }
 #endif

@@ -145,6 +145,18 @@ class Fused {
     call(function, s, pixels);
   }
 
+  template <typename Function>
+  void run_gelu(Function const& function) {
+    int64_t const rows = between(1, 9), channels = between(1, 70), middle = between(0, static_cast<int>(rows));
+    bool const has_gradient = between(0, 1);
+    GeluRows<scalar_t> const g = {
+        tensor(rows * channels), between(0, 1) ? tensor(channels) : nullptr,
+        has_gradient ? tensor(rows * channels) : nullptr, tensor(rows * channels),
+        has_gradient ? tensor(rows * channels) : nullptr, channels};
+    function(g, 0, middle);
+    function(g, middle, rows);
+  }
+
  private:
   template <typename Function, typename Operator>
   void call(Function const& function, Operator const& op, int64_t pixels) {
@@ -177,17 +189,20 @@ int run_all() {
     run<scalar_t>(portable::forward<scalar_t, int64_t>, portable::backward<scalar_t, int64_t>);
     Fused<scalar_t>().run_branch(portable::branch<scalar_t>);
     Fused<scalar_t>().run_sampling(portable::sampling<scalar_t>);
+    Fused<scalar_t>().run_gelu(portable::gelu_rows<scalar_t>);
     runs += 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
       run<scalar_t>(avx2::forward<scalar_t, int32_t>, avx2::backward<scalar_t, int32_t>);
       Fused<scalar_t>().run_branch(avx2::branch<scalar_t>);
       Fused<scalar_t>().run_sampling(avx2::sampling<scalar_t>);
+      Fused<scalar_t>().run_gelu(avx2::gelu_rows<scalar_t>);
       ++runs;
     }
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       run<scalar_t>(avx512::forward<scalar_t, int32_t>, avx512::backward<scalar_t, int32_t>);
       Fused<scalar_t>().run_branch(avx512::branch<scalar_t>);
       Fused<scalar_t>().run_sampling(avx512::sampling<scalar_t>);
+      Fused<scalar_t>().run_gelu(avx512::gelu_rows<scalar_t>);
       ++runs;
     }
   }

@@ -31,31 +31,23 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
     if (
         layer.training
         or torch.is_grad_enabled()
-        or hidden_states.device.type != "cpu"
-        or hidden_states.dim() != 4
-        or torch.is_autocast_enabled("cpu")
-        or torch.jit.is_tracing()
-        or torch.compiler.is_exporting()
+        or not is_ordinary_input(hidden_states)
+        or torch_module._has_any_global_hook()
     ):
         return False
     if not torch.compiler.is_compiling():  # which cannot ask for what follows
         batch_size, height, width, _ = hidden_states.shape
         if batch_size * height * width < _PIXELS_PER_THREAD * torch.get_num_threads():
             return False
-        is_wrapped = torch.func.debug_unwrap(hidden_states, recurse=False) is not hidden_states
-        if is_wrapped or forward_ad.unpack_dual(hidden_states).tangent is not None:
-            return False
     dcn, mlp = layer.dcn, layer.mlp
     norm, gate = getattr(dcn, "depthwise_layernorm", None), dcn.center_feature_scale_proj
     if gate is not None and hasattr(dcn, "value_proj"):  # DCNv4's gate comes after its operator
         return False
-    if torch_module._has_any_global_hook():
-        return False
     for activation in (mlp.activation,) if norm is None else (mlp.activation, dcn.activation):
-        if getattr(activation, "act", None) is not nn.functional.gelu or _is_observed(activation):
+        if not is_ordinary_gelu(activation):
             return False
     for container in (dcn, mlp, mlp.dropout, layer.drop_path):
-        if _is_observed(container):
+        if is_observed(container):
             return False
     dtype = hidden_states.dtype
     may_lack_bias = (_value_projection(dcn), dcn.output_proj, mlp.fc2, dcn.depthwise_convolution)
@@ -65,15 +57,40 @@ def can_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
         (nn.Conv2d, (dcn.depthwise_convolution,)),
     ):
         for module in modules:
-            if module is None:
-                continue
-            if type(module) is not kind or _is_observed(module):
+            if module is not None and not is_ordinary_module(module, kind, dtype, module in may_lack_bias):
                 return False
-            for parameter in (module.weight, module.bias):
-                if parameter is None and module in may_lack_bias:
-                    continue
-                if type(parameter) is not nn.Parameter or parameter.dtype != dtype:
-                    return False
+    return True
+
+
+def is_ordinary_input(hidden_states: torch.Tensor) -> bool:
+    """Whether these are pixels (batch_size, height, width, channels) on a CPU that nothing traces or transforms."""
+    if (
+        hidden_states.device.type != "cpu"
+        or hidden_states.dim() != 4
+        or torch.is_autocast_enabled("cpu")
+        or torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
+    ):
+        return False
+    if torch.compiler.is_compiling():  # which cannot ask for what follows
+        return True
+    is_wrapped = torch.func.debug_unwrap(hidden_states, recurse=False) is not hidden_states
+    return not is_wrapped and forward_ad.unpack_dual(hidden_states).tangent is None
+
+
+def is_ordinary_gelu(activation: nn.Module) -> bool:
+    return getattr(activation, "act", None) is nn.functional.gelu and not is_observed(activation)
+
+
+def is_ordinary_module(module: nn.Module, kind: type, dtype: torch.dtype, may_lack_bias: bool) -> bool:
+    """Whether this is a PyTorch module as the model made it, with parameters of this dtype."""
+    if type(module) is not kind or is_observed(module):
+        return False
+    for parameter in (module.weight, module.bias):
+        if parameter is None and may_lack_bias:
+            continue
+        if type(parameter) is not nn.Parameter or parameter.dtype != dtype:
+            return False
     return True
 
 
@@ -154,12 +171,18 @@ def _has_fast_products(dtype: torch.dtype) -> bool:
     return any(capabilities.get(instruction, False) for instruction in instructions)
 
 
-def _is_observed(module: nn.Module) -> bool:
+def is_observed(module: nn.Module) -> bool:
     """
-    Whether something sees what this module takes and returns: hooks, or another forward method, as accelerate gives
-    it. PyTorch has no public way to ask, nor for hooks of all modules (`_has_any_global_hook`).
+    Whether something sees what this module takes and returns, or their gradients: hooks, or another forward method, as
+    accelerate gives it. PyTorch has no public way to ask, nor for hooks of all modules (`_has_any_global_hook`).
     """
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 def _branch_fake(hidden_states, residual, *parameters):

@@ -1,12 +1,13 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Layers that `kernels.kernelize` puts in the place of a model's own."""
 
+import functools
 from typing import Optional
 
 import torch
 from torch import nn
 
-from . import dcnv3, fused
+from . import dcnv3, fused, training
 
 
 __all__ = ["DCNv3", "InternImageLayer"]
@@ -44,14 +45,21 @@ class DCNv3(nn.Module):
 
 class InternImageLayer(nn.Module):
     """
-    The forward method of InternImage's `InternImageLayer` module, for inference on a CPU in two operators around each
-    DCNv3: see `fused`. Everything else runs the model's own forward method: see `fused.can_fuse`.
+    The forward method of InternImage's `InternImageLayer` module. In inference on a CPU it is two operators around
+    each DCNv3 (see `fused`), with gradients on a CPU the feed-forward network is computed in parts (see `training`).
+    Everything else runs the model's own forward method: see `can_fuse` of both.
     """
 
-    has_backward = True  # by the model's own forward method
+    has_backward = True
     can_torch_compile = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if training.can_fuse(self.mlp, hidden_states):
+            hidden_states = self.residual_branch(
+                hidden_states, self.dcn, self.norm1, self.res_post_norm1, self.layer_scale1
+            )
+            mlp = functools.partial(training.mlp, self.mlp)
+            return self.residual_branch(hidden_states, mlp, self.norm2, self.res_post_norm2, self.layer_scale2)
         if not fused.can_fuse(self, hidden_states):
             return type(self).forward(self, hidden_states)
         norm_out1, norm_out2 = (
