@@ -249,7 +249,6 @@ def test_recipe(section, workplace):
         block = block.replace(OFFICIAL_REPOSITORY, "official")
         if language == "python":
             if "from trackers" in block:
-                pytest.importorskip("trackers")
                 write_video(names["image"])
             exec(block, names)
         else:
