@@ -3,7 +3,9 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +63,7 @@ def embed(
             )
             return publish_results(journal, {target: functools.partial(write_parquet, columns=columns, records=rows)})
         names = [readable_name(name) for name, _ in journal.records()]
-        files = {
+        files: dict[Path, Callable[[Path], Any]] = {
             names_file: lambda path: path.write_text(json.dumps(names, indent=1) + "\n"),
             target: functools.partial(write_npy, records=journal.records),
         }

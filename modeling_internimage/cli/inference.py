@@ -43,7 +43,8 @@ def run_pipeline(
         kwargs:
             Arguments of the pipeline.
     """
-    size, one_size = dict(pipe.image_processor.size or {}), gives_one_size(pipe.image_processor)
+    image_processor: Any = pipe.image_processor
+    size, one_size = dict(image_processor.size or {}), gives_one_size(image_processor)
     batch_size = batch_size or (8 if one_size else 1)
     failed: deque[tuple[str, Failure]] = deque()
     waiting: deque[tuple[str, Image.Image]] = deque()  # given to the pipeline, without a result so far

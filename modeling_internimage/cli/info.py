@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """`internimage info`: what a checkpoint is. Its configuration is read, no weights."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -77,7 +79,8 @@ def image_processor_size(name: str) -> tuple[int, int] | None:
 def operations(model: PreTrainedModel, task: str, size: tuple[int, int] | None) -> str:
     if size is None:
         return "unknown, as the checkpoint has no image processor: name a size with --size"
-    part, name = model, ""
+    part: Any = model
+    name = ""
     if task == "object-detection":  # what the heads compute depends on what is found
         part, name = model.backbone, " in the backbone"
     elif isinstance(model, Mask2FormerForUniversalSegmentation):  # its heads do not run on the device "meta"

@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-internimage authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints as pipelines of transformers."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -31,7 +33,7 @@ from .errors import CommandError, complaints, import_extra
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Task of the pipeline, Auto class, its models. The first that fits the configuration counts.
-TASKS = (
+TASKS: tuple[tuple[str, Any, Any], ...] = (
     ("image-classification", AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
     ("object-detection", AutoModelForObjectDetection, MODEL_FOR_OBJECT_DETECTION_MAPPING),
     ("image-segmentation", AutoModelForSemanticSegmentation, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING),
@@ -48,6 +50,7 @@ class DetectionPipeline(ObjectDetectionPipeline):
             Whether detections have `segmentation`, the mask as compressed run lengths of COCO.
     """
 
+    image_processor: Any
     with_masks = False
 
     def postprocess(self, model_outputs, threshold=0.5) -> list[dict]:
@@ -70,6 +73,8 @@ class DetectionPipeline(ObjectDetectionPipeline):
 
 class LabelMapPipeline(ImageSegmentationPipeline):
     """The pipeline for semantic segmentation, with one label map instead of a mask for each class."""
+
+    image_processor: Any
 
     def postprocess(self, model_outputs, **kwargs) -> np.ndarray:
         """Class indices, (height, width) of the original image."""
@@ -111,7 +116,7 @@ def load_config(name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name)
 
 
-def find_task(config: PreTrainedConfig, name: str) -> tuple[str, type]:
+def find_task(config: PreTrainedConfig, name: str) -> tuple[str, Any]:
     """The pipeline's task and the Auto class of a checkpoint called `name`."""
     fitting = [
         (task, auto_class, models[type(config)]) for task, auto_class, models in TASKS if type(config) in models
@@ -124,7 +129,7 @@ def find_task(config: PreTrainedConfig, name: str) -> tuple[str, type]:
     return fitting[0][:2]
 
 
-def load_model(auto_class: type, name: str, dtype: str = "float32") -> PreTrainedModel:
+def load_model(auto_class: Any, name: str, dtype: str = "float32") -> PreTrainedModel:
     """In evaluation mode. Raises a `CommandError` if weights are missing."""
     with _loading(name):
         model, info = auto_class.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
@@ -136,7 +141,7 @@ def load_model(auto_class: type, name: str, dtype: str = "float32") -> PreTraine
     return model.eval()
 
 
-def load_pipeline(task: str, auto_class: type, name: str, device: str | None, dtype: str, kernel: bool) -> Pipeline:
+def load_pipeline(task: str, auto_class: Any, name: str, device: str | None, dtype: str, kernel: bool) -> Pipeline:
     """
     The pipeline of a checkpoint: [`DetectionPipeline`], [`LabelMapPipeline`], [`FeaturePipeline`] or that of
     transformers.
@@ -153,11 +158,12 @@ def load_pipeline(task: str, auto_class: type, name: str, device: str | None, dt
         torch.empty(0, device=device)
     with _loading(name):
         image_processor = AutoImageProcessor.from_pretrained(name)
-    model = load_model(auto_class, name, dtype).to(device)
+    model: Any = load_model(auto_class, name, dtype)
+    model = model.to(device)
     if kernel:
         with complaints(KernelNotAvailableError, prefix="--kernel: "):
             use_dcnv3_kernel(model, strict=True)
-    classes = {
+    classes: dict[str, Any] = {
         "object-detection": DetectionPipeline,
         "image-segmentation": LabelMapPipeline,
         "image-feature-extraction": FeaturePipeline,
@@ -178,7 +184,7 @@ def load_feature_pipeline(name: str, stage: str, **kwargs) -> FeaturePipeline:
     stages = ["pooled", *config.stage_names]
     if stage not in stages:
         raise CommandError(f"--stage {stage} must be one of {', '.join(stages)}.")
-    features = load_pipeline("image-feature-extraction", AutoModel, name, **kwargs)
+    features: Any = load_pipeline("image-feature-extraction", AutoModel, name, **kwargs)
     features.stage = stage
     return features
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import Pipeline
@@ -79,7 +80,7 @@ def predict(
         journal = Journal(Path(output, TABLE), command)
     elif output is not None:
         journal = Journal(Path(output), command)
-    pipe = load_pipeline(task, auto_class, model, **loading)
+    pipe: Any = load_pipeline(task, auto_class, model, **loading)
     coco_ids = (None, None)
     if kind == ".coco.json":
         pipe.with_masks = getattr(pipe.model.config, "use_mask_head", False)
@@ -87,7 +88,11 @@ def predict(
             import_extra("pycocotools.mask", "Masks in a .coco.json file")
         if annotations is not None:
             coco_ids = read_annotations(Path(annotations), sources, pipe.model.config.id2label.values())
-    kwargs = {"image-classification": {"top_k": top_k}, "object-detection": {"threshold": threshold}}.get(task, {})
+    arguments_of: dict[str, dict[str, Any]] = {
+        "image-classification": {"top_k": top_k},
+        "object-detection": {"threshold": threshold},
+    }
+    kwargs = arguments_of.get(task, {})
     if journal is None:
         return print_predictions(pipe, sources, batch_size, num_readers, **kwargs)
     return write_predictions(pipe, sources, journal, kind, maps, coco_ids, batch_size, num_readers, **kwargs)
@@ -181,7 +186,7 @@ def check_task(task: str, kind: str | None, output: str | None, annotations: str
         raise CommandError("--annotations gives ids for an --output that ends in .coco.json.")
 
 
-def row_encoder(pipe: Pipeline, maps: dict[str, Path]) -> Callable[[str, object], list[dict]]:
+def row_encoder(pipe: Pipeline, maps: dict[str, Path]) -> Callable[[str, Any], list[dict]]:
     """A function of an image's name and the pipeline's result, which returns rows with the fields in `COLUMNS`."""
     if pipe.task != "image-segmentation":
         return lambda name, result: result

@@ -173,7 +173,7 @@ def file_errors(output: Path):
         ) from error
 
 
-def publish(path: Path, write: Callable[[Path], None]):
+def publish(path: Path, write: Callable[[Path], Any]):
     """
     Let `write` make a file, which then gets the name `path`. An equal file may exist already, of a run that was killed
     just after; any other is kept, with a `CommandError`.
@@ -190,7 +190,7 @@ def publish(path: Path, write: Callable[[Path], None]):
             temporary.unlink(missing_ok=True)
 
 
-def publish_results(journal: Journal, files: dict[Path, Callable[[Path], None]]) -> int:
+def publish_results(journal: Journal, files: dict[Path, Callable[[Path], Any]]) -> int:
     """
     Write the files of a finished journal, each with its function, and beside them a table of the images that failed.
     Returns the exit status: 1 if images failed, else 0.

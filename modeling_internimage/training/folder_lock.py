@@ -3,17 +3,17 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import IO
 
 from transformers.utils import logging
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 
 logger = logging.get_logger(__name__)
@@ -75,11 +75,11 @@ def lock_file(file: IO):
     Lock an open file for this process, until it closes the file, by this handle or any other. Raises a
     `BlockingIOError` or `PermissionError` if another process has the lock.
     """
-    if fcntl is not None:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `flock` would be shared with forked workers
-    else:
+    if sys.platform == "win32":
         file.seek(0)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `flock` would be shared with forked workers
 
 
 def _holder(folder: Path) -> str:
