@@ -510,17 +510,20 @@ def test_benchmark(checkpoints, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_time_of_the_import():
-    """At most 0.3 s of processor time more than model classes of transformers."""
+    """
+    A small part of what the model classes of transformers take, so that the speed of the processor does not count:
+    0.22 to 0.25 s of processor time beside 10 to 12.
+    """
     code = """
 import time
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ConvNextForImageClassification
-started = time.process_time()
+of_transformers = time.process_time()
 import modeling_internimage
-print(time.process_time() - started)
+print((time.process_time() - of_transformers) / of_transformers)
 """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    seconds = [
+    ratios = [
         float(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout)
         for _ in range(3)
     ]
-    assert min(seconds) < 0.3
+    assert min(ratios) < 0.06, ratios

@@ -93,9 +93,9 @@ def main(
             return training_step(*args, **kwargs)
 
         trainer.training_step = interrupted_step
-    last = get_last_checkpoint(output) if output.is_dir() else None
+    interrupted = output.is_dir() and get_last_checkpoint(output) is not None
     try:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=interrupted)
     except FloatingPointError as error:
         (output / f"error_{arguments.process_index}").write_text(str(error))
         return
