@@ -31,7 +31,7 @@ def embed(
     classifier; or the map of a stage, (channels, height, width).
 
     `.npy`: an array (num_images, *shape), and beside it the list of the images' names, `features.names.json`.
-    `.parquet`: columns `image`, `features` (a flat list) and `shape`.
+    `.parquet`: columns `file`, `features` (a flat list) and `shape`.
 
     Args:
         sources: The images.

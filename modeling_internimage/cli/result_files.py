@@ -211,14 +211,14 @@ def write_csv(path: Path, columns: dict[str, type], records: Records):
     """A line for each row of a result, in UTF-8. (Bytes of file names that are no UTF-8 stay as they are.)"""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", *columns])
+        writer.writerow(["file", *columns])
         for name, rows in records:
             writer.writerows([name, *(row[column] for column in columns)] for row in rows)
 
 
 def write_json(path: Path, columns: dict[str, type], records: Records):
-    """A list with `image` and `predictions`, a list of dictionaries, of each image."""
-    entries = ({"image": name, "predictions": rows} for name, rows in records)
+    """A list with `file` and `predictions`, a list of dictionaries, of each image."""
+    entries = ({"file": name, "predictions": rows} for name, rows in records)
     _write_json_list(path, entries)
 
 
@@ -227,8 +227,8 @@ def write_parquet(path: Path, columns: dict[str, type], records: Records):
     arrow, parquet = import_extra("pyarrow", ".parquet"), import_extra("pyarrow.parquet", ".parquet")
     types = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
     types |= {np.ndarray: arrow.list_(arrow.float32()), list: arrow.list_(arrow.int64())}
-    schema = arrow.schema({"image": arrow.string()} | {name: types[kind] for name, kind in columns.items()})
-    rows = ({"image": readable_name(name), **row} for name, rows in records for row in rows)
+    schema = arrow.schema({"file": arrow.string()} | {name: types[kind] for name, kind in columns.items()})
+    rows = ({"file": readable_name(name), **row} for name, rows in records for row in rows)
     with parquet.ParquetWriter(path, schema) as writer:
         for chunk in _chunks(rows, 1000):
             writer.write_table(arrow.Table.from_pylist(chunk, schema=schema))
