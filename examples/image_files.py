@@ -15,13 +15,14 @@ from transformers import AutoModel, Pipeline, pipeline
 
 from examples.image_datasets import image_endings
 from modeling_internimage import use_dcnv3_kernel
+from modeling_internimage.cli.image_sources import files_below
 from modeling_internimage.images import decode_image
 
 
 def list_files(sources: Iterable[str], endings: Iterable[str] | None = None) -> list[str]:
     """
-    The files that `sources` name, each once: files, folders (with all below them), glob patterns and text files
-    (`.txt`) with a path in each line.
+    The files that `sources` name, each once: files, folders (with the folders in them, without hidden files), glob
+    patterns and text files (`.txt`) with a path in each line.
 
     Args:
         endings (`Iterable[str]`, *optional*):
@@ -34,8 +35,7 @@ def list_files(sources: Iterable[str], endings: Iterable[str] | None = None) -> 
     files: dict[str, None] = {}
     for source in sources:
         if os.path.isdir(source):
-            below = (os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
-            found = sorted(file for file in below if file.lower().endswith(endings))
+            found = files_below(source, endings)
         elif source.lower().endswith(".txt") and os.path.isfile(source):
             found = [line for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
         elif os.path.exists(source):

@@ -5,7 +5,7 @@ import glob
 import io
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,14 @@ def find_images(arguments: list[str]) -> list[ImageSource]:
     names: dict[str, None] = {}
     for argument in arguments:
         if os.path.isdir(argument):
-            found = _images_in(argument)
+            found = files_below(argument, image_endings())
             if not found:
                 raise CommandError(f"The folder {argument} has no image files.")
         elif os.path.exists(argument):
             found = [argument]
         elif glob.has_magic(argument):
-            found = _only_images(filter(os.path.isfile, glob.iglob(argument, recursive=True)))
+            matches = filter(os.path.isfile, glob.iglob(argument, recursive=True))
+            found = _with_endings(matches, image_endings())
             if not found:
                 raise CommandError(f"The pattern '{argument}' matches no image file.")
         else:
@@ -122,14 +123,14 @@ def _fixed_folder(argument: str) -> str:
     return os.path.join("", *parts[:first])
 
 
-def _images_in(folder: str) -> list[str]:
+def files_below(folder: str, endings: Iterable[str]) -> list[str]:
+    """The files in a folder and the folders in it that have one of these endings, sorted, without hidden ones."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]  # `os.walk` leaves out the others
         files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
-    return _only_images(files)
+    return _with_endings(files, endings)
 
 
-def _only_images(files) -> list[str]:
-    endings = image_endings()
-    return sorted(file for file in files if os.path.splitext(file)[1].lower() in endings)
+def _with_endings(files: Iterable[str], endings: Iterable[str]) -> list[str]:
+    return sorted(file for file in files if file.lower().endswith(tuple(endings)))
