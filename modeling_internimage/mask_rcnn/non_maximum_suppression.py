@@ -9,7 +9,17 @@ if is_torchvision_available():
     from torchvision.ops import batched_nms
 
 
-@torch.library.custom_op("modeling_internimage::non_maximum_suppression", mutates_args=())
+NAME = "modeling_internimage::non_maximum_suppression"
+
+# Not by `torch.library.custom_op` or `register_fake`, which look up the file of every imported module: that would be a
+# quarter of the time of importing this package.
+torch.library.define(
+    NAME,
+    "(Tensor boxes, Tensor scores, float score_threshold, float iou_threshold) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
 def non_maximum_suppression(
     boxes: torch.Tensor, scores: torch.Tensor, score_threshold: float, iou_threshold: float
 ) -> torch.Tensor:
@@ -29,6 +39,11 @@ def non_maximum_suppression(
     Returns:
         `torch.Tensor` of shape `(batch_size, n, num_classes)`, bool.
     """
+    return torch.ops.modeling_internimage.non_maximum_suppression(boxes, scores, score_threshold, iou_threshold)
+
+
+@torch.library.impl(NAME, "default")
+def _kept(boxes, scores, score_threshold, iou_threshold):
     kept = torch.zeros_like(scores, dtype=torch.bool)
     for own_kept, own_boxes, own_scores in zip(kept, boxes.expand(-1, -1, scores.shape[2], -1), scores):
         row, label = (own_scores > score_threshold).nonzero(as_tuple=True)
@@ -39,6 +54,6 @@ def non_maximum_suppression(
     return kept
 
 
-@non_maximum_suppression.register_fake
-def _(boxes, scores, score_threshold, iou_threshold):
+@torch.library.impl(NAME, "meta")
+def _kept_without_data(boxes, scores, score_threshold, iou_threshold):
     return torch.empty_like(scores, dtype=torch.bool)
