@@ -40,6 +40,8 @@ class HubStandIn:
         return {
             "HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache), "HF_TOKEN": "hf_stand_in",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            # Without the second, `kernels` 0.17.2 sends an illegal header where the first is set.
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_USER_AGENT_ORIGIN": "tests",
         }  # fmt: skip
 
     def __enter__(self):

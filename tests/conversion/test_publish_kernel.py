@@ -20,6 +20,7 @@ PUBLISH_AND_LOAD = """
 import sys
 from pathlib import Path
 import publish
+from huggingface_hub import constants
 from kernels import get_kernel
 
 upload = publish.lay_out(Path(sys.argv[1]), "someone/dcnv3")
@@ -27,6 +28,12 @@ print(publish.check(upload))
 print("published", publish.push(upload, "someone/dcnv3", private=False))
 kernel = get_kernel("someone/dcnv3", version=1, backend="cpu", trust_remote_code=True)
 print("loaded", kernel.__file__, publish.compare_with_reference(kernel.dcnv3, "cpu"))
+
+constants.HF_HUB_USER_AGENT_ORIGIN = None
+try:
+    get_kernel("someone/dcnv3", version=1, backend="cpu", trust_remote_code=True)
+except Exception as error:
+    print("without an origin:", error)
 """
 
 
@@ -68,6 +75,8 @@ def test_publish_and_load(root, tmp_path):
             env=os.environ | environment, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
+        # If this fails, `kernels` is mended: HF_HUB_USER_AGENT_ORIGIN can leave `HubStandIn` and the README.
+        assert "without an origin: Illegal header value b'kernels/" in process.stdout
         assert "torch-cpu': 'loads, within" in process.stdout
         assert f"loaded {tmp_path / 'cache'}" in process.stdout and "build/torch-cpu/__init__.py 0.0" in process.stdout
         files = hub.files("kernel", "someone/dcnv3", "v1")
