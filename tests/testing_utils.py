@@ -5,9 +5,7 @@ import gzip
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -85,29 +83,6 @@ def run_module(name: str, *arguments: str):
     """`python -m name arguments`, in this process: most of a short command's time would be its imports."""
     with mock.patch.object(sys, "argv", [name, *map(str, arguments)]):
         assert not importlib.import_module(name).main()
-
-
-def run_in_two_processes(folder: Path, code: str, *arguments: list) -> str:
-    """What `code` prints in two processes on the CPU. It finds the `arguments` in a list of this name."""
-    driver = f"""
-import json, sys
-arguments = json.loads(sys.argv[1])
-{code}
-from accelerate import PartialState
-PartialState().destroy_process_group()
-"""
-    (folder / "driver.py").write_text(driver)
-    # (`accelerate launch --cpu --num_processes 2` would start a single process.)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [*launch, str(folder / "driver.py"), json.dumps(arguments)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
 
 
 # What the official config.json contain beyond the architecture. (Their remote code is not to be asked for.)

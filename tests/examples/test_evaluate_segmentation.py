@@ -12,7 +12,8 @@ import pytest
 import torch
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
-from testing_utils import randomize, run_in_two_processes
+from processes import run_in_two_processes
+from testing_utils import randomize
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SegformerImageProcessorPil
 
 from examples import evaluation

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_utils import REPOSITORY, randomize, run_in_two_processes, run_short_training
+from processes import run_in_two_processes
+from testing_utils import REPOSITORY, randomize, run_short_training
 from transformers import (
     AutoImageProcessor,
     AutoModelForUniversalSegmentation,

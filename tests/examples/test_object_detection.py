@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_in_two_processes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
-from testing_utils import GOLDEN, REPOSITORY, randomize, run_in_two_processes, run_short_training
+from testing_utils import GOLDEN, REPOSITORY, randomize, run_short_training
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import AutoModelForObjectDetection, pipeline

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from testing_utils import randomize, run_in_two_processes
+from processes import run_in_two_processes
+from testing_utils import randomize
 from torch import nn
 from transformers import AutoModelForObjectDetection, ResNetConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention

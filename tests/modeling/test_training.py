@@ -6,15 +6,14 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import PartialState
 from huggingface_hub import HfApi
+from processes import join, start_processes
 from safetensors.torch import load_file, save_file
 from testing_utils import first_quick
 from torch import nn
@@ -694,41 +693,16 @@ def test_model_card_of_a_resumed_run(train, tmp_path):
     assert [tuple(float(line[column]) for column in columns) for line in lines] == rows
 
 
-def start_processes(count: int, output: Path, **options) -> list[multiprocessing.Process]:
-    """A run of `train_in_processes.py` (gloo, on the CPU), in forks of a process that has imported everything."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["torch.distributed.tensor", "torchvision", "accelerate", "transformers.trainer"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    environments = [environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    started = [
-        processes.Process(target=train_main, args=(environment, output), kwargs=options, daemon=True)
-        for environment in environments
-    ]
-    for process in started:
-        process.start()
-    return started
-
-
 def train_main(*args, **kwargs):
+    """A run of `train_in_processes.py`."""
     import train_in_processes  # which imports this file
 
     train_in_processes.main(*args, **kwargs)
-    PartialState().destroy_process_group()
 
 
 def run_processes(count: int, output: Path, **options) -> list[float]:
     """The losses of a run. The final model is in the folder `final` of `output`."""
-    processes = start_processes(count, output, **options)
-    try:
-        for process in processes:
-            process.join(120)
-            assert process.exitcode == 0
-    finally:
-        for process in processes:
-            process.kill()
+    join(start_processes(count, train_main, output, **options))
     return json.loads((output / "losses.json").read_text())
 
 
@@ -776,7 +750,9 @@ def test_sigterm_to_one_process_stops_all(ddp, tmp_path):
 @pytest.mark.parametrize("pause", [0, 1.2])
 def test_second_sigterm_ends_at_once(pause, tmp_path):
     """Not one that comes with the first, as `timeout` and torchrun send them."""
-    (process,) = start_processes(1, tmp_path, batch_size=4, save_steps=1, sigterm_rank=0, second_sigterm_after=pause)
+    (process,) = start_processes(
+        1, train_main, tmp_path, batch_size=4, save_steps=1, sigterm_rank=0, second_sigterm_after=pause
+    )
     process.join(120)
     assert process.exitcode == (-signal.SIGTERM if pause else 0)
     statuses = [file.read_text() for file in tmp_path.glob("status_*")]
@@ -805,7 +781,7 @@ def test_killed_run_continues_to_the_same_result(tmp_path):
     """kill -9 between checkpoints; the same command again ends with the weights of a run that was not interrupted."""
     options = {"batch_size": 4, "steps": 14, "save_steps": 5, "slow": True}  # 8 steps are an epoch
     whole = run_processes(1, tmp_path / "whole", **options)
-    (process,) = start_processes(1, tmp_path / "killed", **options)
+    (process,) = start_processes(1, train_main, tmp_path / "killed", **options)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoint-10" / "trainer_state.json").exists():
         assert process.is_alive() and time.monotonic() < deadline

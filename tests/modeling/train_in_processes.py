@@ -27,7 +27,6 @@ class NoisyImages(Images):
 
 
 def main(
-    environment: dict[str, str],
     output: Path,
     batch_size: int,
     steps: int = 6,  # 32 images: more than an epoch
@@ -42,13 +41,11 @@ def main(
     Train in one of the processes, and write `losses.json` and the folder `final`.
 
     Args:
-        environment: What torchrun sets: rank, number of processes and address of the main process.
         slow: Drop path, and steps long enough to be killed in.
         nan_rank: The process whose loss is NaN in the second step.
         sigterm_rank: The process that gets SIGTERM in the second step.
         second_sigterm_after: Seconds until it gets it again, in the same step.
     """
-    os.environ |= environment
     set_seed(0)
     config = InternImageConfig(
         embed_dim=16, depths=[1, 1, 2, 1], num_groups=[1, 2, 4, 8], num_labels=3, drop_path_rate=0.2 * slow
