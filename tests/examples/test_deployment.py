@@ -178,7 +178,7 @@ def export_segmenter_and_detector():
     )
     config = DinoDetrConfig(
         backbone_config=BACKBONE, d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, num_queries=20, num_labels=3,
+        decoder_ffn_dim=32, num_queries=20, num_labels=3, num_feature_levels=2,
     )  # fmt: skip
     image_processor = DinoDetrImageProcessorPil(size=size)
     export_onnx(
@@ -194,6 +194,9 @@ def test_pages_run_from_top_to_bottom(page, stock, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if page == "onnx_runtime.md":
         export_segmenter_and_detector()
+    elif page == "aot_inductor.md":  # where every layer takes the C++ compiler many seconds
+        config = InternImageConfig(embed_dim=16, depths=[1], num_groups=[1], num_labels=10)
+        randomize(InternImageForImageClassification(config)).save_pretrained("official")
     for language, text in re.findall(r"```(python|bash)\n(.*?)```", (DEPLOYMENT / page).read_text(), re.S):
         text = text.replace(OFFICIAL_REPOSITORY, "official")
         if language == "python":
