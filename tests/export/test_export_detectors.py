@@ -91,7 +91,7 @@ def build_cascade(backbone_config):
 
 def build_dino(backbone_config):
     sizes = {"d_model": 64, "num_queries": 20, "encoder_layers": 1, "decoder_layers": 2, "num_labels": 3}
-    sizes |= {"num_feature_levels": 3}
+    sizes |= {"num_feature_levels": 2}
     sizes |= {f"{part}_ffn_dim": 64 for part in ("encoder", "decoder")}
     sizes |= {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
     return DinoDetrForObjectDetection(DinoDetrConfig(backbone_config=backbone_config, **sizes))
@@ -117,7 +117,7 @@ def build_mask2former(backbone_config):
 )
 def test_whole_models(build, dynamic, tiny_config, tmp_path):
     """The export compares other batch sizes and, with `dynamic="all"`, another image size than the traced ones."""
-    stages = ["stage3", "stage4"] if build is build_dino else ["stage1", "stage2", "stage3", "stage4"]
+    stages = ["stage4"] if build is build_dino else ["stage1", "stage2", "stage3", "stage4"]
     backbone_config = tiny_config(out_features=stages, depths=[1, 1, 1, 1])
     model = randomize(build(backbone_config))
     report = export_onnx(model, tmp_path / "onnx", size=(96, 128), dynamic=dynamic, checks=CHECKS)
