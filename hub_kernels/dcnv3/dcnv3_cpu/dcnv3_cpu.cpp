@@ -24,6 +24,7 @@ void forward_rows(
   }
   switch (arch()) {
 #if defined(__x86_64__)
+    case Arch::avx512_bf16:
     case Arch::avx512:
       return avx512::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
     case Arch::avx2:
@@ -45,6 +46,7 @@ void backward_groups(
   }
   switch (arch()) {
 #if defined(__x86_64__)
+    case Arch::avx512_bf16:
     case Arch::avx512:
       return avx512::backward<scalar_t, int32_t>(inputs, g, grad_output, gradients, scratch, begin, end);
     case Arch::avx2:

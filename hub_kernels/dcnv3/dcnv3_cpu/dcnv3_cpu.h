@@ -17,6 +17,8 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+// Two neighbouring BFloat16: what AVX512-BF16 multiplies by two others at a time.
+using Pair = uint32_t;
 
 // What sums are taken in.
 template <typename scalar_t>
@@ -148,6 +150,7 @@ struct GeluRows {
 DCNV3_CPU_DECLARE(portable)
 DCNV3_CPU_DECLARE(avx2)
 DCNV3_CPU_DECLARE(avx512)
+DCNV3_CPU_DECLARE(avx512_bf16)  // fused operators in bfloat16
 #undef DCNV3_CPU_DECLARE
 
 }  // namespace dcnv3

@@ -14,7 +14,7 @@
 
 namespace dcnv3 {
 
-enum class Arch { portable, avx2, avx512 };
+enum class Arch { portable, avx2, avx512, avx512_bf16 };  // the last one is avx512 with products of bfloat16
 
 // The widest instruction set of this processor, or a narrower one named by DCNV3_CPU_ARCH (for tests).
 inline Arch detect_arch() {
@@ -24,14 +24,15 @@ inline Arch detect_arch() {
     best = Arch::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      best = Arch::avx512;
+      best = __builtin_cpu_supports("avx512bf16") ? Arch::avx512_bf16 : Arch::avx512;
     }
   }
   char const* const wanted = std::getenv("DCNV3_CPU_ARCH");
   if (wanted != nullptr) {
     Arch const limit = std::strcmp(wanted, "portable") == 0 ? Arch::portable
         : std::strcmp(wanted, "avx2") == 0                  ? Arch::avx2
-                                                            : Arch::avx512;
+        : std::strcmp(wanted, "avx512") == 0                ? Arch::avx512
+                                                            : best;
     best = std::min(best, limit);
   }
   return best;

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "../dcnv3_common/dcnv3_checks.h"
 #include "../dcnv3_common/dcnv3_ops.h"
@@ -102,6 +103,11 @@ void run(
     Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
   switch (arch()) {
 #if defined(__x86_64__)
+    case Arch::avx512_bf16:
+      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+        return avx512_bf16::branch(b, scratch, run, begin, end);
+      }
+      [[fallthrough]];
     case Arch::avx512:
       return avx512::branch(b, scratch, run, begin, end);
     case Arch::avx2:
@@ -117,6 +123,11 @@ void run(
     Sampling<scalar_t> const& s, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
   switch (arch()) {
 #if defined(__x86_64__)
+    case Arch::avx512_bf16:
+      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+        return avx512_bf16::sampling(s, scratch, run, begin, end);
+      }
+      [[fallthrough]];
     case Arch::avx512:
       return avx512::sampling(s, scratch, run, begin, end);
     case Arch::avx2:
@@ -131,6 +142,11 @@ template <typename scalar_t>
 void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
   switch (arch()) {
 #if defined(__x86_64__)
+    case Arch::avx512_bf16:
+      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+        return avx512_bf16::gelu_rows(g, begin, end);
+      }
+      [[fallthrough]];
     case Arch::avx512:
       return avx512::gelu_rows(g, begin, end);
     case Arch::avx2:
@@ -147,7 +163,7 @@ constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weigh
 constexpr int64_t kMinNumbers = 1 << 14;  // of a thread, where they are taken one by one
 
 int64_t lanes() {
-  return arch() == Arch::avx512 ? 16 : arch() == Arch::avx2 ? 8 : 4;
+  return arch() >= Arch::avx512 ? 16 : arch() == Arch::avx2 ? 8 : 4;
 }
 
 // Splits the pixels among threads, in whole vectors.

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "dcnv3_cpu_vectors.h"
@@ -20,14 +21,30 @@ namespace DCNV3_CPU_ARCH {
 
 constexpr int kPanel = 2 * kLanes;            // pixels
 constexpr int kRows = kLanes >= 16 ? 12 : 6;  // output channels of a tile, whose sums are registers
-constexpr int64_t kDepth = 256;               // input channels that a tile takes at a time: they fit the nearest cache
-constexpr int64_t kSumDepth = 64;
+constexpr int64_t kDepth = 256;  // input channels, or pairs of them, that a tile takes at a time: they fit the nearest cache
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
 
 template <typename T>
 using Lanes = Vec<T, kLanes>;
 
-template <typename V>
-inline V square_root(V x) {
+inline Lanes<float> square_root(Lanes<float> x) {
+#if defined(__AVX512F__)
+  return bit_cast<Lanes<float>>(_mm512_maskz_sqrt_ps(0xffff, bit_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return bit_cast<Lanes<float>>(_mm256_sqrt_ps(bit_cast<__m256>(x)));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) {
+    x[lane] = __builtin_sqrtf(x[lane]);
+  }
+  return x;
+#endif
+}
+
+inline Lanes<double> square_root(Lanes<double> x) {
   for (int lane = 0; lane < kLanes; ++lane) {
     x[lane] = __builtin_sqrt(x[lane]);
   }
@@ -198,24 +215,76 @@ inline void store_panels(
 
 // Every function below takes `units`, the number of kLanes pixels in its panels.
 
+template <typename T>
+inline void multiply_add(T weight, Lanes<T> pixels, Lanes<T>& sum) {
+  sum += weight * pixels;
+}
+
+#if defined(__AVX512BF16__)
+inline void multiply_add(Pair weight, Lanes<Pair> pixels, Lanes<float>& sum) {
+  auto const weights = bit_cast<__m512bh>(Lanes<Pair>{} + weight);
+  sum = bit_cast<Lanes<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), weights, bit_cast<__m512bh>(pixels)));
+}
+
+inline Lanes<Pair> join(Lanes<float> even, Lanes<float> odd) {
+  auto const both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(odd), bit_cast<__m512>(even)));
+  Vec<uint16_t, 32> const order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return bit_cast<Lanes<Pair>>(_mm512_maskz_permutexvar_epi16(~0u, bit_cast<__m512i>(order), both));
+}
+#endif
+
+// What a product takes: `panels` themselves, or pairs of their channels, in their place.
+template <typename Number, typename T>
+inline Number* input_of_product(T* panels, int64_t channels, int64_t units) {
+  if constexpr (std::is_same_v<Number, T>) {
+    return panels;
+  } else {
+    Number* const pairs = reinterpret_cast<Number*>(panels);
+    for (int64_t unit = 0; unit < units; ++unit) {
+      T const* const source = panel_of(panels, channels, unit * kLanes);
+      Number* const target = panel_of(pairs, channels / 2, unit * kLanes);
+      for (int64_t pair = 0; pair < channels / 2; ++pair) {
+        T const* const even = source + 2 * pair * kPanel;
+        store<kLanes>(target + pair * kPanel, join(load<kLanes>(even), load<kLanes>(even + kPanel)));
+      }
+    }
+    return pairs;
+  }
+}
+
+// The same, of pixels of a tensor.
+template <typename Number, typename scalar_t, typename T>
+inline Number* load_input_of_product(
+    scalar_t const* tensor, int64_t channels, int64_t first, int64_t count, T* panels) {
+  Number* const numbers = reinterpret_cast<Number*>(panels);
+  if constexpr (std::is_same_v<Number, T>) {
+    load_panels(tensor, channels, first, count, numbers);
+  } else {
+    load_panels(reinterpret_cast<Number const*>(tensor), channels / 2, first, count, numbers);
+  }
+  return numbers;
+}
+
 // R output channels of V * kLanes pixels: output[n][pixel] = sum over k of weight[n][k] * input[k][pixel], added to
 // `bias`, or to what is there without one. Sums of kSumDepth products are added up on their own, as they round less.
-template <int R, int V, typename T, typename Finish>
+template <int R, int V, typename Number, typename T, typename Finish>
 inline void tile(
-    T const* weight, int64_t weight_stride, T const* input, int64_t depth, T const* bias, T* output, bool is_last,
-    Finish const& finish) {
+    Number const* weight, int64_t weight_stride, Number const* input, int64_t depth, T const* bias, T* output,
+    bool is_last, Finish const& finish) {
+  constexpr int64_t kSumDepth = std::is_same_v<Number, T> ? 64 : kDepth;
   for (int64_t start = 0; start < depth; start += kSumDepth) {
     int64_t const end = std::min(depth, start + kSumDepth);
     Lanes<T> sums[R][V] = {};  // registers, as long as every loop over them is unrolled
     for (int64_t k = start; k < end; ++k) {
-      Lanes<T> pixels[V];
+      Lanes<Number> pixels[V];
       for (int v = 0; v < V; ++v) {
         pixels[v] = load<kLanes>(input + k * kPanel + v * kLanes);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) {
-          sums[r][v] += weight[r * weight_stride + k] * pixels[v];
+          multiply_add(weight[r * weight_stride + k], pixels[v], sums[r][v]);
         }
       }
     }
@@ -242,47 +311,61 @@ inline void with_rows(int64_t rows, Body const& body) {
   body.template operator()<R>();
 }
 
-// A linear layer and `finish`, an elementwise function.
-template <typename scalar_t, typename T, typename Finish>
-inline void product(
-    Linear<scalar_t> const& linear, T const* input, int64_t units, T* output, Finish const& finish) {
-  if (linear.weight == nullptr) {
-    for (int64_t unit = 0; unit < units; ++unit) {
-      for (int64_t channel = 0; channel < linear.out_features; ++channel) {
-        int64_t const index = channel * kPanel;
-        Lanes<T> const pixels = load<kLanes>(panel_of(input, linear.in_features, unit * kLanes) + index);
-        T const bias = linear.bias == nullptr ? 0 : load_one(linear.bias + channel);
-        store<kLanes>(panel_of(output, linear.out_features, unit * kLanes) + index, finish(pixels + bias));
-      }
-    }
-    return;
+// Copies numbers and converts them.
+template <typename Source, typename Number>
+inline void copy(Source const* source, int64_t count, Number* target) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store<kLanes>(target + i, load<kLanes>(source + i));
   }
-  alignas(64) T converted[sizeof(scalar_t) == sizeof(T) ? 1 : kRows * kDepth];
+  for (; i < count; ++i) {
+    store_one(target + i, load_one(source + i));
+  }
+}
+
+// Panels of `linear.in_features` numbers plus the bias, and `finish`, an elementwise function.
+template <typename scalar_t, typename T, typename Finish>
+inline void add_bias(Linear<scalar_t> const& linear, T const* input, int64_t units, T* output, Finish const& finish) {
+  for (int64_t unit = 0; unit < units; ++unit) {
+    for (int64_t channel = 0; channel < linear.out_features; ++channel) {
+      int64_t const index = channel * kPanel;
+      Lanes<T> const pixels = load<kLanes>(panel_of(input, linear.in_features, unit * kLanes) + index);
+      T const bias = linear.bias == nullptr ? 0 : load_one(linear.bias + channel);
+      store<kLanes>(panel_of(output, linear.out_features, unit * kLanes) + index, finish(pixels + bias));
+    }
+  }
+}
+
+// A linear layer and `finish`, an elementwise function.
+template <typename scalar_t, typename Number, typename T, typename Finish>
+inline void product(
+    Linear<scalar_t> const& linear, Number const* input, int64_t units, T* output, Finish const& finish) {
+  using Stored = std::conditional_t<std::is_same_v<Number, T>, scalar_t, Number>;
+  constexpr bool kConverts = !std::is_same_v<Stored, Number>;
+  alignas(64) Number converted[kConverts ? kRows * kDepth : 1];
   T bias[kRows];
-  int64_t const in = linear.in_features, out = linear.out_features;
+  auto const* const stored = reinterpret_cast<Stored const*>(linear.weight);
+  int64_t const in = linear.in_features * sizeof(scalar_t) / sizeof(Stored), out = linear.out_features;
   for (int64_t start = 0; start < in; start += kDepth) {
     int64_t const depth = std::min(kDepth, in - start);
     bool const is_last = start + depth == in;
     for (int64_t row = 0; row < out; row += kRows) {
       int64_t const rows = std::min<int64_t>(kRows, out - row);
-      scalar_t const* const stored = linear.weight + row * in + start;
-      T const* weight = converted;
+      Number const* weight = converted;
       int64_t weight_stride = kDepth;
-      if constexpr (sizeof(scalar_t) == sizeof(T)) {
-        weight = stored;
-        weight_stride = in;
-      } else {
+      if constexpr (kConverts) {
         for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t k = 0; k < depth; ++k) {
-            converted[r * kDepth + k] = load_one(stored + r * in + k);
-          }
+          copy(stored + (row + r) * in + start, depth, converted + r * kDepth);
         }
+      } else {
+        weight = stored + row * in + start;
+        weight_stride = in;
       }
       for (int64_t r = 0; r < rows; ++r) {
         bias[r] = linear.bias == nullptr ? 0 : load_one(linear.bias + row + r);
       }
       auto const multiply = [&]<int R, int V>(int64_t unit) {
-        tile<R, V, T>(
+        tile<R, V>(
             weight, weight_stride, input + unit * in * kLanes + start * kPanel, depth, start == 0 ? bias : nullptr,
             output + unit * out * kLanes + row * kPanel, is_last, finish);
       };
@@ -376,22 +459,35 @@ struct Gelu {
   }
 };
 
-template <typename scalar_t>
-void branch(
+// `Number` is what products take: scratch_of<scalar_t> or Pair.
+template <typename Number, typename scalar_t>
+inline void branch_of(
     Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
   using T = scratch_of<scalar_t>;
   int64_t const in = b.in_features(), hidden = b.hidden.out_features, out = b.output.out_features;
   T *const input = scratch, *const between = input + run * in, *const output = between + run * hidden;
   for (int64_t first = begin; first < end; first += run) {
     int64_t const count = std::min(run, end - first), units = (count + kLanes - 1) / kLanes;
-    load_panels(b.input, in, first, count, input);
+    auto const multiply = [&](Linear<scalar_t> const& linear, T* panels, bool is_loaded, T* result, auto const& finish) {
+      if (linear.weight == nullptr) {
+        return add_bias(linear, panels, units, result, finish);
+      }
+      Number const* const numbers = is_loaded ? input_of_product<Number>(panels, linear.in_features, units)
+                                              : load_input_of_product<Number>(b.input, in, first, count, panels);
+      product(linear, numbers, units, result, finish);
+    };
+    bool const is_loaded =
+        b.norm_in.weight != nullptr || (hidden > 0 ? b.hidden : b.output).weight == nullptr;
+    if (is_loaded) {
+      load_panels(b.input, in, first, count, input);
+    }
     if (b.norm_in.weight != nullptr) {
       normalize(b.norm_in, in, units, input, Identity{});
     }
     if (hidden > 0) {
-      product(b.hidden, input, units, between, Gelu{});
+      multiply(b.hidden, input, is_loaded, between, Gelu{});
     }
-    product(b.output, hidden > 0 ? between : input, units, output, Identity{});
+    multiply(b.output, hidden > 0 ? between : input, hidden > 0 || is_loaded, output, Identity{});
     if (b.norm_out.weight != nullptr) {
       normalize(b.norm_out, out, units, output, Identity{});
     }
@@ -403,7 +499,18 @@ void branch(
 }
 
 template <typename scalar_t>
-void sampling(
+void branch(
+    Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
+  if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
+    if (b.in_features() % 2 == 0 && b.hidden.out_features % 2 == 0) {
+      return branch_of<Pair>(b, scratch, run, begin, end);
+    }
+  }
+  branch_of<scratch_of<scalar_t>>(b, scratch, run, begin, end);
+}
+
+template <typename Number, typename scalar_t>
+inline void sampling_of(
     Sampling<scalar_t> const& s, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
   using T = scratch_of<scalar_t>;
   int64_t const channels = s.channels, taps = s.kernel_size * s.kernel_size;
@@ -419,10 +526,13 @@ void sampling(
   }
   for (int64_t first = begin; first < end; first += run) {
     int64_t const count = std::min(run, end - first), units = (count + kLanes - 1) / kLanes;
-    load_panels(s.input, channels, first, count, input);
+    Number const* numbers = nullptr;
     if (s.num_heads > 0) {
-      product(s.projection, input, units, output, Identity{});
+      numbers = load_input_of_product<Number>(s.input, channels, first, count, input);
+      product(s.projection, numbers, units, output, Identity{});
       store_panels<scalar_t, T>(output, s.projection.out_features, first, count, nullptr, s.value);
+    } else if (!has_convolution) {
+      load_panels(s.input, channels, first, count, input);
     }
     if (has_convolution) {
       for (int64_t pixel = 0; pixel < count; pixel += kLanes) {
@@ -441,12 +551,27 @@ void sampling(
     }
     if (s.num_heads == 0) {
       store_panels<scalar_t, T>(input, channels, first, count, nullptr, s.value);
+      continue;
+    }
+    if (has_convolution) {
+      numbers = input_of_product<Number>(input, channels, units);
     }
     for (int i = 0; i < s.num_heads; ++i) {
-      product(s.heads[i], input, units, output, Identity{});
+      product(s.heads[i], numbers, units, output, Identity{});
       store_panels<scalar_t, T>(output, s.heads[i].out_features, first, count, nullptr, s.parameters[i]);
     }
   }
+}
+
+template <typename scalar_t>
+void sampling(
+    Sampling<scalar_t> const& s, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
+  if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
+    if (s.channels % 2 == 0) {
+      return sampling_of<Pair>(s, scratch, run, begin, end);
+    }
+  }
+  sampling_of<scratch_of<scalar_t>>(s, scratch, run, begin, end);
 }
 
 // The first `count` numbers, or as many as a vector has.

@@ -60,6 +60,13 @@ inline Vec<double, N> load(double const* pointer) {
   return values;
 }
 
+template <int N>
+inline Vec<Pair, N> load(Pair const* pointer) {
+  Vec<Pair, N> pairs;
+  __builtin_memcpy(&pairs, pointer, sizeof(pairs));
+  return pairs;
+}
+
 // Intrinsics for the 16-bit types, because GCC converts them piece by piece.
 template <int N>
 inline Vec<float, N> load(BFloat16 const* pointer) {
@@ -123,9 +130,21 @@ inline void store(double* pointer, Vec<double, N> values) {
   __builtin_memcpy(pointer, &values, sizeof(values));
 }
 
+template <int N>
+inline void store(Pair* pointer, Vec<Pair, N> pairs) {
+  __builtin_memcpy(pointer, &pairs, sizeof(pairs));
+}
+
 // Round to nearest even, as PyTorch does.
 template <int N>
 inline void store(BFloat16* pointer, Vec<float, N> values) {
+#if defined(__AVX512BF16__)
+  if constexpr (N == 16) {
+    __m256bh const bits = _mm512_cvtneps_pbh(bit_cast<__m512>(values));
+    __builtin_memcpy(pointer, &bits, sizeof(bits));
+    return;
+  }
+#endif
   using Bits = Vec<uint32_t, N>;
   Bits const bits = bit_cast<Bits>(values);
   Bits const rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -174,6 +193,14 @@ inline opmath_of<scalar_t> load_one(scalar_t const* pointer) {
   } else {
     return load<1>(pointer)[0];
   }
+}
+
+inline Pair load_one(Pair const* pointer) {
+  return load<1>(pointer)[0];
+}
+
+inline void store_one(Pair* pointer, Pair pair) {
+  store<1>(pointer, Vec<Pair, 1>{pair});
 }
 
 template <typename scalar_t>

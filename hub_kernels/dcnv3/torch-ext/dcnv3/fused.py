@@ -166,7 +166,7 @@ def _has_fast_products(dtype: torch.dtype) -> bool:
         return False
     if not hasattr(torch.cpu, "get_capabilities"):  # an older torch does not say; its own products are a safe choice
         return True
-    instructions = ("amx_bf16", "avx512_bf16") if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16")
+    instructions = ("amx_bf16",) if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16")
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(instruction, False) for instruction in instructions)
 
