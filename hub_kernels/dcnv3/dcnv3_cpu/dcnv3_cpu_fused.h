@@ -99,6 +99,29 @@ inline Lanes<float> gelu(Lanes<float> x, Lanes<float>& derivative) {
   return (x > 0.0f ? x : Lanes<float>{}) - magnitude * tail.probability;
 }
 
+#if defined(__AVX512BF16__)
+// GELU with a relative error of 3e-4, a tenth of what rounding to bfloat16 adds.
+inline Lanes<float> rough_gelu(Lanes<float> x_) {
+  __m512 const x = bit_cast<__m512>(x_), zero = _mm512_setzero_ps();
+  auto const constant = [](float number) { return _mm512_set1_ps(number); };
+  __m512 const magnitude = _mm512_min_ps(constant(10.0f), _mm512_abs_ps(x));  // NaN stays NaN
+  __m512 const t = _mm512_rcp14_ps(_mm512_fmadd_ps(magnitude, constant(0.49f), constant(1.0f)));
+  __m512 p = _mm512_fmadd_ps(t, constant(-0.12459228f), constant(0.25718288f));
+  p = _mm512_fmadd_ps(p, t, constant(0.16975879f));
+  p = _mm512_fmadd_ps(p, t, constant(0.19757499f));
+  __m512 const exponent = _mm512_mul_ps(_mm512_mul_ps(magnitude, magnitude), constant(-0.72134752f));
+  __m512 const shifted = _mm512_add_ps(exponent, constant(12582912.0f));
+  __m512 const f = _mm512_sub_ps(exponent, _mm512_sub_ps(shifted, constant(12582912.0f)));
+  __m512 e = _mm512_fmadd_ps(f, constant(0.05517177f), constant(0.24261123f));
+  e = _mm512_fmadd_ps(e, f, constant(0.69326098f));
+  e = _mm512_fmadd_ps(e, f, constant(0.99992807f));
+  e = _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(e), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+  __m512 const probability = _mm512_mul_ps(_mm512_mul_ps(e, t), p);
+  return bit_cast<Lanes<float>>(_mm512_fnmadd_ps(magnitude, probability, _mm512_max_ps(x, zero)));
+}
+#endif
+
 inline Lanes<double> gelu(Lanes<double> x) {
   for (int lane = 0; lane < kLanes; ++lane) {
     x[lane] *= 0.5 * __builtin_erfc(x[lane] * -0.70710678118654752440);
@@ -452,12 +475,21 @@ struct Identity {
     return x;
   }
 };
+template <typename Number>
 struct Gelu {
   template <typename V>
   V operator()(V x) const {
     return gelu(x);
   }
 };
+#if defined(__AVX512BF16__)
+template <>
+struct Gelu<Pair> {
+  Lanes<float> operator()(Lanes<float> x) const {
+    return rough_gelu(x);
+  }
+};
+#endif
 
 // `Number` is what products take: scratch_of<scalar_t> or Pair.
 template <typename Number, typename scalar_t>
@@ -485,7 +517,7 @@ inline void branch_of(
       normalize(b.norm_in, in, units, input, Identity{});
     }
     if (hidden > 0) {
-      multiply(b.hidden, input, is_loaded, between, Gelu{});
+      multiply(b.hidden, input, is_loaded, between, Gelu<Number>{});
     }
     multiply(b.output, hidden > 0 ? between : input, hidden > 0 || is_loaded, output, Identity{});
     if (b.norm_out.weight != nullptr) {
@@ -546,7 +578,7 @@ inline void sampling_of(
         load_pixels(rows, channels, pixels, panel_of(input, channels, pixel));
       }
       if (s.norm.weight != nullptr) {
-        normalize(s.norm, channels, units, input, Gelu{});
+        normalize(s.norm, channels, units, input, Gelu<Number>{});
       }
     }
     if (s.num_heads == 0) {
