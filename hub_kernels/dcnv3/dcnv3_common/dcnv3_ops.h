@@ -44,7 +44,8 @@ Tensor branch_cpu(
     std::optional<Tensor> const& norm_out_bias, double norm_out_eps, std::optional<Tensor> const& scale);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampling_cpu(
-    Tensor const& hidden_states, std::optional<Tensor> const& convolution_weight,
+    Tensor const& hidden_states, std::optional<Tensor> const& norm_in_weight, std::optional<Tensor> const& norm_in_bias,
+    double norm_in_eps, std::optional<Tensor> const& convolution_weight,
     std::optional<Tensor> const& convolution_bias, std::optional<Tensor> const& norm_weight,
     std::optional<Tensor> const& norm_bias, double norm_eps, Tensor const& value_weight,
     std::optional<Tensor> const& value_bias, Tensor const& offset_weight, std::optional<Tensor> const& offset_bias,

@@ -72,6 +72,15 @@ struct Branch {
   }
 };
 
+// result = LayerNorm(input) for rows of `channels` numbers.
+template <typename scalar_t>
+struct NormRows {
+  scalar_t const* input;
+  scalar_t* result;
+  Norm<scalar_t> norm;
+  int64_t channels;
+};
+
 constexpr int kMaxLanes = 16;      // the widest vector
 constexpr int kMaxParameters = 3;  // offsets, masks, gates
 
@@ -126,7 +135,7 @@ struct GeluRows {
 // elements. index_t counts the elements of one image of `value`: int32_t where they fit, else int64_t, which only the
 // portable loops are compiled for. `branch` and `sampling` compute pixels [begin, end), `run` of them
 // at a time, a multiple of 2 * kMaxLanes; their `scratch` has run * channels_per_pixel() + fixed_size() elements.
-// `gelu_rows` computes rows [begin, end).
+// `norm_rows` and `gelu_rows` compute rows [begin, end).
 #define DCNV3_CPU_DECLARE(arch)                                                                               \
   namespace arch {                                                                                            \
   template <typename scalar_t, typename index_t>                                                              \
@@ -144,6 +153,8 @@ struct GeluRows {
   void sampling(                                                                                              \
       Sampling<scalar_t> const& sampling, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin,          \
       int64_t end);                                                                                           \
+  template <typename scalar_t>                                                                                \
+  void norm_rows(NormRows<scalar_t> const& rows, int64_t begin, int64_t end);                                 \
   template <typename scalar_t>                                                                                \
   void gelu_rows(GeluRows<scalar_t> const& rows, int64_t begin, int64_t end);                                 \
   }

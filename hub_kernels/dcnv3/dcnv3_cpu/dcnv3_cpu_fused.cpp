@@ -139,6 +139,25 @@ void run(
 }
 
 template <typename scalar_t>
+void run(NormRows<scalar_t> const& n, int64_t begin, int64_t end) {
+  switch (arch()) {
+#if defined(__x86_64__)
+    case Arch::avx512_bf16:
+      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+        return avx512_bf16::norm_rows(n, begin, end);
+      }
+      [[fallthrough]];
+    case Arch::avx512:
+      return avx512::norm_rows(n, begin, end);
+    case Arch::avx2:
+      return avx2::norm_rows(n, begin, end);
+#endif
+    default:
+      return portable::norm_rows(n, begin, end);
+  }
+}
+
+template <typename scalar_t>
 void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
   switch (arch()) {
 #if defined(__x86_64__)
@@ -157,7 +176,7 @@ void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
   }
 }
 
-constexpr int64_t kScratchBytes = 384 << 10;  // of a thread: fits the second-level cache beside the weights
+constexpr int64_t kScratchBytes = 768 << 10;  // of a thread: fits the second-level cache beside the weights
 constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weights would be read too often
 
 constexpr int64_t kMinNumbers = 1 << 14;  // of a thread, where they are taken one by one
@@ -182,6 +201,25 @@ void run_all(Tensor const& hidden_states, Operator const& op) {
       run(op, scratch.data(), size, first, last);
     });
   });
+}
+
+int64_t grain_of_rows(int64_t channels) {
+  return kMinNumbers / std::max<int64_t>(1, channels) + 1;
+}
+
+// LayerNorm over the channels of `hidden_states`.
+template <typename scalar_t>
+Tensor normalize(Tensor const& hidden_states, Norm<scalar_t> const& norm) {
+  int64_t const channels = hidden_states.size(3);
+  Tensor const input = hidden_states.is_contiguous() ? hidden_states : make_contiguous(hidden_states);
+  Tensor const result = make_pixels(hidden_states, channels);
+  NormRows<scalar_t> const n = {
+      static_cast<scalar_t const*>(input.const_data_ptr()), static_cast<scalar_t*>(result.mutable_data_ptr()), norm,
+      channels};
+  int64_t const rows = hidden_states.size(0) * hidden_states.size(1) * hidden_states.size(2);
+  torch::stable::parallel_for(
+      0, rows, grain_of_rows(channels), [&](int64_t begin, int64_t end) { run(n, begin, end); });
+  return result;
 }
 
 template <typename scalar_t>
@@ -248,16 +286,20 @@ Tensor branch_cpu(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampling_cpu(
-    Tensor const& hidden_states, std::optional<Tensor> const& convolution_weight,
+    Tensor const& hidden_states_, std::optional<Tensor> const& norm_in_weight,
+    std::optional<Tensor> const& norm_in_bias, double norm_in_eps, std::optional<Tensor> const& convolution_weight,
     std::optional<Tensor> const& convolution_bias, std::optional<Tensor> const& norm_weight,
     std::optional<Tensor> const& norm_bias, double norm_eps, Tensor const& value_weight,
     std::optional<Tensor> const& value_bias, Tensor const& offset_weight, std::optional<Tensor> const& offset_bias,
     Tensor const& mask_weight, std::optional<Tensor> const& mask_bias,
     std::optional<Tensor> const& center_scale_weight, std::optional<Tensor> const& center_scale_bias) {
-  check_hidden_states(hidden_states);
+  check_hidden_states(hidden_states_);
   std::array<Tensor, 4> results;
-  dispatch(hidden_states.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
-    Reader<scalar_t> reader(hidden_states);
+  dispatch(hidden_states_.scalar_type(), [&]<typename scalar_t>(scalar_t*) {
+    Reader<scalar_t> reader(hidden_states_);
+    Norm<scalar_t> const norm_in = reader.norm(
+        "norm_in_weight", "norm_in_bias", norm_in_weight, norm_in_bias, norm_in_eps, hidden_states_.size(3));
+    Tensor const hidden_states = norm_in.weight == nullptr ? hidden_states_ : normalize(hidden_states_, norm_in);
     Sampling<scalar_t> s = read_features(
         reader, hidden_states, convolution_weight, convolution_bias, norm_weight, norm_bias, norm_eps);
     s.projection = reader.linear("value_weight", "value_bias", value_weight, value_bias, s.channels);
@@ -314,8 +356,8 @@ std::tuple<Tensor, Tensor> gelu_cpu(
         static_cast<scalar_t*>(result.mutable_data_ptr()),
         static_cast<scalar_t*>(grad_input.mutable_data_ptr()),
         channels};
-    int64_t const grain = kMinNumbers / std::max<int64_t>(1, channels) + 1;
-    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { run(g, begin, end); });
+    torch::stable::parallel_for(
+        0, rows, grain_of_rows(channels), [&](int64_t begin, int64_t end) { run(g, begin, end); });
   });
   return {result, grad_input};
 }

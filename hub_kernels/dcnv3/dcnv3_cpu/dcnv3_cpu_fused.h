@@ -630,6 +630,41 @@ inline void store_some(scalar_t* pointer, int64_t count, Lanes<scratch_of<scalar
 }
 
 template <typename scalar_t>
+void norm_rows(NormRows<scalar_t> const& n, int64_t begin, int64_t end) {
+  using T = scratch_of<scalar_t>;
+  using V = Lanes<T>;
+  T const channels = static_cast<T>(n.channels);
+  auto const sum = [&](scalar_t const* row, V shift, auto const& term) {
+    V sums{};
+    int64_t channel = 0;
+    for (; channel + kLanes <= n.channels; channel += kLanes) {
+      sums += term(load<kLanes>(row + channel) - shift);
+    }
+    T total = 0;
+    for (; channel < n.channels; ++channel) {
+      total += term(load_one(row + channel) - shift[0]);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      total += sums[lane];
+    }
+    return total;
+  };
+  for (int64_t index = begin; index < end; ++index) {
+    scalar_t const* const row = n.input + index * n.channels;
+    T const mean = sum(row, V{}, [](auto x) { return x; }) / channels;
+    T const variance = sum(row, V{} + mean, [](auto x) { return x * x; }) / channels;
+    T const scale = 1 / square_root(V{} + variance + static_cast<T>(n.norm.eps))[0];
+    for (int64_t channel = 0; channel < n.channels; channel += kLanes) {
+      int64_t const count = n.channels - channel;
+      V const normalized = (load_some(row + channel, count) - mean) * scale;
+      store_some(
+          n.result + index * n.channels + channel, count,
+          normalized * load_some(n.norm.weight + channel, count) + load_some(n.norm.bias + channel, count));
+    }
+  }
+}
+
+template <typename scalar_t>
 void gelu_rows(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
   using V = Lanes<scratch_of<scalar_t>>;
   for (int64_t row = begin; row < end; ++row) {
@@ -653,6 +688,7 @@ void gelu_rows(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
       Branch<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);                  \
   template void sampling<scalar_t>(                                                                \
       Sampling<scalar_t> const&, scratch_of<scalar_t>*, int64_t, int64_t, int64_t);                \
+  template void norm_rows<scalar_t>(NormRows<scalar_t> const&, int64_t, int64_t);                  \
   template void gelu_rows<scalar_t>(GeluRows<scalar_t> const&, int64_t, int64_t);
 #define DCNV3_CPU_INSTANTIATE_ALL_FUSED  \
   DCNV3_CPU_INSTANTIATE_FUSED(float)     \

@@ -24,9 +24,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "internimage_features(Tensor hidden_states, Tensor convolution_weight, Tensor? convolution_bias, "
       "Tensor? norm_weight, Tensor? norm_bias, float norm_eps) -> Tensor");
   ops.def(
-      "internimage_sampling(Tensor hidden_states, Tensor? convolution_weight, Tensor? convolution_bias, "
-      "Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor value_weight, Tensor? value_bias, "
-      "Tensor offset_weight, Tensor? offset_bias, Tensor mask_weight, Tensor? mask_bias, "
+      "internimage_sampling(Tensor hidden_states, Tensor? norm_in_weight, Tensor? norm_in_bias, float norm_in_eps, "
+      "Tensor? convolution_weight, Tensor? convolution_bias, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, "
+      "Tensor value_weight, Tensor? value_bias, Tensor offset_weight, Tensor? offset_bias, "
+      "Tensor mask_weight, Tensor? mask_bias, "
       "Tensor? center_scale_weight, Tensor? center_scale_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   ops.def(
       "internimage_gelu(Tensor hidden_states, Tensor? bias, Tensor? grad_output) -> (Tensor, Tensor)");

@@ -47,7 +47,7 @@ class InternImageLayer(nn.Module):
     """
     The forward method of InternImage's `InternImageLayer` module. In inference on a CPU it is two operators around
     each DCNv3 (see `fused`), with gradients on a CPU the feed-forward network is computed in parts (see `training`).
-    Everything else runs the model's own forward method: see `can_fuse` of both.
+    Everything else runs the model's own forward method: see `fused.parts_to_fuse` and `training.can_fuse`.
     """
 
     has_backward = True
@@ -60,22 +60,13 @@ class InternImageLayer(nn.Module):
             )
             mlp = functools.partial(training.mlp, self.mlp)
             return self.residual_branch(hidden_states, mlp, self.norm2, self.res_post_norm2, self.layer_scale2)
-        if not fused.can_fuse(self, hidden_states):
+        parts = fused.parts_to_fuse(self, hidden_states)
+        if parts is None:
             return type(self).forward(self, hidden_states)
-        norm_out1, norm_out2 = (
-            (self.norm1, self.norm2) if self.post_norm else (self.res_post_norm1, self.res_post_norm2)
-        )
-        normalized = hidden_states if self.post_norm else self.norm1(hidden_states)
-        sampled = self.dcn.sample(*fused.sampling(self.dcn, normalized))
+        sampled = self.dcn.sample(*fused.sampling(parts, hidden_states))
         hidden_states = fused.branch(
-            sampled, hidden_states, output=self.dcn.output_proj, norm_out=norm_out1, scale=self.layer_scale1
+            sampled, hidden_states, fused.NO_NORM, fused.NO_LINEAR, parts.output, parts.norm_out1, parts.scale1
         )
         return fused.branch(
-            hidden_states,
-            hidden_states,
-            norm_in=None if self.post_norm else self.norm2,
-            hidden=self.mlp.fc1,
-            output=self.mlp.fc2,
-            norm_out=norm_out2,
-            scale=self.layer_scale2,
+            hidden_states, hidden_states, parts.norm_in2, parts.fc1, parts.fc2, parts.norm_out2, parts.scale2
         )

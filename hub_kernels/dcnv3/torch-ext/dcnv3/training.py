@@ -37,8 +37,8 @@ def can_fuse(mlp: nn.Module, hidden_states: torch.Tensor) -> bool:
         and not fused.is_observed(mlp.dropout)
         and not (mlp.dropout.training and mlp.dropout.p > 0)
         and fused.is_ordinary_gelu(mlp.activation)
-        and fused.is_ordinary_module(mlp.fc1, nn.Linear, dtype, may_lack_bias=True)
-        and fused.is_ordinary_module(mlp.fc2, nn.Linear, dtype, may_lack_bias=True)
+        and fused.parameters_of(mlp.fc1, nn.Linear, dtype, may_lack_bias=True) is not None
+        and fused.parameters_of(mlp.fc2, nn.Linear, dtype, may_lack_bias=True) is not None
     )
 
 
