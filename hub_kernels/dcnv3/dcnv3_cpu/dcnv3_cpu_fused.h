@@ -21,7 +21,8 @@ namespace DCNV3_CPU_ARCH {
 
 constexpr int kPanel = 2 * kLanes;            // pixels
 constexpr int kRows = kLanes >= 16 ? 12 : 6;  // output channels of a tile, whose sums are registers
-constexpr int64_t kDepth = 256;  // input channels, or pairs of them, that a tile takes at a time: they fit the nearest cache
+constexpr int64_t kDepth = 256;               // input channels that a tile takes at a time: they fit the nearest cache
+constexpr int64_t kSumDepth = 64;
 #if defined(__AVX512BF16__)
 constexpr bool kHasPairs = true;
 #else
@@ -161,10 +162,46 @@ inline void transpose(V (&rows)[kLanes]) {
   }
 }
 
+#if defined(__AVX512BF16__)
+inline Lanes<Pair> join(Lanes<float> even, Lanes<float> odd) {
+  auto const both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(odd), bit_cast<__m512>(even)));
+  Vec<uint16_t, 32> const order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return bit_cast<Lanes<Pair>>(_mm512_maskz_permutexvar_epi16(~0u, bit_cast<__m512i>(order), both));
+}
+
+inline Lanes<float> even_of(Lanes<Pair> pairs) {
+  return bit_cast<Lanes<float>>(pairs << 16);
+}
+
+inline Lanes<float> odd_of(Lanes<Pair> pairs) {
+  return bit_cast<Lanes<float>>(pairs & 0xffff0000u);
+}
+
+// 2 * kLanes channels of `count` <= kLanes rows -> block[pair of channels][pixel].
+inline void load_pairs(BFloat16 const* rows, int64_t channels, int64_t count, Lanes<Pair> (&block)[kLanes]) {
+  for (int64_t i = 0; i < kLanes; ++i) {
+    block[i] = load<kLanes>(reinterpret_cast<Pair const*>(rows + std::min(i, count - 1) * channels));
+  }
+  transpose(block);
+}
+#endif
+
 // `count` <= kLanes rows of `channels` numbers -> `panel[channel][0 .. kLanes)`. Lanes without a pixel repeat the last.
 template <typename scalar_t, typename T>
 inline void load_pixels(scalar_t const* rows, int64_t channels, int64_t count, T* panel) {
   int64_t channel = 0;
+  if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
+    for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) {
+      Lanes<Pair> block[kLanes];
+      load_pairs(rows + channel, channels, count, block);
+      for (int i = 0; i < kLanes; ++i) {
+        T* const pixels = panel + (channel + 2 * i) * kPanel;
+        store<kLanes>(pixels, even_of(block[i]));
+        store<kLanes>(pixels + kPanel, odd_of(block[i]));
+      }
+    }
+  }
   for (; channel + kLanes <= channels; channel += kLanes) {
     Lanes<T> block[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -187,6 +224,23 @@ template <typename scalar_t, typename T>
 inline void store_pixels(
     T const* panel, int64_t channels, int64_t count, scalar_t const* residual, scalar_t* rows) {
   int64_t channel = 0;
+  if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
+    for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) {
+      Lanes<Pair> block[kLanes] = {};
+      if (residual != nullptr) {
+        load_pairs(residual + channel, channels, count, block);
+      }
+      for (int i = 0; i < kLanes; ++i) {
+        T const* const pixels = panel + (channel + 2 * i) * kPanel;
+        block[i] =
+            join(load<kLanes>(pixels) + even_of(block[i]), load<kLanes>(pixels + kPanel) + odd_of(block[i]));
+      }
+      transpose(block);
+      for (int64_t i = 0; i < count; ++i) {
+        store<kLanes>(reinterpret_cast<Pair*>(rows + i * channels + channel), block[i]);
+      }
+    }
+  }
   for (; channel + kLanes <= channels; channel += kLanes) {
     Lanes<T> block[kLanes];
     for (int i = 0; i < kLanes; ++i) {
@@ -248,13 +302,6 @@ inline void multiply_add(Pair weight, Lanes<Pair> pixels, Lanes<float>& sum) {
   auto const weights = bit_cast<__m512bh>(Lanes<Pair>{} + weight);
   sum = bit_cast<Lanes<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), weights, bit_cast<__m512bh>(pixels)));
 }
-
-inline Lanes<Pair> join(Lanes<float> even, Lanes<float> odd) {
-  auto const both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(odd), bit_cast<__m512>(even)));
-  Vec<uint16_t, 32> const order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return bit_cast<Lanes<Pair>>(_mm512_maskz_permutexvar_epi16(~0u, bit_cast<__m512i>(order), both));
-}
 #endif
 
 // What a product takes: `panels` themselves, or pairs of their channels, in their place.
@@ -289,15 +336,20 @@ inline Number* load_input_of_product(
   return numbers;
 }
 
+// How many channels one number of a panel holds.
+template <typename Number>
+constexpr int64_t kChannels = std::is_same_v<Number, Pair> ? 2 : 1;
+
 // R output channels of V * kLanes pixels: output[n][pixel] = sum over k of weight[n][k] * input[k][pixel], added to
 // `bias`, or to what is there without one. Sums of kSumDepth products are added up on their own, as they round less.
-template <int R, int V, typename Number, typename T, typename Finish>
+// Products of pairs are added up at once: their sums are rounded to bfloat16.
+template <int R, int V, typename Number, typename T, typename Output, typename Finish>
 inline void tile(
-    Number const* weight, int64_t weight_stride, Number const* input, int64_t depth, T const* bias, T* output,
+    Number const* weight, int64_t weight_stride, Number const* input, int64_t depth, T const* bias, Output* output,
     bool is_last, Finish const& finish) {
-  constexpr int64_t kSumDepth = std::is_same_v<Number, T> ? 64 : kDepth;
-  for (int64_t start = 0; start < depth; start += kSumDepth) {
-    int64_t const end = std::min(depth, start + kSumDepth);
+  int64_t const sum_depth = kChannels<Number> == 2 ? depth : kSumDepth;
+  for (int64_t start = 0; start < depth; start += sum_depth) {
+    int64_t const end = std::min(depth, start + sum_depth);
     Lanes<T> sums[R][V] = {};  // registers, as long as every loop over them is unrolled
     for (int64_t k = start; k < end; ++k) {
       Lanes<Number> pixels[V];
@@ -312,12 +364,24 @@ inline void tile(
       }
     }
     bool const is_finished = is_last && end == depth;
+    if constexpr (kChannels<Output> == 2) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) {
-        T* const target = output + r * kPanel + v * kLanes;
-        Lanes<T> const sum = sums[r][v] + (start == 0 && bias != nullptr ? Lanes<T>{} + bias[r] : load<kLanes>(target));
-        store<kLanes>(target, is_finished ? finish(sum) : sum);
+      for (int r = 0; r + 1 < R; r += 2) {
+        for (int v = 0; v < V; ++v) {
+          store<kLanes>(
+              output + r / 2 * kPanel + v * kLanes,
+              join(finish(sums[r][v] + bias[r]), finish(sums[r + 1][v] + bias[r + 1])));
+        }
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) {
+          T* const target = output + r * kPanel + v * kLanes;
+          Lanes<T> const sum =
+              sums[r][v] + (start == 0 && bias != nullptr ? Lanes<T>{} + bias[r] : load<kLanes>(target));
+          store<kLanes>(target, is_finished ? finish(sum) : sum);
+        }
       }
     }
   }
@@ -346,7 +410,7 @@ inline void copy(Source const* source, int64_t count, Number* target) {
   }
 }
 
-// Panels of `linear.in_features` numbers plus the bias, and `finish`, an elementwise function.
+// Panels plus the bias, and `finish`, an elementwise function.
 template <typename scalar_t, typename T, typename Finish>
 inline void add_bias(Linear<scalar_t> const& linear, T const* input, int64_t units, T* output, Finish const& finish) {
   for (int64_t unit = 0; unit < units; ++unit) {
@@ -360,17 +424,24 @@ inline void add_bias(Linear<scalar_t> const& linear, T const* input, int64_t uni
 }
 
 // A linear layer and `finish`, an elementwise function.
-template <typename scalar_t, typename Number, typename T, typename Finish>
+template <typename scalar_t, typename Number, typename Output, typename Finish>
 inline void product(
-    Linear<scalar_t> const& linear, Number const* input, int64_t units, T* output, Finish const& finish) {
-  using Stored = std::conditional_t<std::is_same_v<Number, T>, scalar_t, Number>;
+    Linear<scalar_t> const& linear, Number const* input, int64_t units, Output* output, Finish const& finish) {
+  using T = scratch_of<scalar_t>;
+  if constexpr (std::is_same_v<Number, T>) {
+    if (linear.weight == nullptr) {
+      return add_bias(linear, input, units, output, finish);
+    }
+  }
+  using Stored = std::conditional_t<kChannels<Number> == 2, Number, scalar_t>;
   constexpr bool kConverts = !std::is_same_v<Stored, Number>;
   alignas(64) Number converted[kConverts ? kRows * kDepth : 1];
   T bias[kRows];
   auto const* const stored = reinterpret_cast<Stored const*>(linear.weight);
-  int64_t const in = linear.in_features * sizeof(scalar_t) / sizeof(Stored), out = linear.out_features;
-  for (int64_t start = 0; start < in; start += kDepth) {
-    int64_t const depth = std::min(kDepth, in - start);
+  int64_t const in = linear.in_features / kChannels<Number>, out = linear.out_features;
+  int64_t const max_depth = kChannels<Number> == 2 ? in : kDepth;
+  for (int64_t start = 0; start < in; start += max_depth) {
+    int64_t const depth = std::min(max_depth, in - start);
     bool const is_last = start + depth == in;
     for (int64_t row = 0; row < out; row += kRows) {
       int64_t const rows = std::min<int64_t>(kRows, out - row);
@@ -390,7 +461,7 @@ inline void product(
       auto const multiply = [&]<int R, int V>(int64_t unit) {
         tile<R, V>(
             weight, weight_stride, input + unit * in * kLanes + start * kPanel, depth, start == 0 ? bias : nullptr,
-            output + unit * out * kLanes + row * kPanel, is_last, finish);
+            output + (unit * out * kLanes + row * kPanel) / kChannels<Output>, is_last, finish);
       };
       with_rows(rows, [&]<int R>() {
         int64_t unit = 0;
@@ -497,29 +568,23 @@ inline void branch_of(
     Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
   using T = scratch_of<scalar_t>;
   int64_t const in = b.in_features(), hidden = b.hidden.out_features, out = b.output.out_features;
-  T *const input = scratch, *const between = input + run * in, *const output = between + run * hidden;
+  T *const input = scratch, *const output = input + run * in;
+  Number* const between = reinterpret_cast<Number*>(output + run * out);
   for (int64_t first = begin; first < end; first += run) {
     int64_t const count = std::min(run, end - first), units = (count + kLanes - 1) / kLanes;
-    auto const multiply = [&](Linear<scalar_t> const& linear, T* panels, bool is_loaded, T* result, auto const& finish) {
-      if (linear.weight == nullptr) {
-        return add_bias(linear, panels, units, result, finish);
-      }
-      Number const* const numbers = is_loaded ? input_of_product<Number>(panels, linear.in_features, units)
-                                              : load_input_of_product<Number>(b.input, in, first, count, panels);
-      product(linear, numbers, units, result, finish);
-    };
-    bool const is_loaded =
-        b.norm_in.weight != nullptr || (hidden > 0 ? b.hidden : b.output).weight == nullptr;
-    if (is_loaded) {
-      load_panels(b.input, in, first, count, input);
-    }
+    Number const* numbers;
     if (b.norm_in.weight != nullptr) {
+      load_panels(b.input, in, first, count, input);
       normalize(b.norm_in, in, units, input, Identity{});
+      numbers = input_of_product<Number>(input, in, units);
+    } else {
+      numbers = load_input_of_product<Number>(b.input, in, first, count, input);
     }
     if (hidden > 0) {
-      multiply(b.hidden, input, is_loaded, between, Gelu<Number>{});
+      product(b.hidden, numbers, units, between, Gelu<Number>{});
+      numbers = between;
     }
-    multiply(b.output, hidden > 0 ? between : input, hidden > 0 || is_loaded, output, Identity{});
+    product(b.output, numbers, units, output, Identity{});
     if (b.norm_out.weight != nullptr) {
       normalize(b.norm_out, out, units, output, Identity{});
     }
@@ -534,7 +599,8 @@ template <typename scalar_t>
 void branch(
     Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
   if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
-    if (b.in_features() % 2 == 0 && b.hidden.out_features % 2 == 0) {
+    bool const has_products = b.output.weight != nullptr && (b.hidden.out_features == 0 || b.hidden.weight != nullptr);
+    if (has_products && b.in_features() % 2 == 0 && b.hidden.out_features % 2 == 0) {
       return branch_of<Pair>(b, scratch, run, begin, end);
     }
   }
