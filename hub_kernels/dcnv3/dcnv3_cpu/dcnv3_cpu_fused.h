@@ -185,23 +185,57 @@ inline void load_pairs(BFloat16 const* rows, int64_t channels, int64_t count, La
   }
   transpose(block);
 }
+
+// These two do most of what `load_pixels` and `store_pixels` do, in half of the steps, and return how many channels.
+inline int64_t load_by_pairs(BFloat16 const* rows, int64_t channels, int64_t count, float* panel) {
+  int64_t channel = 0;
+  for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) {
+    Lanes<Pair> block[kLanes];
+    load_pairs(rows + channel, channels, count, block);
+    for (int i = 0; i < kLanes; ++i) {
+      float* const pixels = panel + (channel + 2 * i) * kPanel;
+      store<kLanes>(pixels, even_of(block[i]));
+      store<kLanes>(pixels + kPanel, odd_of(block[i]));
+    }
+  }
+  return channel;
+}
+
+inline int64_t store_by_pairs(
+    float const* panel, int64_t channels, int64_t count, BFloat16 const* residual, BFloat16* rows) {
+  int64_t channel = 0;
+  for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) {
+    Lanes<Pair> block[kLanes] = {};
+    if (residual != nullptr) {
+      load_pairs(residual + channel, channels, count, block);
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      float const* const pixels = panel + (channel + 2 * i) * kPanel;
+      block[i] = join(load<kLanes>(pixels) + even_of(block[i]), load<kLanes>(pixels + kPanel) + odd_of(block[i]));
+    }
+    transpose(block);
+    for (int64_t i = 0; i < count; ++i) {
+      store<kLanes>(reinterpret_cast<Pair*>(rows + i * channels + channel), block[i]);
+    }
+  }
+  return channel;
+}
 #endif
+
+template <typename scalar_t, typename T>
+inline int64_t load_by_pairs(scalar_t const*, int64_t, int64_t, T*) {
+  return 0;
+}
+
+template <typename scalar_t, typename T>
+inline int64_t store_by_pairs(T const*, int64_t, int64_t, scalar_t const*, scalar_t*) {
+  return 0;
+}
 
 // `count` <= kLanes rows of `channels` numbers -> `panel[channel][0 .. kLanes)`. Lanes without a pixel repeat the last.
 template <typename scalar_t, typename T>
 inline void load_pixels(scalar_t const* rows, int64_t channels, int64_t count, T* panel) {
-  int64_t channel = 0;
-  if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
-    for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) {
-      Lanes<Pair> block[kLanes];
-      load_pairs(rows + channel, channels, count, block);
-      for (int i = 0; i < kLanes; ++i) {
-        T* const pixels = panel + (channel + 2 * i) * kPanel;
-        store<kLanes>(pixels, even_of(block[i]));
-        store<kLanes>(pixels + kPanel, odd_of(block[i]));
-      }
-    }
-  }
+  int64_t channel = load_by_pairs(rows, channels, count, panel);
   for (; channel + kLanes <= channels; channel += kLanes) {
     Lanes<T> block[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -223,24 +257,7 @@ inline void load_pixels(scalar_t const* rows, int64_t channels, int64_t count, T
 template <typename scalar_t, typename T>
 inline void store_pixels(
     T const* panel, int64_t channels, int64_t count, scalar_t const* residual, scalar_t* rows) {
-  int64_t channel = 0;
-  if constexpr (kHasPairs && std::is_same_v<scalar_t, BFloat16>) {
-    for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) {
-      Lanes<Pair> block[kLanes] = {};
-      if (residual != nullptr) {
-        load_pairs(residual + channel, channels, count, block);
-      }
-      for (int i = 0; i < kLanes; ++i) {
-        T const* const pixels = panel + (channel + 2 * i) * kPanel;
-        block[i] =
-            join(load<kLanes>(pixels) + even_of(block[i]), load<kLanes>(pixels + kPanel) + odd_of(block[i]));
-      }
-      transpose(block);
-      for (int64_t i = 0; i < count; ++i) {
-        store<kLanes>(reinterpret_cast<Pair*>(rows + i * channels + channel), block[i]);
-      }
-    }
-  }
+  int64_t channel = store_by_pairs(panel, channels, count, residual, rows);
   for (; channel + kLanes <= channels; channel += kLanes) {
     Lanes<T> block[kLanes];
     for (int i = 0; i < kLanes; ++i) {
@@ -511,30 +528,64 @@ inline void scale_channels(scalar_t const* scale, int64_t channels, int64_t unit
   }
 }
 
-// The depthwise convolution at one pixel -> `channels` numbers. `weight` is (kernel_size^2, channels).
-template <typename scalar_t, typename T>
-inline void convolve(
-    Sampling<scalar_t> const& s, T const* weight, T const* bias, scalar_t const* image, int64_t row, int64_t column,
-    T* output) {
-  int64_t const padding = s.kernel_size / 2, channels = s.channels;
+// N channels of the depthwise convolution at one pixel. `weight` is (kernel_size^2, channels).
+template <int N, typename scalar_t, typename T>
+inline Vec<T, N> convolve(
+    Sampling<scalar_t> const& s, T const* weight, T const* bias, scalar_t const* image, int64_t row, int64_t column) {
+  int64_t const padding = s.kernel_size / 2;
   int64_t const top = std::max<int64_t>(0, row - padding), bottom = std::min(s.height, row + padding + 1);
   int64_t const left = std::max<int64_t>(0, column - padding), right = std::min(s.width, column + padding + 1);
-  auto const convolve_lanes = [&]<int N>(int64_t channel) {
-    auto sum = load<N>(bias + channel);
-    for (int64_t y = top; y < bottom; ++y) {
-      for (int64_t x = left; x < right; ++x) {
-        int64_t const tap = (y - row + padding) * s.kernel_size + x - column + padding;
-        sum += load<N>(weight + tap * channels + channel) * load<N>(image + (y * s.width + x) * channels + channel);
+  auto sum = load<N>(bias);
+  for (int64_t y = top; y < bottom; ++y) {
+    for (int64_t x = left; x < right; ++x) {
+      int64_t const tap = (y - row + padding) * s.kernel_size + x - column + padding;
+      sum += load<N>(weight + tap * s.channels) * load<N>(image + (y * s.width + x) * s.channels);
+    }
+  }
+  return sum;
+}
+
+// The depthwise convolution at `count` pixels, from `first` on -> rows of `channels` numbers. The weights of kLanes
+// channels stay in registers if they are 3x3.
+template <typename scalar_t, typename T>
+inline void convolve_rows(
+    Sampling<scalar_t> const& s, T const* weight, T const* bias, int64_t first, int64_t count, T* rows) {
+  int64_t const channels = s.channels, image_size = s.height * s.width;
+  auto const convolve_channels = [&]<int N>(int64_t channel) {
+    bool const is_3x3 = s.kernel_size == 3;
+    Vec<T, N> weights[9];
+    for (int tap = 0; tap < 9; ++tap) {
+      weights[tap] = load<N>(weight + (is_3x3 ? tap : 0) * channels + channel);
+    }
+    int64_t row = first % image_size / s.width, column = first % s.width;
+    scalar_t const* image = s.input + first / image_size * image_size * channels + channel;
+    for (int64_t i = 0; i < count; ++i) {
+      Vec<T, N> sum;
+      if (is_3x3 && row > 0 && row + 1 < s.height && column > 0 && column + 1 < s.width) {
+        scalar_t const* const corner = image + ((row - 1) * s.width + column - 1) * channels;
+        sum = load<N>(bias + channel);
+        for (int tap = 0; tap < 9; ++tap) {
+          sum += weights[tap] * load<N>(corner + (tap / 3 * s.width + tap % 3) * channels);
+        }
+      } else {
+        sum = convolve<N>(s, weight + channel, bias + channel, image, row, column);
+      }
+      store<N>(rows + i * channels + channel, sum);
+      if (++column == s.width) {
+        column = 0;
+        if (++row == s.height) {
+          row = 0;
+          image += image_size * channels;
+        }
       }
     }
-    store<N>(output + channel, sum);
   };
   int64_t channel = 0;
   for (; channel + kLanes <= channels; channel += kLanes) {
-    convolve_lanes.template operator()<kLanes>(channel);
+    convolve_channels.template operator()<kLanes>(channel);
   }
   for (; channel < channels; ++channel) {
-    convolve_lanes.template operator()<1>(channel);
+    convolve_channels.template operator()<1>(channel);
   }
 }
 
@@ -635,12 +686,7 @@ inline void sampling_of(
     if (has_convolution) {
       for (int64_t pixel = 0; pixel < count; pixel += kLanes) {
         int64_t const pixels = std::min<int64_t>(kLanes, count - pixel);
-        for (int64_t i = 0; i < pixels; ++i) {
-          int64_t const index = first + pixel + i, image = index / (s.height * s.width);
-          convolve(
-              s, weight, bias, s.input + image * s.height * s.width * channels, index / s.width % s.height,
-              index % s.width, rows + i * channels);
-        }
+        convolve_rows(s, weight, bias, first + pixel, pixels, rows);
         load_pixels(rows, channels, pixels, panel_of(input, channels, pixel));
       }
       if (s.norm.weight != nullptr) {
