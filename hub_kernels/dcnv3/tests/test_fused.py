@@ -48,7 +48,11 @@ def branch_by_parts(tensors):
 
 def sampling_by_parts(tensors):
     """`internimage_sampling` by PyTorch's operators, and the features that its products with weights begin with."""
-    hidden_states = features = tensors["hidden_states"]
+    hidden_states = tensors["hidden_states"]
+    if tensors["norm_in_weight"] is not None:
+        weight, bias = tensors["norm_in_weight"], tensors["norm_in_bias"]
+        hidden_states = layer_norm(hidden_states, hidden_states.shape[-1:], weight, bias, EPS)
+    features = hidden_states
     weight = tensors["convolution_weight"]
     if weight is not None:
         features = conv2d(
@@ -137,9 +141,9 @@ def test_branch(ops, pixels, name, dtype):
 
 
 SAMPLINGS = {  # channels, groups, kernel size, what there is
-    "DCNv3": (64, 4, 3, ["norm", "biases"]),
+    "DCNv3": (64, 4, 3, ["norm in", "norm", "biases"]),
     "gate": (20, 5, 5, ["norm", "biases", "gate"]),
-    "DCNv4": (37, 3, None, ["biases"]),
+    "DCNv4": (37, 3, None, ["norm in", "biases"]),
     "DCNv4 with a convolution": (48, 2, 3, []),
 }
 
@@ -152,6 +156,8 @@ def test_sampling(ops, pixels, name, dtype):
     has_convolution, norm = kernel_size is not None, (channels,) if "norm" in parts else None
     shapes = {
         "hidden_states": (*pixels, channels),
+        "norm_in_weight": (channels,) if "norm in" in parts else None,
+        "norm_in_bias": (channels,) if "norm in" in parts else None,
         "convolution_weight": (channels, 1, kernel_size, kernel_size) if has_convolution else None,
         "convolution_bias": (channels,) if has_convolution and "biases" in parts else None,
         "norm_weight": norm,
@@ -162,11 +168,14 @@ def test_sampling(ops, pixels, name, dtype):
         shapes[f"{head}_weight"] = (size, channels) if exists else None
         shapes[f"{head}_bias"] = (size,) if exists and "biases" in parts else None
     tensors = random_tensors(dtype, shapes)
-    first, rest = list(tensors.values())[:5], list(tensors.values())[5:]
-    outputs = ops.internimage_sampling(*first, EPS, *rest)
+    values = list(tensors.values())
+    outputs = ops.internimage_sampling(*values[:3], EPS, *values[3:7], EPS, *values[7:])
     outputs = outputs if "gate" in parts else outputs[:3]  # without a gate, the last one is empty
-    features = ops.internimage_features(*first, EPS) if has_convolution else tensors["hidden_states"]
-    assert_as_exact([*outputs, features], sampling_by_parts, tensors)
+    assert_as_exact(outputs, lambda each: sampling_by_parts(each)[:-1], tensors)
+    if has_convolution:
+        tensors |= {"norm_in_weight": None, "norm_in_bias": None}
+        features = ops.internimage_features(values[0], *values[3:7], EPS)
+        assert_as_exact([features], lambda each: sampling_by_parts(each)[-1:], tensors)
 
 
 def test_nothing_and_strides(ops):
