@@ -11,27 +11,31 @@
 namespace dcnv3 {
 namespace {
 
-// Whether the elements of one image with these strides can be counted in 32 bits.
-bool fits_int32(Geometry const& g, int64_t row_stride, int64_t column_stride, int64_t channels) {
-  return (g.height - 1) * row_stride + (g.width - 1) * column_stride + channels < kMaxInt;
+constexpr int64_t kMaxCopied = int64_t{1} << 27;  // elements of an image's group that `forward` makes room for: 512 MiB
+
+int64_t elements_of_group(Geometry const& g) {
+  return g.height * g.width * g.group_channels;
 }
 
 template <typename scalar_t>
 void forward_rows(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, int64_t begin, int64_t end) {
-  if (!fits_int32(g, inputs.value_strides.row, inputs.value_strides.column, g.groups * g.group_channels)) {
-    return portable::forward<scalar_t, int64_t>(inputs, g, output, begin, end);
+  int64_t const size = elements_of_group(g);
+  if (size > kMaxCopied) {
+    return portable::forward<scalar_t, int64_t>(inputs, g, output, nullptr, begin, end);
   }
+  Scratch<scratch_of<scalar_t>> const memory(size);
+  auto* const scratch = memory.data();
   switch (arch()) {
 #if defined(__x86_64__)
     case Arch::avx512_bf16:
     case Arch::avx512:
-      return avx512::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
+      return avx512::forward<scalar_t, int32_t>(inputs, g, output, scratch, begin, end);
     case Arch::avx2:
-      return avx2::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
+      return avx2::forward<scalar_t, int32_t>(inputs, g, output, scratch, begin, end);
 #endif
     default:
-      return portable::forward<scalar_t, int32_t>(inputs, g, output, begin, end);
+      return portable::forward<scalar_t, int32_t>(inputs, g, output, scratch, begin, end);
   }
 }
 
@@ -39,9 +43,9 @@ template <typename scalar_t>
 void backward_groups(
     Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,
     Gradients<scalar_t> const& gradients, int64_t begin, int64_t end) {
-  Scratch<scratch_of<scalar_t>> const memory(2 * g.height * g.width * g.group_channels);
+  Scratch<scratch_of<scalar_t>> const memory(2 * elements_of_group(g));
   auto* const scratch = memory.data();
-  if (!fits_int32(g, g.width * g.group_channels, g.group_channels, g.group_channels)) {
+  if (elements_of_group(g) >= kMaxInt) {
     return portable::backward<scalar_t, int64_t>(inputs, g, grad_output, gradients, scratch, begin, end);
   }
   switch (arch()) {
@@ -83,8 +87,10 @@ Tensor forward_cpu(
     scalar_t* const out = static_cast<scalar_t*>(output.mutable_data_ptr());
     // A thread is worth starting for some 4,000 sums of neighbours.
     int64_t const grain = std::max<int64_t>(1, 4096 / (g.out_width * g.groups * g.num_points));
-    torch::stable::parallel_for(0, g.batch_size * g.out_height, grain, [&](int64_t begin, int64_t end) {
-      forward_rows(inputs, g, out, begin, end);
+    with_memory(value, [&] {
+      torch::stable::parallel_for(0, g.batch_size * g.out_height, grain, [&](int64_t begin, int64_t end) {
+        forward_rows(inputs, g, out, begin, end);
+      });
     });
   });
   return output;

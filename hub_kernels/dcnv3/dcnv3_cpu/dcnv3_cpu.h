@@ -131,16 +131,17 @@ struct GeluRows {
 };
 
 // `forward` computes output rows [begin, end) of batch_size * out_height, `backward` the gradients of groups
-// [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has 2 * height * width * group_channels
-// elements. index_t counts the elements of one image of `value`: int32_t where they fit, else int64_t, which only the
-// portable loops are compiled for. `branch` and `sampling` compute pixels [begin, end), `run` of them
+// [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has height * width * group_channels
+// elements for `forward`, twice as many for `backward`. index_t counts the elements of one group of an image: int32_t,
+// or int64_t for large images, for which only the portable loops are compiled; `forward` needs no `scratch` then. `branch` and `sampling` compute pixels [begin, end), `run` of them
 // at a time, a multiple of 2 * kMaxLanes; their `scratch` has run * channels_per_pixel() + fixed_size() elements.
 // `norm_rows` and `gelu_rows` compute rows [begin, end).
 #define DCNV3_CPU_DECLARE(arch)                                                                               \
   namespace arch {                                                                                            \
   template <typename scalar_t, typename index_t>                                                              \
   void forward(                                                                                               \
-      Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, int64_t begin, int64_t end);       \
+      Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, scratch_of<scalar_t>* scratch,     \
+      int64_t begin, int64_t end);                                                                            \
   template <typename scalar_t, typename index_t>                                                              \
   void backward(                                                                                              \
       Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t const* grad_output,                         \

@@ -35,21 +35,20 @@ inline __attribute__((always_inline)) void for_points(int num_points, Body const
   }
 }
 
-// Sums N channels of one unit, whose first point is `first`. `image` points to the image's first value plus the first of
-// these channels.
-template <int N, typename scalar_t, typename index_t>
-inline Vec<opmath_of<scalar_t>, N> sum_windows(
-    Block<opmath_of<scalar_t>, index_t> const& block, int first, int num_points, scalar_t const* image,
+// Sums N channels of one unit, whose first point is `first`. `value` points to the first of these channels of the group's
+// first pixel.
+template <int N, typename source_t, typename index_t>
+inline Vec<opmath_of<source_t>, N> sum_windows(
+    Block<opmath_of<source_t>, index_t> const& block, int first, int num_points, source_t const* value,
     WindowSteps steps) {
-  using F = Vec<opmath_of<scalar_t>, N>;
-  F sums[kCorners] = {};  // four chains of additions, which the processor overlaps
+  Vec<opmath_of<source_t>, N> sums[kCorners] = {};  // four chains of additions, which the processor overlaps
   for_points(num_points, [&](int q) __attribute__((always_inline)) {
-    scalar_t const* const window = image + block.index[first + q];
+    source_t const* const window = value + block.index[first + q];
     for (int corner = 0; corner < kCorners; ++corner) {
-      sums[corner] += block.weight[corner][first + q] * load_any_order<N>(window + steps[corner]);
+      sums[corner] += block.weight[corner][first + q] * load<N>(window + steps[corner]);
     }
   });
-  return in_order<N, scalar_t>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 template <typename V>
@@ -189,7 +188,7 @@ inline void finish_gradients(
     prefetch_ahead(results.mask + index * points, g.groups * points, points);
     convert_points(
         gradients.offset + 2 * unit * points, results.offset + 2 * index * points, gradients.mask + unit * points,
-        results.mask + index * points, points, 1);
+        results.mask + index * points, points);
     if (results.center_scale != nullptr) {
       store_one(results.center_scale + index, gradients.own_dots[unit]);
     }
@@ -218,78 +217,91 @@ inline void for_channels(int64_t group_channels, Body const& body) {
   }
 }
 
-// First channel of the group of each point of a block.
-template <typename index_t>
-inline void set_first_channels(Units const& units, Geometry const& g, index_t* first_channel) {
-  for (int unit = 0; unit < units.count; ++unit) {
-    Vec<index_t, kLanes> const channel =
-        Vec<index_t, kLanes>{} + static_cast<index_t>(units.group[unit] * g.group_channels);
-    for (int q = 0; q < g.num_points; q += kLanes) {
-      __builtin_memcpy(first_channel + unit * g.num_points + q, &channel, sizeof(channel));
-    }
-  }
-}
-
-// Output rows [begin, end), counted through the batch: batch_size * out_height in all.
-template <typename scalar_t, typename index_t>
-void forward(Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, int64_t begin, int64_t end) {
-  using opmath_t = opmath_of<scalar_t>;
-  Block<opmath_t, index_t> block;
-  Grid<opmath_t> grid;
-  alignas(64) index_t first_channel[kMaxPoints];
-  Units& units = block.units;
-  make_grid(g, grid);
-  int64_t const channels = g.groups * g.group_channels;
-  WindowSteps const steps = window_steps(g, inputs.value_strides.column, inputs.value_strides.row);
-  for (int64_t batch_row = begin; batch_row < end; ++batch_row) {
-    int64_t const image = batch_row / g.out_height, row = batch_row % g.out_height;
-    scalar_t const* const value = inputs.value + image * inputs.value_strides.batch;
-    scalar_t* target = output + batch_row * g.out_width * channels;
-    for (int64_t column = 0, group = 0; column < g.out_width;) {
-      for (units.count = 0; units.count < kUnits && column < g.out_width; ++units.count) {
-        units.row[units.count] = row;
-        units.column[units.count] = column;
-        units.group[units.count] = group;
-        if (++group == g.groups) {
-          group = 0;
-          ++column;
-        }
-      }
-      read_block<false, scalar_t>(inputs, g, image, block);
-      exponentiate(g, block);
-      set_first_channels(units, g, first_channel);
-      locate_windows<false, opmath_t>(
-          g, inputs.value_strides.row, inputs.value_strides.column, grid, first_channel, block, nullptr);
-      for (int unit = 0; unit < units.count; ++unit) {
-        scalar_t const* const own = value + row * inputs.value_strides.row +
-            units.column[unit] * inputs.value_strides.column + units.group[unit] * g.group_channels;
-        for_channels(g.group_channels, [&]<int N>(int64_t channel) {
-          auto sum = block.scale[unit] *
-              sum_windows<N>(block, unit * g.num_points, g.num_points, value + channel, steps);
-          if (inputs.center_scale != nullptr) {
-            sum += block.gate[unit] * load<N>(own + channel);
-          }
-          store<N>(target + channel, sum);
-        });
-        target += g.group_channels;
-      }
-    }
-  }
-}
-
-// Copies the channels of one group of `value` and converts them to the type of the sums, or the other way round.
+// Copies the channels of one group in rows [first, last) and converts them to the type of the sums, or the other way round.
 template <typename Source, typename Target>
-inline void copy_group(
-    Geometry const& g, Source const* source, int64_t source_row, int64_t source_column, Target* target,
-    int64_t target_row, int64_t target_column) {
-  for (int64_t row = 0; row < g.height; ++row) {
+inline void copy_rows(
+    Geometry const& g, int64_t first, int64_t last, Source const* source, int64_t source_row, int64_t source_column,
+    Target* target, int64_t target_row, int64_t target_column) {
+  for (int64_t row = first; row < last; ++row) {
     for (int64_t column = 0; column < g.width; ++column) {
+      __builtin_prefetch(source + (row + 1) * source_row + column * source_column);
       for_channels(g.group_channels, [&]<int N>(int64_t channel) {
         store<N>(
             target + row * target_row + column * target_column + channel,
             load<N>(source + row * source_row + column * source_column + channel));
       });
     }
+  }
+}
+
+// Output rows [begin, end), counted through the batch: batch_size * out_height in all. The units of a block belong to one
+// group. `scratch` has room for one group of `value`, height * width * group_channels elements, of which the rows that
+// windows lie in are copied: pixels that are neighbours there do not compete for the same lines of the cache, and are
+// converted once. Images that need 64 bits are not copied.
+template <typename scalar_t, typename index_t>
+void forward(
+    Inputs<scalar_t> const& inputs, Geometry const& g, scalar_t* output, scratch_of<scalar_t>* scratch, int64_t begin,
+    int64_t end) {
+  using opmath_t = opmath_of<scalar_t>;
+  Block<opmath_t, index_t> block;
+  Grid<opmath_t> grid;
+  Units& units = block.units;
+  make_grid(g, grid);
+  constexpr bool kCopies = sizeof(index_t) == sizeof(int32_t);
+  int64_t const channels = g.groups * g.group_channels;
+  int64_t const column_stride = kCopies ? g.group_channels : inputs.value_strides.column;
+  int64_t const row_stride = kCopies ? g.width * column_stride : inputs.value_strides.row;
+  WindowSteps const steps = window_steps(g, column_stride, row_stride);
+  for (int64_t batch_row = begin; batch_row < end;) {  // the rows of one image
+    int64_t const image = batch_row / g.out_height, first_row = batch_row % g.out_height;
+    int64_t const last_row = at_most(first_row + end - batch_row, g.out_height);
+    for (int64_t group = 0; group < g.groups; ++group) {
+      scalar_t const* const value = inputs.value + image * inputs.value_strides.batch + group * g.group_channels;
+      scalar_t* target = output + batch_row * g.out_width * channels + group * g.group_channels;
+      Rows copied = {0, 0};
+      for (int64_t row = first_row, column = 0; row < last_row;) {
+        for (units.count = 0; units.count < kUnits && row < last_row; ++units.count) {
+          units.row[units.count] = row;
+          units.column[units.count] = column;
+          units.group[units.count] = group;
+          if (++column == g.out_width) {
+            column = 0;
+            ++row;
+          }
+        }
+        read_block<scalar_t>(inputs, g, image, block);
+        exponentiate(g, block);
+        Rows const needed = locate_windows<false, opmath_t>(g, row_stride, column_stride, grid, block, nullptr);
+        if constexpr (kCopies) {
+          Rows const there = copied.begin == copied.end ? Rows{needed.begin, needed.begin} : copied;
+          copied = {at_most(there.begin, needed.begin), at_least(there.end, needed.end)};
+          auto const copy = [&](int64_t first, int64_t last) {
+            copy_rows(
+                g, first, last, value, inputs.value_strides.row, inputs.value_strides.column, scratch, row_stride,
+                column_stride);
+          };
+          copy(copied.begin, there.begin);
+          copy(there.end, copied.end);
+        }
+        for (int unit = 0; unit < units.count; ++unit) {
+          scalar_t const* const own = value + units.row[unit] * inputs.value_strides.row +
+              units.column[unit] * inputs.value_strides.column;
+          __builtin_prefetch(target + kUnits * channels, 1);
+          for_channels(g.group_channels, [&]<int N>(int64_t channel) {
+            auto const sum_of = [&](auto const* source) {
+              return sum_windows<N>(block, unit * g.num_points, g.num_points, source + channel, steps);
+            };
+            auto sum = block.scale[unit] * (kCopies ? sum_of(scratch) : sum_of(value));
+            if (inputs.center_scale != nullptr) {
+              sum += block.gate[unit] * load<N>(own + channel);
+            }
+            store<N>(target + channel, sum);
+          });
+          target += channels;
+        }
+      }
+    }
+    batch_row += last_row - first_row;
   }
 }
 
@@ -314,8 +326,8 @@ void backward(
   opmath_t* const grad_value = scratch + g.height * row_stride;
   for (int64_t batch_group = begin; batch_group < end; ++batch_group) {
     int64_t const image = batch_group / g.groups, group = batch_group % g.groups;
-    copy_group(
-        g, inputs.value + image * inputs.value_strides.batch + group * g.group_channels, inputs.value_strides.row,
+    copy_rows(
+        g, 0, g.height, inputs.value + image * inputs.value_strides.batch + group * g.group_channels, inputs.value_strides.row,
         inputs.value_strides.column, value, row_stride, column_stride);
     __builtin_memset(grad_value, 0, g.height * row_stride * sizeof(opmath_t));
     scalar_t const* const incoming = grad_output + image * pixels * channels + group * g.group_channels;
@@ -330,10 +342,9 @@ void backward(
           ++next_row;
         }
       }
-      read_block<true, scalar_t>(inputs, g, image, block);
+      read_block<scalar_t>(inputs, g, image, block);
       exponentiate(g, block);
-      locate_windows<true, opmath_t>(
-          g, row_stride, column_stride, grid, static_cast<index_t const*>(nullptr), block, &gradients);
+      locate_windows<true, opmath_t>(g, row_stride, column_stride, grid, block, &gradients);
       __builtin_memset(gradients.own_dots, 0, sizeof(gradients.own_dots));
       for (int unit = 0; unit < units.count; ++unit) {
         scalar_t const* const source = block_incoming + unit * channels;
@@ -352,8 +363,8 @@ void backward(
       }
       finish_gradients<scalar_t>(g, image, block, gradients, results);
     }
-    copy_group(
-        g, grad_value, row_stride, column_stride,
+    copy_rows(
+        g, 0, g.height, grad_value, row_stride, column_stride,
         results.value + image * g.height * g.width * channels + group * g.group_channels, g.width * channels,
         channels);
   }
@@ -361,7 +372,7 @@ void backward(
 
 #define DCNV3_CPU_INSTANTIATE(scalar_t, index_t)                                                                  \
   template void forward<scalar_t, index_t>(                                                                      \
-      Inputs<scalar_t> const&, Geometry const&, scalar_t*, int64_t, int64_t);                                    \
+      Inputs<scalar_t> const&, Geometry const&, scalar_t*, ScratchType<scalar_t>::type*, int64_t, int64_t);       \
   template void backward<scalar_t, index_t>(                                                                     \
       Inputs<scalar_t> const&, Geometry const&, scalar_t const*, Gradients<scalar_t> const&,                     \
       ScratchType<scalar_t>::type*, int64_t, int64_t);

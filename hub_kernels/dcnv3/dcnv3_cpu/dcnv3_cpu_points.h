@@ -12,6 +12,10 @@ constexpr int kUnits = 16;  // per block
 constexpr int kCorners = 4;  // of a window: top left, top right, bottom left, bottom right
 constexpr int kMaxPoints = 49 * kUnits + kLanes;  // of a block: 7x7 points, and room for one vector too many
 
+struct Rows {  // of an image
+  int64_t begin, end;
+};
+
 // Where the units of a block are.
 struct Units {
   int count;
@@ -102,22 +106,21 @@ inline void prefetch_ahead(T const* values, int64_t stride, int64_t count) {
   __builtin_prefetch(values + kUnits * stride + count - 1);
 }
 
-// Copies the offsets and masks of `count` neighbouring units. A single unit of 3x3 points needs no loop.
+// Copies the offsets and masks of a unit. 3x3 points need no loop.
 template <typename Source, typename Target>
 inline void convert_points(
-    Source const* offset, Target* offset_target, Source const* mask, Target* mask_target, int num_points, int count) {
-  if (num_points == 9 && count == 1) {
+    Source const* offset, Target* offset_target, Source const* mask, Target* mask_target, int num_points) {
+  if (num_points == 9) {
     convert(offset, offset_target, 18);
     convert(mask, mask_target, 9);
   } else {
-    convert(offset, offset_target, static_cast<int64_t>(num_points) * count * 2);
-    convert(mask, mask_target, static_cast<int64_t>(num_points) * count);
+    convert(offset, offset_target, 2 * num_points);
+    convert(mask, mask_target, num_points);
   }
 }
 
-// Reads the inputs of `block.units`, which lie in image `image`. Neighbouring units are read together where they are
-// neighbours in memory. With `kOneGroup`, all are of the same group, and the next block is asked for.
-template <bool kOneGroup, typename scalar_t, typename index_t>
+// Reads the inputs of `block.units`, which lie in image `image` and in one group, and prefetches those of the next block.
+template <typename scalar_t, typename index_t>
 inline void read_block(
     Inputs<scalar_t> const& inputs, Geometry const& g, int64_t image, Block<opmath_of<scalar_t>, index_t>& block) {
   using opmath_t = opmath_of<scalar_t>;
@@ -125,29 +128,20 @@ inline void read_block(
   int const points = g.num_points, center = g.dilation * (g.kernel_size - 1) / 2 - g.padding;
   scalar_t const* const offset = inputs.offset + image * inputs.offset_strides.batch;
   scalar_t const* const mask = inputs.mask + image * inputs.mask_strides.batch;
-  for (int first = 0; first < units.count;) {
-    int end = first + 1;
-    while (end < units.count && units.row[end] == units.row[first] && units.column[end] == units.column[first] &&
-           units.group[end] == units.group[end - 1] + 1) {
-      ++end;
+  for (int unit = 0; unit < units.count; ++unit) {
+    scalar_t const* const unit_offset = offset + units.row[unit] * inputs.offset_strides.row +
+        units.column[unit] * inputs.offset_strides.column + units.group[unit] * points * 2;
+    scalar_t const* const unit_mask = mask + units.row[unit] * inputs.mask_strides.row +
+        units.column[unit] * inputs.mask_strides.column + units.group[unit] * points;
+    prefetch_ahead(unit_offset, inputs.offset_strides.column, points * 2);
+    prefetch_ahead(unit_mask, inputs.mask_strides.column, points);
+    convert_points(unit_offset, block.offset + unit * points * 2, unit_mask, block.mask + unit * points, points);
+    auto const x = Vec<opmath_t, kLanes>{} + static_cast<opmath_t>(units.column[unit] * g.stride + center);
+    auto const y = Vec<opmath_t, kLanes>{} + static_cast<opmath_t>(units.row[unit] * g.stride + center);
+    for (int i = 0; i < points; i += kLanes) {  // what is written too much belongs to the next unit
+      store<kLanes>(block.origin_x + unit * points + i, x);
+      store<kLanes>(block.origin_y + unit * points + i, y);
     }
-    scalar_t const* const first_offset = offset + units.row[first] * inputs.offset_strides.row +
-        units.column[first] * inputs.offset_strides.column + units.group[first] * points * 2;
-    scalar_t const* const first_mask = mask + units.row[first] * inputs.mask_strides.row +
-        units.column[first] * inputs.mask_strides.column + units.group[first] * points;
-    if constexpr (kOneGroup) {
-      prefetch_ahead(first_offset, inputs.offset_strides.column, points * 2);
-      prefetch_ahead(first_mask, inputs.mask_strides.column, points);
-    }
-    convert_points(
-        first_offset, block.offset + first * points * 2, first_mask, block.mask + first * points, points, end - first);
-    auto const x = Vec<opmath_t, kLanes>{} + static_cast<opmath_t>(units.column[first] * g.stride + center);
-    auto const y = Vec<opmath_t, kLanes>{} + static_cast<opmath_t>(units.row[first] * g.stride + center);
-    for (int i = 0; i < (end - first) * points; i += kLanes) {  // what is written too much belongs to the next units
-      store<kLanes>(block.origin_x + first * points + i, x);
-      store<kLanes>(block.origin_y + first * points + i, y);
-    }
-    first = end;
   }
   if (inputs.center_scale != nullptr) {
     scalar_t const* const center_scale = inputs.center_scale + image * inputs.center_scale_strides.batch;
@@ -190,12 +184,15 @@ inline void exponentiate(Geometry const& g, Block<opmath_t, index_t>& block) {
     if (!moderate) {
       for (int unit = 0; unit < block.units.count; ++unit) {
         opmath_t* const logits = block.mask + unit * points;
-        opmath_t top = logits[0];
+        opmath_t top = logits[0], bottom = logits[0];
         for (int q = 1; q < points; ++q) {
           top = logits[q] > top ? logits[q] : top;
+          bottom = logits[q] < bottom ? logits[q] : bottom;
         }
-        for (int q = 0; q < points; ++q) {
-          logits[q] -= top;
+        if (!(top <= 40 && bottom >= -40)) {  // what the other units of the block have does not matter
+          for (int q = 0; q < points; ++q) {
+            logits[q] -= top;
+          }
         }
       }
     }
@@ -307,17 +304,18 @@ inline Axis<F, I> place_windows(F position, int64_t size) {
 }
 
 // Computes the window of every point, in an image with these strides, and the factors in `gradients` if it is not
-// null. `first_channel`, if it is not null, is that of each point's group.
+// null. Returns the rows that the windows lie in.
 template <bool kGradients, typename opmath_t, typename index_t>
-inline void locate_windows(
+inline Rows locate_windows(
     Geometry const& g, int64_t row_stride_, int64_t column_stride_, Grid<opmath_t> const& grid,
-    index_t const* first_channel, Block<opmath_t, index_t>& block, BlockGradients<opmath_t>* gradients) {
+    Block<opmath_t, index_t>& block, BlockGradients<opmath_t>* gradients) {
   using F = Vec<opmath_t, kLanes>;
   using I = Vec<typename OpMath<opmath_t>::integer, kLanes>;
   using Index = Vec<index_t, kLanes>;
   opmath_t const scale = static_cast<opmath_t>(g.offset_scale);
   index_t const row_stride = static_cast<index_t>(row_stride_), column_stride = static_cast<index_t>(column_stride_);
   int const count = block.units.count * g.num_points;
+  I first = I{} + static_cast<typename OpMath<opmath_t>::integer>(g.height), last{};
   for (int i = 0; i < count; i += kLanes) {
     F x, y;
     deinterleave(block.offset + 2 * i, x, y);
@@ -325,6 +323,8 @@ inline void locate_windows(
     y = (load<kLanes>(block.origin_y + i) + load<kLanes>(grid.y + i)) + scale * y;
     auto const columns = place_windows<kGradients, F, I>(x, g.width);
     auto const rows = place_windows<kGradients, F, I>(y, g.height);
+    first = rows.start < first ? rows.start : first;
+    last = rows.start > last ? rows.start : last;
     F const mask = load<kLanes>(block.mask + i);
     F const weight_top = mask * rows.weight[0], weight_bottom = mask * rows.weight[1];
     store<kLanes>(block.weight[0] + i, weight_top * columns.weight[0]);
@@ -333,11 +333,6 @@ inline void locate_windows(
     store<kLanes>(block.weight[3] + i, weight_bottom * columns.weight[1]);
     Index index = __builtin_convertvector(rows.start, Index) * row_stride +
         __builtin_convertvector(columns.start, Index) * column_stride;
-    if (first_channel != nullptr) {
-      Index channel;
-      __builtin_memcpy(&channel, first_channel + i, sizeof(channel));
-      index += channel;
-    }
     __builtin_memcpy(block.index + i, &index, sizeof(index));
     if constexpr (kGradients) {
       for (int side = 0; side < 2; ++side) {
@@ -348,6 +343,13 @@ inline void locate_windows(
       }
     }
   }
+  Rows rows = {first[0], last[0]};
+  for (int lane = 1; lane < kLanes; ++lane) {
+    rows.begin = first[lane] < rows.begin ? first[lane] : rows.begin;
+    rows.end = last[lane] > rows.end ? last[lane] : rows.end;
+  }
+  rows.end += g.height > 1 ? 2 : 1;
+  return rows;
 }
 
 // Distances between the pixels of a window, in elements: to the second column and to the second row.

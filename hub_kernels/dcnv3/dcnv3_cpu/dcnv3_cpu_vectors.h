@@ -212,41 +212,6 @@ inline void store_one(scalar_t* pointer, opmath_of<scalar_t> value) {
   }
 }
 
-// --- Loads for sums ---------------------------------------------------------------------------------------------------
-
-// N values as float or double. Their order may differ from that in memory, but it is the same in every call: sums of such
-// vectors are put in order once, by `in_order`.
-template <int N, typename scalar_t>
-inline Vec<opmath_of<scalar_t>, N> load_any_order(scalar_t const* pointer) {
-  return load<N>(pointer);
-}
-
-template <int N, typename scalar_t>
-inline Vec<opmath_of<scalar_t>, N> in_order(Vec<opmath_of<scalar_t>, N> values) {
-  return values;
-}
-
-#if defined(__AVX512BW__)
-// The bits of a bfloat16 are the upper half of a float. The load copies the 16 numbers to both halves of a register; in each
-// quarter, one shuffle spreads four of them and puts zeros below. `load` needs two instructions on the execution ports that
-// also multiply and add.
-template <>
-inline Vec<float, 16> load_any_order<16>(BFloat16 const* pointer) {
-  __m256i bits;
-  __builtin_memcpy(&bits, pointer, sizeof(bits));
-  __m128i const first = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);  // -1: zero
-  __m128i const last = _mm_setr_epi8(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
-  __m128i const bytes[] = {first, first, last, last};
-  return bit_cast<Vec<float, 16>>(_mm512_maskz_shuffle_epi8(
-      ~uint64_t{0}, _mm512_maskz_broadcast_i32x8(0xffff, bits), _mm512_loadu_si512(bytes)));
-}
-
-template <>
-inline Vec<float, 16> in_order<16, BFloat16>(Vec<float, 16> values) {
-  return __builtin_shufflevector(values, values, 0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
-}
-#endif
-
 // --- exp --------------------------------------------------------------------------------------------------------------
 
 // e^x for |x| <= 104, to two units in the last place; less than that gives 0, NaN stays NaN. (Cephes' polynomial.)

@@ -88,7 +88,7 @@ void run(Forward const& forward, Backward const& backward) {
       grad_value.get(), grad_offset.get(), grad_mask.get(), gate ? grad_center_scale.get() : nullptr};
   std::unique_ptr<typename ScratchType<scalar_t>::type[]> scratch(
       new typename ScratchType<scalar_t>::type[2 * g.height * g.width * g.group_channels]);
-  forward(inputs, g, output.get(), 0, g.batch_size * g.out_height);
+  forward(inputs, g, output.get(), scratch.get(), 0, g.batch_size * g.out_height);
   backward(inputs, g, grad_output.get(), gradients, scratch.get(), 0, g.batch_size * g.groups);
 }
 
