@@ -181,9 +181,9 @@ def test_kernelize(mode, build):
     check_against_reference(model["layer"], random_arguments(gate=True))
 
 
-@pytest.mark.parametrize("architecture", ["portable", "avx2"])
+@pytest.mark.parametrize("architecture", ["portable", "avx2", "avx512"])
 def test_other_instruction_sets(architecture, build):
-    """The tests of this machine's instruction set cover one of the three. The essential ones run with the others."""
+    """The tests of this machine's instruction set cover one of the four. The essential ones run with the others."""
     variant_of("cpu", build)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += [str(ROOT / "tests" / name) for name in ("test_ops.py", "test_fused.py")]
@@ -230,8 +230,8 @@ def test_clear_errors(tmp_path):
     copy = tmp_path / "dcnv3"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("build", "tests"))
     (copy / "dcnv3_cpu" / "dcnv3_cpu.cpp").write_text("#error no\n")
-    for folder, name in (("dcnv3_cpu", "portable"), ("dcnv3_cpu", "avx2"), ("dcnv3_cpu", "avx512")):
-        (copy / folder / f"dcnv3_cpu_{name}.cpp").write_text("// empty\n")
+    for name in ("portable", "avx2", "avx512", "avx512_bf16"):
+        (copy / "dcnv3_cpu" / f"dcnv3_cpu_{name}.cpp").write_text("// empty\n")
     result = local_build("--backend", "cpu", root=copy)
     assert result.returncode == 1 and "#error no" in result.stderr
     (copy / "dcnv3_cpu" / "dcnv3_cpu.cpp").unlink()

@@ -11,10 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 X86 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 FLAGS = {
     "dcnv3_cpu/dcnv3_cpu_portable.cpp": [],
     "dcnv3_cpu/dcnv3_cpu_avx2.cpp": X86,
-    "dcnv3_cpu/dcnv3_cpu_avx512.cpp": [*X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "dcnv3_cpu/dcnv3_cpu_avx512.cpp": AVX512,
+    "dcnv3_cpu/dcnv3_cpu_avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
     "tests/cpu_sanitizers/driver.cpp": [],
 }
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "../../dcnv3_cpu/dcnv3_cpu.h"
@@ -157,6 +158,14 @@ class Fused {
     function(g, middle, rows);
   }
 
+  template <typename Function>
+  void run_norm(Function const& function) {
+    int64_t const rows = between(1, 9), channels = between(1, 70);
+    NormRows<scalar_t> const n = {
+        tensor(rows * channels), tensor(rows * channels), {tensor(channels), tensor(channels), 1e-6}, channels};
+    function(n, 0, rows);
+  }
+
  private:
   template <typename Function, typename Operator>
   void call(Function const& function, Operator const& op, int64_t pixels) {
@@ -190,12 +199,14 @@ int run_all() {
     Fused<scalar_t>().run_branch(portable::branch<scalar_t>);
     Fused<scalar_t>().run_sampling(portable::sampling<scalar_t>);
     Fused<scalar_t>().run_gelu(portable::gelu_rows<scalar_t>);
+    Fused<scalar_t>().run_norm(portable::norm_rows<scalar_t>);
     runs += 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
       run<scalar_t>(avx2::forward<scalar_t, int32_t>, avx2::backward<scalar_t, int32_t>);
       Fused<scalar_t>().run_branch(avx2::branch<scalar_t>);
       Fused<scalar_t>().run_sampling(avx2::sampling<scalar_t>);
       Fused<scalar_t>().run_gelu(avx2::gelu_rows<scalar_t>);
+      Fused<scalar_t>().run_norm(avx2::norm_rows<scalar_t>);
       ++runs;
     }
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -203,7 +214,16 @@ int run_all() {
       Fused<scalar_t>().run_branch(avx512::branch<scalar_t>);
       Fused<scalar_t>().run_sampling(avx512::sampling<scalar_t>);
       Fused<scalar_t>().run_gelu(avx512::gelu_rows<scalar_t>);
+      Fused<scalar_t>().run_norm(avx512::norm_rows<scalar_t>);
       ++runs;
+    }
+    if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+      if (__builtin_cpu_supports("avx512bf16")) {
+        Fused<scalar_t>().run_branch(avx512_bf16::branch<scalar_t>);
+        Fused<scalar_t>().run_sampling(avx512_bf16::sampling<scalar_t>);
+        Fused<scalar_t>().run_gelu(avx512_bf16::gelu_rows<scalar_t>);
+        Fused<scalar_t>().run_norm(avx512_bf16::norm_rows<scalar_t>);
+      }
     }
   }
   return runs;
