@@ -3,9 +3,11 @@
 // Which inner loops run: the choice of instruction set and dtype.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -60,6 +62,31 @@ void dispatch(torch::headeronly::ScalarType dtype, Body const& body) {
     default:  // `check_arguments` lets no other dtype through
       return body(static_cast<BFloat16*>(nullptr));
   }
+}
+
+struct Part {
+  int64_t begin, end;
+};
+
+// Shares [0, size) among all threads. `work(take)` runs on each, and `take(part)` gives it one part after the other, of
+// `unit` or a multiple of it, until there is none. Parts become smaller: threads finish together, also where one of them is
+// slower than another.
+template <typename Work>
+void share_out(int64_t size, int64_t unit, Work const& work) {
+  int64_t const units = (size + unit - 1) / unit, threads = torch::stable::get_num_threads();
+  std::atomic<int64_t> next{0};
+  auto const take = [&](Part& part) {
+    int64_t first = next.load(), count = 0;
+    do {
+      if (first >= units) {
+        return false;
+      }
+      count = std::max<int64_t>(1, (units - first) / (2 * threads));
+    } while (!next.compare_exchange_weak(first, first + count));
+    part = {first * unit, std::min((first + count) * unit, size)};
+    return true;
+  };
+  torch::stable::parallel_for(0, std::min(units, threads), 1, [&](int64_t, int64_t) { work(take); });
 }
 
 // Memory of one thread that begins at a cache line, so that no vector spans two.

@@ -179,26 +179,32 @@ void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
 constexpr int64_t kScratchBytes = 768 << 10;  // of a thread: fits the second-level cache beside the weights
 constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weights would be read too often
 
+constexpr int64_t kMinShare = 512;  // pixels
 constexpr int64_t kMinNumbers = 1 << 14;  // of a thread, where they are taken one by one
 
 int64_t lanes() {
   return arch() >= Arch::avx512 ? 16 : arch() == Arch::avx2 ? 8 : 4;
 }
 
-// Splits the pixels among threads, in whole vectors.
+int64_t round_up(int64_t number, int64_t unit) {
+  return (number + unit - 1) / unit * unit;
+}
+
+// Shares the pixels among threads. Few of them are split evenly: the weights would be read too often.
 template <typename scalar_t, typename Operator>
 void run_all(Tensor const& hidden_states, Operator const& op) {
   using T = scratch_of<scalar_t>;
   int64_t const pixels = hidden_states.size(0) * hidden_states.size(1) * hidden_states.size(2);
-  int64_t const channels = op.channels_per_pixel();
+  int64_t const channels = op.channels_per_pixel(), threads = torch::stable::get_num_threads();
   int64_t const fitting = kScratchBytes / static_cast<int64_t>(sizeof(T)) / channels / kMinRun * kMinRun;
+  int64_t const share = round_up((pixels + threads - 1) / threads, lanes());
+  int64_t const size = std::min(std::clamp(fitting, kMinRun, kMaxRun), round_up(share, kMinRun));
   with_memory(hidden_states, [&] {
-    torch::stable::parallel_for(0, (pixels + lanes() - 1) / lanes(), 1, [&](int64_t begin, int64_t end) {
-      int64_t const first = begin * lanes(), last = std::min(end * lanes(), pixels);
-      int64_t const share = (last - first + kMinRun - 1) / kMinRun * kMinRun;
-      int64_t const size = std::min(share, std::clamp(fitting, kMinRun, kMaxRun));
+    share_out(pixels, share < kMinShare ? share : size, [&](auto const& take) {
       Scratch<T> const scratch(size * channels + op.fixed_size());
-      run(op, scratch.data(), size, first, last);
+      for (Part part; take(part);) {
+        run(op, scratch.data(), size, part.begin, part.end);
+      }
     });
   });
 }
