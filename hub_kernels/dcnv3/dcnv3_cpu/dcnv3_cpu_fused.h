@@ -475,6 +475,11 @@ inline void product(
       for (int64_t r = 0; r < rows; ++r) {
         bias[r] = linear.bias == nullptr ? 0 : load_one(linear.bias + row + r);
       }
+      for (int64_t r = row + rows; r < std::min(out, row + rows + kRows); ++r) {  // the next tile's
+        for (int64_t k = 0; k < depth; k += 64 / static_cast<int64_t>(sizeof(Stored))) {
+          __builtin_prefetch(stored + r * in + start + k, 0, 2);
+        }
+      }
       auto const multiply = [&]<int R, int V>(int64_t unit) {
         tile<R, V>(
             weight, weight_stride, input + unit * in * kLanes + start * kPanel, depth, start == 0 ? bias : nullptr,
