@@ -305,6 +305,15 @@ inline void store_panels(
   }
 }
 
+// Asks for pixels [first, first + count) of a tensor, to be written after the next product (or read, of `residual`).
+template <bool kWrite, typename scalar_t>
+inline void prefetch_pixels(scalar_t const* tensor, int64_t channels, int64_t first, int64_t count) {
+  char const* const begin = reinterpret_cast<char const*>(tensor + first * channels);
+  for (int64_t byte = 0; byte < count * channels * static_cast<int64_t>(sizeof(scalar_t)); byte += 64) {
+    __builtin_prefetch(begin + byte, kWrite, 2);
+  }
+}
+
 // --- What happens in panels -------------------------------------------------------------------------------------------
 
 // Every function below takes `units`, the number of kLanes pixels in its panels.
@@ -640,6 +649,10 @@ inline void branch_of(
       product(b.hidden, numbers, units, between, Gelu<Number>{});
       numbers = between;
     }
+    prefetch_pixels<true>(b.result, out, first, count);
+    if (b.residual != nullptr) {
+      prefetch_pixels<false>(b.residual, out, first, count);
+    }
     product(b.output, numbers, units, output, Identity{});
     if (b.norm_out.weight != nullptr) {
       normalize(b.norm_out, out, units, output, Identity{});
@@ -683,6 +696,7 @@ inline void sampling_of(
     Number const* numbers = nullptr;
     if (s.num_heads > 0) {
       numbers = load_input_of_product<Number>(s.input, channels, first, count, input);
+      prefetch_pixels<true>(s.value, s.projection.out_features, first, count);
       product(s.projection, numbers, units, output, Identity{});
       store_panels<scalar_t, T>(output, s.projection.out_features, first, count, nullptr, s.value);
     } else if (!has_convolution) {
@@ -706,6 +720,7 @@ inline void sampling_of(
       numbers = input_of_product<Number>(input, channels, units);
     }
     for (int i = 0; i < s.num_heads; ++i) {
+      prefetch_pixels<true>(s.parameters[i], s.heads[i].out_features, first, count);
       product(s.heads[i], numbers, units, output, Identity{});
       store_panels<scalar_t, T>(output, s.heads[i].out_features, first, count, nullptr, s.parameters[i]);
     }
