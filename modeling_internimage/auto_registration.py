@@ -12,9 +12,9 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
 )
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
@@ -68,9 +68,8 @@ def register_auto_classes():
         MaskRCNNConfig, image_processor_classes=MASK_RCNN_IMAGE_PROCESSOR_CLASSES, exist_ok=True
     )
 
-    # transformers 5.22 loads Mask2Former by the Auto classes for universal segmentation, but not by `pipeline`. The
-    # name of its class, unlike `register`, does not import it.
-    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES[Mask2FormerConfig.model_type] = "Mask2FormerForUniversalSegmentation"
+    # transformers 5.22 loads Mask2Former by the Auto classes for universal segmentation, but not by `pipeline`.
+    AutoModelForImageSegmentation.register(Mask2FormerConfig, Mask2FormerForUniversalSegmentation, exist_ok=True)
     _tell_pipelines()
 
 

@@ -14,13 +14,13 @@ from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models import mask2former
 from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrDecoderLayer,
     DeformableDetrEncoderLayer,
     DeformableDetrMLPPredictionHead,
     DeformableDetrMultiscaleDeformableAttention,
 )
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
 from transformers.utils.generic import can_return_tuple
 
 from ..cb_internimage import CBInternImageBackbone
@@ -228,8 +228,7 @@ class DinoDetrEncoder(nn.Module):
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         self.level_embed = nn.Embedding(config.num_feature_levels, config.d_model)
-        # transformers imports the model of Mask2Former here, not when this file is imported.
-        self.position_embedding = mask2former.modeling_mask2former.Mask2FormerSinePositionEmbedding(
+        self.position_embedding = Mask2FormerSinePositionEmbedding(
             config.d_model // 2, temperature=MAP_TEMPERATURE, normalize=True
         )
         self.layers = nn.ModuleList(DeformableDetrEncoderLayer(config) for _ in range(config.encoder_layers))
