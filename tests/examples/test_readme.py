@@ -486,7 +486,9 @@ def test_digits_table(workplace, capsys):
 
 
 TABLES = [f"benchmark_cpu{kind}" for kind in ("", "_kernel", "_kernel_epyc", "_flash")]
-TABLES += ["convnext_t_cpu", "convnext_t_cpu_800x1216", "convnext_b_cpu", "profile_cpu", "training_step_cpu"]
+TABLES += [f"convnext_{kind}" for kind in ("t_cpu", "t_cpu_800x1216", "b_cpu")]
+TABLES += [f"convnext_{kind}" for kind in ("t_cpu_bf16", "t_cpu_bf16_800x1216", "b_cpu_bf16")]
+TABLES += ["profile_cpu", "training_step_cpu"]
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -111,9 +111,7 @@ _KINDS = (  # of the parts of a layer, and whether they may lack a bias; no kind
 )  # fmt: skip
 
 
-def parameters_of(
-    module: Optional[nn.Module], kind: type, dtype: torch.dtype, may_lack_bias: bool
-) -> Optional[tuple]:
+def parameters_of(module: Optional[nn.Module], kind: type, dtype: torch.dtype, may_lack_bias: bool) -> Optional[tuple]:
     """
     The parameters of a PyTorch module (and `eps` of a LayerNorm) if it is as the model made it, with parameters of this
     dtype, otherwise `None`. Without a module the parameters are `None`.
