@@ -488,7 +488,7 @@ def test_digits_table(workplace, capsys):
 TABLES = [f"benchmark_cpu{kind}" for kind in ("", "_kernel", "_kernel_epyc", "_flash")]
 TABLES += [f"convnext_{kind}" for kind in ("t_cpu", "t_cpu_800x1216", "b_cpu")]
 TABLES += [f"convnext_{kind}" for kind in ("t_cpu_bf16", "t_cpu_bf16_800x1216", "b_cpu_bf16")]
-TABLES += ["profile_cpu", "training_step_cpu"]
+TABLES += ["profile_cpu", "training_step_cpu", "process_memory"]
 
 
 @pytest.mark.parametrize("name", TABLES)

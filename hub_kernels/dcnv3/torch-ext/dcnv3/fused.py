@@ -50,8 +50,8 @@ def parts_to_fuse(layer: nn.Module, hidden_states: torch.Tensor) -> Optional[Par
     """
     The parts of an `InternImageLayer` if the operators do what its forward method does, and faster: in inference
     (`model.eval()`, and `torch.no_grad()` or `torch.inference_mode()`), on a CPU, where all parts of the layer are as
-    the model made them. Otherwise `None`: hooks, LoRA, quantised weights, autocast, `torch.func`, `torch.jit.trace` and
-    `torch.export` (and with it ONNX) see the model's own modules.
+    the model made them. Otherwise `None`: hooks, LoRA, quantised weights, autocast, `torch.func`, `torch.jit.trace`
+    and `torch.export` (and with it ONNX) see the model's own modules.
     """
     if (
         layer.training
@@ -113,8 +113,8 @@ _KINDS = (  # of the parts of a layer, and whether they may lack a bias; no kind
 
 def parameters_of(module: Optional[nn.Module], kind: type, dtype: torch.dtype, may_lack_bias: bool) -> Optional[tuple]:
     """
-    The parameters of a PyTorch module (and `eps` of a LayerNorm) if it is as the model made it, with parameters of this
-    dtype, otherwise `None`. Without a module the parameters are `None`.
+    The parameters of a PyTorch module (and `eps` of a LayerNorm) if it is as the model made it, with parameters of
+    this dtype, otherwise `None`. Without a module the parameters are `None`.
     """
     if module is None:
         return NO_NORM if kind is nn.LayerNorm else NO_LINEAR
@@ -154,8 +154,8 @@ def is_ordinary_gelu(activation: nn.Module) -> bool:
 def sampling(parts: Parts, hidden_states: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
     """
     What the layer passes to its operator DCNv3 or DCNv4: the projection of `norm_in1(hidden_states)` `(batch_size,
-    height, width, channels)`, and offsets, masks and gates (or `None`) from GELU(LayerNorm(depthwise convolution of the
-    same)), or without any of these three.
+    height, width, channels)`, and offsets, masks and gates (or `None`) from GELU(LayerNorm(depthwise convolution of
+    the same)), or without any of these three.
     """
     if _has_fast_products(hidden_states.dtype):
         hidden_states = _layer_norm(hidden_states, parts.norm_in1)
