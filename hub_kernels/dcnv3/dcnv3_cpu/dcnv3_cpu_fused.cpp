@@ -98,82 +98,39 @@ Tensor make_pixels(Tensor const& tensor, int64_t channels) {
   return make_empty(tensor, std::array<int64_t, 4>{tensor.size(0), tensor.size(1), tensor.size(2), channels});
 }
 
-template <typename scalar_t>
-void run(
-    Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
-  switch (arch()) {
+// Calls a fused operator in the inner loops for this processor.
 #if defined(__x86_64__)
-    case Arch::avx512_bf16:
-      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
-        return avx512_bf16::branch(b, scratch, run, begin, end);
-      }
-      [[fallthrough]];
-    case Arch::avx512:
-      return avx512::branch(b, scratch, run, begin, end);
-    case Arch::avx2:
-      return avx2::branch(b, scratch, run, begin, end);
+#define DCNV3_CPU_RUN(function, ...)                      \
+  if constexpr (std::is_same_v<scalar_t, BFloat16>) {     \
+    if (arch() == Arch::avx512_bf16) {                    \
+      return avx512_bf16::function(__VA_ARGS__);          \
+    }                                                     \
+  }                                                       \
+  return arch() >= Arch::avx512 ? avx512::function(__VA_ARGS__) \
+      : arch() == Arch::avx2    ? avx2::function(__VA_ARGS__)   \
+                                : portable::function(__VA_ARGS__)
+#else
+#define DCNV3_CPU_RUN(function, ...) return portable::function(__VA_ARGS__)
 #endif
-    default:
-      return portable::branch(b, scratch, run, begin, end);
-  }
+
+template <typename scalar_t>
+void run(Branch<scalar_t> const& b, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
+  DCNV3_CPU_RUN(branch, b, scratch, run, begin, end);
 }
 
 template <typename scalar_t>
-void run(
-    Sampling<scalar_t> const& s, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
-  switch (arch()) {
-#if defined(__x86_64__)
-    case Arch::avx512_bf16:
-      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
-        return avx512_bf16::sampling(s, scratch, run, begin, end);
-      }
-      [[fallthrough]];
-    case Arch::avx512:
-      return avx512::sampling(s, scratch, run, begin, end);
-    case Arch::avx2:
-      return avx2::sampling(s, scratch, run, begin, end);
-#endif
-    default:
-      return portable::sampling(s, scratch, run, begin, end);
-  }
+void run(Sampling<scalar_t> const& s, scratch_of<scalar_t>* scratch, int64_t run, int64_t begin, int64_t end) {
+  DCNV3_CPU_RUN(sampling, s, scratch, run, begin, end);
 }
 
 template <typename scalar_t>
 void run(NormRows<scalar_t> const& n, int64_t begin, int64_t end) {
-  switch (arch()) {
-#if defined(__x86_64__)
-    case Arch::avx512_bf16:
-      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
-        return avx512_bf16::norm_rows(n, begin, end);
-      }
-      [[fallthrough]];
-    case Arch::avx512:
-      return avx512::norm_rows(n, begin, end);
-    case Arch::avx2:
-      return avx2::norm_rows(n, begin, end);
-#endif
-    default:
-      return portable::norm_rows(n, begin, end);
-  }
+  DCNV3_CPU_RUN(norm_rows, n, begin, end);
 }
 
 template <typename scalar_t>
 void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
-  switch (arch()) {
-#if defined(__x86_64__)
-    case Arch::avx512_bf16:
-      if constexpr (std::is_same_v<scalar_t, BFloat16>) {
-        return avx512_bf16::gelu_rows(g, begin, end);
-      }
-      [[fallthrough]];
-    case Arch::avx512:
-      return avx512::gelu_rows(g, begin, end);
-    case Arch::avx2:
-      return avx2::gelu_rows(g, begin, end);
-#endif
-    default:
-      return portable::gelu_rows(g, begin, end);
-  }
+  DCNV3_CPU_RUN(gelu_rows, g, begin, end);
 }
 
 constexpr int64_t kScratchBytes = 768 << 10;  // of a thread: fits the second-level cache beside the weights
@@ -195,6 +152,9 @@ template <typename scalar_t, typename Operator>
 void run_all(Tensor const& hidden_states, Operator const& op) {
   using T = scratch_of<scalar_t>;
   int64_t const pixels = hidden_states.size(0) * hidden_states.size(1) * hidden_states.size(2);
+  if (pixels == 0) {
+    return;
+  }
   int64_t const channels = op.channels_per_pixel(), threads = torch::stable::get_num_threads();
   int64_t const fitting = kScratchBytes / static_cast<int64_t>(sizeof(T)) / channels / kMinRun * kMinRun;
   int64_t const share = round_up((pixels + threads - 1) / threads, lanes());
