@@ -133,10 +133,10 @@ void run(GeluRows<scalar_t> const& g, int64_t begin, int64_t end) {
   DCNV3_CPU_RUN(gelu_rows, g, begin, end);
 }
 
-constexpr int64_t kScratchBytes = 768 << 10;  // of a thread: fits the second-level cache beside the weights
+constexpr int64_t kScratchBytes = 768 << 10;  // of a thread: about the second-level cache
 constexpr int64_t kMinRun = 32, kMaxRun = 128;  // pixels: with fewer, the weights would be read too often
 
-constexpr int64_t kMinShare = 512;  // pixels
+constexpr int64_t kMinShare = 512;  // pixels: threads that have fewer take them at once
 constexpr int64_t kMinNumbers = 1 << 14;  // of a thread, where they are taken one by one
 
 int64_t lanes() {
@@ -147,7 +147,7 @@ int64_t round_up(int64_t number, int64_t unit) {
   return (number + unit - 1) / unit * unit;
 }
 
-// Shares the pixels among threads. Few of them are split evenly: the weights would be read too often.
+// Shares the pixels among threads.
 template <typename scalar_t, typename Operator>
 void run_all(Tensor const& hidden_states, Operator const& op) {
   using T = scratch_of<scalar_t>;

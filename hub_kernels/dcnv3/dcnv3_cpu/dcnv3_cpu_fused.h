@@ -6,7 +6,7 @@
 // Pixels are taken in panels of 2 * kLanes. A panel is stored channel by channel, `panel[channel][pixel]`, so that a
 // linear layer is a product of its weights, as they are, with a panel: nothing is packed. All that happens between two
 // tensors happens in panels, which stay in the cache: bias and GELU in the registers of the product, LayerNorm with a
-// pixel per lane.
+// pixel per lane. With AVX512-BF16, panels that products of bfloat16 take are `panel[pair of channels][pixel]`.
 #pragma once
 
 #include <algorithm>
@@ -163,6 +163,7 @@ inline void transpose(V (&rows)[kLanes]) {
 }
 
 #if defined(__AVX512BF16__)
+// Pairs of the numbers of two channels, rounded to bfloat16.
 inline Lanes<Pair> join(Lanes<float> even, Lanes<float> odd) {
   auto const both = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(odd), bit_cast<__m512>(even)));
   Vec<uint16_t, 32> const order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -309,7 +310,8 @@ inline void store_panels(
 template <bool kWrite, typename scalar_t>
 inline void prefetch_pixels(scalar_t const* tensor, int64_t channels, int64_t first, int64_t count) {
   char const* const begin = reinterpret_cast<char const*>(tensor + first * channels);
-  for (int64_t byte = 0; byte < count * channels * static_cast<int64_t>(sizeof(scalar_t)); byte += 64) {
+  int64_t const size = count * channels * static_cast<int64_t>(sizeof(scalar_t));
+  for (int64_t byte = 0; byte < size; byte += 64) {
     __builtin_prefetch(begin + byte, kWrite, 2);
   }
 }
