@@ -49,9 +49,11 @@ def cluster():
     """Ray for tests in this process."""
     from examples.large_scale import predict
 
+    handler = signal.getsignal(signal.SIGTERM)
     predict.start_ray(predict.parse_arguments(["-", "--model=-", "--output=-", "--object-store-mb=200"]))
     yield predict
     predict.ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # Ray leaves its own, which would end other tests of this process
 
 
 def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
