@@ -133,8 +133,9 @@ struct GeluRows {
 // `forward` computes output rows [begin, end) of batch_size * out_height, `backward` the gradients of groups
 // [begin, end) of batch_size * groups. `grad_output` is contiguous; `scratch` has height * width * group_channels
 // elements for `forward`, twice as many for `backward`. index_t counts the elements of one group of an image: int32_t,
-// or int64_t for large images, for which only the portable loops are compiled; `forward` needs no `scratch` then. `branch` and `sampling` compute pixels [begin, end), `run` of them
-// at a time, a multiple of 2 * kMaxLanes; their `scratch` has run * channels_per_pixel() + fixed_size() elements.
+// or int64_t for large images, for which only the portable loops are compiled; `forward` needs no `scratch` then.
+// `branch` and `sampling` compute pixels [begin, end), `run` of them at a time, a multiple of 2 * kMaxLanes; their
+// `scratch` has run * channels_per_pixel() + fixed_size() elements.
 // `norm_rows` and `gelu_rows` compute rows [begin, end).
 #define DCNV3_CPU_DECLARE(arch)                                                                               \
   namespace arch {                                                                                            \

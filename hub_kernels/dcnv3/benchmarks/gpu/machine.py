@@ -21,9 +21,8 @@ ROOT = FOLDER.parent
 
 def find_variant(device):
     """The built variant for a device, the newest where there are several."""
-    for pattern in (
-        ["torch-*-cu*"] if device == "cuda" else ["torch-*-cpu-*", "torch-*-cu*"]
-    ):  # none that is being built
+    # A folder that is being built begins with a dot.
+    for pattern in ["torch-*-cu*"] if device == "cuda" else ["torch-*-cpu-*", "torch-*-cu*"]:
         folders = [path for path in (ROOT / "build").glob(pattern) if (path / "__init__.py").exists()]
         if folders:
             return max(folders, key=lambda path: (path / "metadata.json").stat().st_mtime)
